@@ -1,0 +1,1 @@
+"""What hessdiag costs and how right it is, beside PyHessian, hessian-eigenthings and curvlinops."""

@@ -1,0 +1,155 @@
+"""A problem and its settings become an `Analysis`: drawn, checked, forecast, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hessdiag.analysis.record import environment, fingerprint
+from hessdiag.analysis.sweep import Sweep, planned
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.preflight import Preflight, forecast, preflight, require_sound
+from hessdiag.errors import UsageError
+from hessdiag.problem import Problem
+from hessdiag.results import Analysis, Cost
+from hessdiag.samples import SampleSet, draw
+from hessdiag.settings import Settings
+
+Report = Callable[[str, int, int], None]
+
+
+def analyze(
+    problem: Problem, quantities: Any = None, *, progress: Report | None = None, **options: Any
+) -> Analysis:
+    """Measure how sharp a checkpoint is, every number with its interval.
+
+    Args:
+        problem: model, data and loss.
+        quantities: names out of `results.QUANTITIES`; by default all.
+        progress: called with (stage, done, total).
+        **options: the other fields of `Settings`: samples, batch_size, seed, split, params, operator, dtype,
+            device, way, rtol, probes, density_probes, steps, max_steps, top, confidence, block.
+
+    Returns:
+        The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 400 products.
+
+    Raises:
+        UsageError: an option that does not exist or contradicts another.
+        MeasurementError: the products cannot be believed (`hessdiag.engine.preflight` says why).
+    """
+    if quantities is not None:
+        options["quantities"] = (quantities,) if isinstance(quantities, str) else tuple(quantities)
+    try:
+        settings = Settings(**options)
+    except TypeError as error:
+        msg = f"analyze: {str(error).split('()')[-1].strip()}; allowed are {', '.join(Settings.__slots__)}"
+        raise UsageError(msg) from error
+    return Measurement(problem, settings).run(progress=progress)
+
+
+class Measurement:
+    """A problem with its settings, checked and ready: `forecast` says what `run` will cost.
+
+    Attributes:
+        checked: the preflight, with the operator.
+        settings: as asked.
+        samples: the frozen sample set.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        if settings.split not in problem.data:
+            msg = f"--split {settings.split}: the problem has {', '.join(problem.data)}"
+            raise UsageError(msg)
+        if settings.params is not None:
+            problem = replace(problem, params=tuple(settings.params))
+        self.settings = settings
+        self.samples: SampleSet = draw(
+            problem.data[settings.split],
+            split=settings.split,
+            samples=settings.samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+        )
+        self.checked: Preflight = preflight(
+            problem,
+            self.samples,
+            kind=settings.operator,
+            way=settings.way,
+            dtype=getattr(torch, settings.dtype) if settings.dtype else None,
+            device=_device(settings.device),
+            block=settings.block,
+        )
+
+    @property
+    def operator(self) -> Curvature:
+        """H, or G, on the sample set."""
+        return self.checked.operator
+
+    def forecast(self) -> str:
+        """One line: parameters, samples, and the products, time and memory the measurement will take."""
+        s, op = self.settings, self.operator
+        products = planned(self.settings)
+        seconds, memory = forecast(self.checked, products)
+        return (
+            f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
+            f"about {products} products, {_duration(seconds)}, "
+            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})"
+        )
+
+    def run(self, progress: Report | None = None) -> Analysis:
+        """Measure.
+
+        Raises:
+            MeasurementError: the preflight found a fault, or a product is not finite.
+        """
+        require_sound(self.checked)
+        begun, before, spent = time.perf_counter(), self.operator.products, self.operator.seconds
+        report = progress or (lambda *_: None)
+        total = planned(self.settings)
+        self.operator.watch = lambda done: report("products", min(done - before, total), total)
+        try:
+            found = Sweep(self.operator, self.settings).run()
+        finally:
+            self.operator.watch = None
+        checked, op = self.checked, self.operator
+        return Analysis(
+            metrics={name: found.metrics[name] for name in self.settings.quantities if name in found.metrics},
+            spectrum=found.spectrum,
+            top=found.top,
+            companions=found.companions,
+            layers=found.layers,
+            convergence=found.convergence,
+            self_test=checked.self_test,
+            fingerprint=fingerprint(op, self.settings),
+            cost=Cost(
+                products=op.products - before + found.products,
+                gradients=(op.seconds - spent) / max(checked.gradient_seconds, 1e-9),
+                seconds=time.perf_counter() - begun,
+            ),
+            environment=environment(checked),
+            warnings=(*checked.texts("warning"), *found.warnings, *dict.fromkeys(op.notes)),
+            notes=(*checked.texts("note"), *found.notes),
+        )
+
+
+def _device(name: str | None) -> torch.device | None:
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        msg = f"--device {name}: not to be had here; there is {have}"
+        raise UsageError(msg) from error
+    return device
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,75 @@
+"""What is needed to repeat a measurement: the fingerprint of its subject, and its surroundings."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import platform
+from typing import Any
+
+import torch
+
+from hessdiag import __version__
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.preflight import Preflight
+from hessdiag.settings import Settings
+
+
+def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
+    """What must agree before two measurements may be compared, field by field."""
+    samples = operator.samples
+    layout = "\n".join(f"{name} {size}" for name, size in operator.layout)
+    return {
+        "samples": samples.examples,
+        "available": samples.available,
+        "split": samples.split,
+        "data_sha256": samples.digest,
+        "params_sha256": hashlib.sha256(layout.encode()).hexdigest(),
+        "weights_sha256": weights_digest(operator),
+        "n_params": operator.size,
+        "tensors": len(operator.layout),
+        "loss": operator.problem.loss_name,
+        "operator": operator.kind,
+        "mode": "eval",
+        "dtype": str(operator.dtype).removeprefix("torch."),
+        "seed": settings.seed,
+        "probes": settings.probes,
+        "density_probes": settings.density_probes,
+        "steps": settings.steps,
+        "rtol": settings.rtol,
+        "confidence": settings.confidence,
+    }
+
+
+def weights_digest(operator: Curvature) -> str:
+    """sha256 of the parameters that count, in the precision measured."""
+    whole = hashlib.sha256()
+    for tensor in operator.function.theta:
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def environment(checked: Preflight) -> dict[str, Any]:
+    """Where it was measured: informs, and forbids no comparison."""
+    device = checked.operator.device
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    return {
+        "hessdiag": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "way": checked.plan.way,
+        "way_reason": checked.plan.reason,
+        "batches": len(checked.operator.batches),
+        "block": checked.operator.block,
+        "loss": checked.loss,
+        "gradient_norm": checked.gradient_norm,
+        "seconds_per_gradient": checked.gradient_seconds,
+    }

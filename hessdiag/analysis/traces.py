@@ -1,0 +1,180 @@
+"""tr(H) from the model: exactly through G where R's diagonal vanishes, with probes on R alone elsewhere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import t as student
+from torch import Tensor
+
+from hessdiag.analysis.population import data_error
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.gauss_newton import GaussNewtonTrace, curved_tensors, gauss_newton_trace
+from hessdiag.results import DataError, Estimate, Kind, Layer, Provenance
+from hessdiag.samples import row_count
+from hessdiag.settings import Settings
+from hessdiag.spectral import rademacher
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ModelTrace:
+    """tr(H) by way of the model's outputs.
+
+    Attributes:
+        estimate: kind "exact" if no labels were drawn and no tensor needed probes.
+        layers: the same per tensor.
+        note: how it was had, for the reader.
+        products: with R.
+    """
+
+    estimate: Estimate
+    layers: tuple[Layer, ...]
+    note: str
+    products: int
+
+
+def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
+    """tr(H), or tr(G), through per-example gradients.
+
+    Cost: C backward passes of per-example gradients for C outputs per example, or 16 gradients with drawn labels;
+    ``settings.probes`` products with R where some tensor is curved.
+
+    Returns:
+        The trace; or one line saying why it has to come from probes on H.
+    """
+    if operator.way == "finite_difference":
+        return "second derivatives are not to be had here"
+    gauss_newton = gauss_newton_trace(operator, seed=settings.seed)
+    if isinstance(gauss_newton, str):
+        return gauss_newton
+    curved = curved_tensors(operator) if operator.kind == "hessian" else ()
+    residual = _residual(operator, curved, settings) if curved else None
+    parts = _Parts(operator, gauss_newton, curved, residual, settings.confidence)
+    return ModelTrace(parts.estimate(settings), parts.layers(), parts.note(), settings.probes if curved else 0)
+
+
+@dataclass(frozen=True)
+class _Forms:
+    """z·Rz for signs z inside the curved tensors, (n, tensors) and (n, batches)."""
+
+    tensors: Array
+    batches: Array
+
+
+def _residual(operator: Curvature, curved: tuple[str, ...], settings: Settings) -> _Forms:
+    R = operator.sibling("residual")
+    mask = torch.cat([torch.full((size,), name in curved) for name, size in operator.layout]).to(operator.device)
+    for begin in range(0, settings.probes, operator.block):
+        indices = range(begin, min(begin + operator.block, settings.probes))
+        rows = torch.stack([rademacher(operator, settings.seed, "residual", i) for i in indices])
+        R.rows(torch.where(mask, rows, torch.zeros_like(rows)))
+        if operator.watch is not None:
+            operator.watch(operator.products + R.products)
+    operator.seconds += R.seconds
+    return _Forms(torch.stack(R.layer_forms).numpy(), torch.stack(R.forms).numpy())
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """tr(G) plus tr(R): two independent sources of error, of which either may be absent."""
+
+    operator: Curvature
+    G: GaussNewtonTrace
+    curved: tuple[str, ...]
+    R: _Forms | None
+    confidence: float
+
+    def estimate(self, settings: Settings) -> Estimate:
+        draws = self.G.draws.numpy()
+        probes = self.R.tensors.sum(1) if self.R is not None else None
+        value, stderr, half = _sum([draws] + ([probes] if probes is not None else []), self.confidence)
+        half += self._rounding(abs(float(draws.mean())))
+        per_probe = draws.mean() + probes if probes is not None else draws
+        exact = self.kind == "exact"
+        settings_used: dict[str, int | float | str] = {"gradients": self.G.gradients, "seed": settings.seed}
+        if self.R is not None:
+            settings_used |= {"probes": settings.probes, "curved_tensors": len(self.curved)}
+        estimate = Estimate(
+            quantity="trace",
+            value=value,
+            lo=value - half,
+            hi=value + half,
+            kind=self.kind,
+            confidence=1.0 if exact else self.confidence,
+            stderr=stderr,
+            per_probe=() if exact else tuple(per_probe.tolist()),
+            provenance=Provenance(
+                method=self.note(),
+                settings=settings_used,
+                products=settings.probes if self.R is not None else 0,
+                dtype=str(self.operator.dtype).removeprefix("torch."),
+            ),
+        )
+        return replace(estimate, data=self._data(value))
+
+    @property
+    def kind(self) -> Kind:
+        return "exact" if self.G.exact and self.R is None else "probes"
+
+    def note(self) -> str:
+        first = "tr(G) exactly" if self.G.exact else f"tr(G) from {self.G.gradients} draws of labels"
+        if self.operator.kind == "ggn":
+            return first
+        if self.R is None:
+            return f"{first}, and tr(R) = 0: the outputs are piecewise linear in every tensor"
+        return (
+            f"{first}, tr(R) from probes inside {len(self.curved)} of {len(self.operator.layout)} curved tensors"
+        )
+
+    def layers(self) -> tuple[Layer, ...]:
+        rows = []
+        for index, (name, size) in enumerate(self.operator.layout):
+            sources = [self.G.per_tensor[:, index].numpy()]
+            if self.R is not None and name in self.curved:
+                sources.append(self.R.tensors[:, index])
+            value, _, half = _sum(sources, self.confidence)
+            half += self._rounding(abs(value))
+            kind: Kind = "exact" if self.G.exact and len(sources) == 1 else "probes"
+            rows.append(Layer(name=name, size=size, trace=value, lo=value - half, hi=value + half, kind=kind))
+        return tuple(rows)
+
+    def _data(self, value: float) -> DataError | None:
+        per_example, counts = self.G.per_example.mean(0), self.G.counts
+        if self.R is None:
+            values = (per_example / counts.clamp(min=1e-300)).numpy()
+            return data_error(values, counts.numpy(), value, self.confidence, what="examples")
+        batches = _by_batch(per_example, self.operator) / self.operator.weights.clamp(min=1e-300)
+        values = batches.numpy() + self.R.batches.mean(0)
+        return data_error(values, self.operator.weights.numpy(), value, self.confidence, what="batches")
+
+    def _rounding(self, size: float) -> float:
+        """Squares of single-precision gradients: each is off by twice a gradient's rounding."""
+        return 2 * self.operator.floor * size
+
+
+def _sum(sources: list[Array], confidence: float) -> tuple[float, float, float]:
+    """Value, standard error and half interval of a sum of means; a single sample is exact.
+
+    Degrees of freedom by Welch and Satterthwaite.
+    """
+    value = math.fsum(float(samples.mean()) for samples in sources)
+    parts = [
+        (float(samples.var(ddof=1)) / len(samples), len(samples) - 1) for samples in sources if len(samples) > 1
+    ]
+    variance = math.fsum(part for part, _ in parts)
+    if variance == 0:
+        return value, 0.0, 0.0
+    freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in parts)
+    stderr = math.sqrt(variance)
+    return value, stderr, float(student.ppf((1 + confidence) / 2, freedom)) * stderr
+
+
+def _by_batch(per_example: Tensor, operator: Curvature) -> Tensor:
+    sizes = [row_count(batch) or 1 for batch in operator.batches]
+    return torch.stack([part.sum() for part in torch.split(per_example, sizes)])

@@ -1,0 +1,113 @@
+"""The command line: one file per verb; each loads, calls, presents, and ends with a code of the README's table."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from hessdiag import __version__
+from hessdiag.errors import HessdiagError, MeasurementError, one_line
+
+VERBS = {
+    "analyze": "Measure how sharp a checkpoint is, with error bars.",
+    "doctor": "Check that a problem can be measured, and forecast the cost.",
+    "demo": "Train two small networks on digits, measure and compare them.",
+    "schema": "Print the JSON Schema of run.json.",
+    "completion": "Print the completion script of a shell.",
+}
+HELP = """How sharp is a trained PyTorch checkpoint, and how sure is that number?
+
+\b
+  hessdiag demo                                           see it work, in a minute
+  hessdiag analyze problem.py:cifar -c last.pt -o out/    your own checkpoint
+  hessdiag doctor problem.py:cifar                        is it measurable, what will it cost
+"""
+UNEXPECTED = 4
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Knows its verbs' names; imports a verb only when it runs, so that help never waits for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The verbs, in the order a newcomer needs them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The verb's command, from the module of its name."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(import_module(f"hessdiag.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Names and summaries, without importing any verb."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; a reader that stops reading (``| head``) is no fault, a model that ends the program is."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            with suppress(OSError):  # else Python would flush into the closed pipe once more, and complain
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except SystemExit as error:
+            msg = f"the model or its data ended the program (sys.exit({error.code!r})): raise an error instead"
+            raise MeasurementError(msg) from error
+
+
+@click.group(cls=LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hessdiag")
+def cli() -> None:
+    """The command line of hessdiag."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code; every refusal is one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal has no λ
+    sys.exit(run(given))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line in this process.
+
+    Returns:
+        The exit code: 0 done, 2 usage, 4 measurement or loading failed, 130 interrupted.
+    """
+    debug = "--debug" in arguments
+    try:
+        args = list(arguments) or ["--help"]
+        result: Any = cli.main(args=args, prog_name="hessdiag", standalone_mode=False, obj=args)
+    except HessdiagError as error:
+        return _refuse(error, str(error), error.exit_code, debug)
+    except click.UsageError as error:
+        way_out = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        return _refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)
+    except click.ClickException as error:
+        return _refuse(error, error.format_message(), error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _refuse(error, "interrupted; nothing half-written was left behind", INTERRUPTED, debug)
+    except OSError as error:
+        return _refuse(error, f"the system refused: {one_line(error)}; --debug shows where", UNEXPECTED, debug)
+    except Exception as error:
+        text = f"unexpected {type(error).__name__}: {one_line(error).rstrip('.')}; --debug shows whether it comes "
+        return _refuse(error, text + "from your model or data, or is to be reported", UNEXPECTED, debug)
+    return result if isinstance(result, int) else 0
+
+
+def _refuse(error: BaseException, text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    click.echo(f"hessdiag: {' '.join(text.split())}", err=True)
+    return code

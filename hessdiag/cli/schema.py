@@ -1,0 +1,15 @@
+"""``hessdiag schema``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from hessdiag.results import json_schema
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of run.json."""
+    click.echo(json.dumps(json_schema(), indent=1, sort_keys=True))

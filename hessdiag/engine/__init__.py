@@ -1,0 +1,1 @@
+"""Problem -> products on blocks of vectors: the only room that calls autograd."""

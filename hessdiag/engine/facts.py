@@ -1,0 +1,60 @@
+"""What a preflight says, and what it can say of a model by looking at it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from hessdiag.engine.curvature import Curvature
+
+Level = Literal["ok", "note", "warning", "fault"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        level: "ok", "note" (a fact that changes how the numbers read), "warning", or "fault" (refused).
+        check: what was looked at.
+        text: what was found, its cause and the way out, on one line.
+    """
+
+    level: Level
+    check: str
+    text: str
+
+
+def model_facts(operator: Curvature) -> list[Finding]:
+    """Modes, frozen, tied and half-precision weights: what changes how the numbers read."""
+    model = operator.problem.bare_model()
+    facts: list[Finding] = []
+    modules = list(model.modules())
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
+        facts.append(
+            Finding("note", "mode", "BatchNorm was in training mode; measured with its running statistics")
+        )
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in modules):
+        facts.append(Finding("note", "mode", "dropout was on; measured with dropout off"))
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    if frozen:
+        facts.append(Finding("note", "parameters", f"{frozen:,} frozen weights do not count"))
+    unique = {id(p) for p in model.parameters()}
+    names = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    tied = sum(1 for count in names.values() if count > 1)
+    if tied:
+        facts.append(Finding("note", "parameters", f"{tied} of {len(unique)} tensors are tied: each counts once"))
+    half = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize < 4}
+    if half:
+        dtype = str(operator.dtype).removeprefix("torch.")
+        facts.append(
+            Finding("note", "precision", f"weights are {', '.join(sorted(half))}; measured in {dtype} copies")
+        )
+    if not operator.problem.has_outputs:
+        facts.append(
+            Finding("note", "loss", "a loss(model, batch) gives the Hessian only: no G, R or exact trace")
+        )
+    return facts

@@ -1,0 +1,234 @@
+"""tr(G) without probes, and where tr(H) = tr(G).
+
+G = (1/W) Σ_n J_nᵀ S_n J_n with S_n = d²loss/doutputs² of example n. With S_n = Σ_c s_c u_c u_cᵀ,
+tr(J_nᵀ S_n J_n) = Σ_c s_c ‖J_nᵀ u_c‖²: exact, from one backward pass per example and class, and the sums split
+per tensor and per example for free. With many outputs (a language model) labels are drawn from the model's own
+distribution instead: E‖∇ loss(drawn labels)‖² has the same mean.
+
+R = H − G has no diagonal block for a tensor the outputs are piecewise linear in (ReLU, max-pool, BatchNorm in
+evaluation mode, convolutions). Whether that is so is decided per tensor by `curved_tensors`, not by trust.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hessdiag.engine.curvature import Curvature, in_double
+from hessdiag.engine.functional import Functional
+from hessdiag.engine.ways import output_gradient
+from hessdiag.errors import one_line
+from hessdiag.problem import IGNORE_INDEX, align_classes, target_of
+from hessdiag.samples import divide, map_tensors, row_count
+
+EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, drawn labels cost less
+LABEL_DRAWS = 16  # gradients of the sample set spent on drawn labels
+CHUNK_BYTES = 32 * 2**20  # memory for per-example gradients: on an MLP twice as fast as 256 MiB, on a ResNet alike
+CURVED = 1e-6  # relative: piecewise linear tensors give exactly 0 or rounding, curved ones 1e-3 and more
+PROBED_EXAMPLES = 4
+DEPENDENT = 1e-3  # relative: rounding leaves 1e-5, batch statistics 1e-1
+
+
+@dataclass(frozen=True)
+class GaussNewtonTrace:
+    """tr(G), per example and per tensor.
+
+    Attributes:
+        exact: whether no labels were drawn.
+        per_example: (draws, examples) float64, unnormalised; one draw if exact.
+        per_tensor: (draws, tensors) float64, of the mean loss.
+        counts: what each example stands for in the mean, (examples,) float64.
+        gradients: backward passes over the sample set it took.
+    """
+
+    exact: bool
+    per_example: Tensor
+    per_tensor: Tensor
+    counts: Tensor
+    gradients: int
+
+    @property
+    def draws(self) -> Tensor:
+        """tr(G) of each draw, (draws,) float64."""
+        return self.per_example.sum(1) / self.counts.sum()
+
+
+def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = LABEL_DRAWS) -> GaussNewtonTrace | str:
+    """tr(G) on the operator's sample set.
+
+    Cost: one forward and C backward passes of per-example gradients, C the number of outputs per example
+    (at most 32); else ``draws`` gradients.
+
+    Returns:
+        The trace; or, where it cannot be had this way, one line saying why.
+    """
+    if not operator.problem.has_outputs:
+        return "the problem gives no outputs"
+    if operator.problem.weight is not None:
+        return "the loss has a weight of its own, so that examples cannot be taken apart"
+    if any(row_count(batch) is None for batch in operator.batches):
+        return "examples cannot be taken out of their batches"
+    try:
+        with operator.timed():
+            outputs = _outputs_per_example(operator)
+            if isinstance(outputs, str):
+                return outputs
+            exact = outputs <= EXACT_OUTPUTS
+            if not exact and operator.problem.criterion != "cross_entropy":
+                return f"{outputs} outputs per example, and labels can be drawn for cross_entropy only"
+            per_example, per_tensor = _accumulate(operator, exact, seed, draws)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        return f"per-example gradients fail here ({one_line(error, 100)})"
+    counts = torch.tensor(
+        [operator.problem.count(one) for batch in operator.batches for one in divide(batch, 1)],
+        dtype=torch.float64,
+    )
+    return GaussNewtonTrace(
+        exact, per_example, per_tensor / operator.total_weight, counts, outputs if exact else draws
+    )
+
+
+def curved_tensors(operator: Curvature) -> tuple[str, ...]:
+    """Names of the tensors whose diagonal block of R does not vanish.
+
+    For a random v inside one tensor, the block applied to v is the double backward of c·outputs, c the loss's
+    gradient by the outputs, weighted at random per example: zero where the outputs are piecewise linear in the
+    tensor, and where only a log-softmax curves them, since the entries of c sum to zero. Costs one second backward
+    pass of 4 examples per tensor; tensors these do not reach (an expert nobody was sent to) are looked at again on
+    the next. What autograd gets wrong here the self-test has refused before.
+    """
+    generator = torch.Generator().manual_seed(7)
+    function = in_double(operator) or operator.function
+    curved: dict[str, bool] = {}
+    pieces = (piece for batch in operator.batches for piece in divide(batch, PROBED_EXAMPLES))
+    with operator.timed():
+        for piece in pieces:
+            curved |= _curved_in(function, function.place(piece), curved, generator)
+            if len(curved) == len(operator.function.names):
+                break
+    return tuple(name for name in operator.function.names if curved.get(name, False))
+
+
+def _curved_in(
+    function: Functional, piece: Any, decided: dict[str, bool], generator: torch.Generator
+) -> dict[str, bool]:
+    """Of the tensors not decided yet and reached by these examples, whether they are curved."""
+    outputs = function.outputs(function.theta, piece)
+    cotangent = _cotangent(function, outputs, piece, generator)
+    if not outputs.requires_grad:
+        return {}
+    slopes = torch.autograd.grad(
+        (outputs * cotangent).sum(), function.theta, create_graph=True, materialize_grads=True
+    )
+    typical = float(function.flat(function.theta).detach().double().norm()) / math.sqrt(function.size)
+    found = {}
+    for name, theta, slope in zip(function.names, function.theta, slopes, strict=True):
+        length = float(slope.detach().double().norm())
+        if name in decided or length == 0:
+            continue
+        found[name] = False
+        if slope.requires_grad:
+            v = torch.randn(theta.shape, generator=generator).to(theta)
+            (block,) = torch.autograd.grad(slope, theta, v, retain_graph=True, materialize_grads=True)
+            # biases often begin at zero: their size is then that of a typical weight
+            size = max(float(theta.detach().double().norm()), typical * math.sqrt(theta.numel())) or 1.0
+            scale = length / size
+            found[name] = float(block.double().norm()) > CURVED * scale * float(v.double().norm())
+    return found
+
+
+def _cotangent(function: Functional, outputs: Tensor, piece: Any, generator: torch.Generator) -> Tensor:
+    if function.dtype != torch.float64:
+        # in single precision a confident example's p − y does not sum to zero: any cotangent is the safe choice
+        return torch.randn(outputs.shape, generator=generator).to(outputs)
+    weights = 0.5 + torch.rand(len(outputs), generator=generator).to(outputs)
+    return output_gradient(function, piece) * weights.view(-1, *[1] * (outputs.dim() - 1))
+
+
+def _outputs_per_example(operator: Curvature) -> int | str:
+    """Outputs per example; or why examples cannot be taken one by one."""
+    function = operator.function
+    piece = next(divide(operator.batches[0], 2))
+    with torch.no_grad():
+        together = function.outputs(function.theta, piece)
+        if together.dim() < 2 or together.shape[0] != row_count(piece):
+            return f"outputs of shape {tuple(together.shape)} do not hold one example per row"
+        ones = list(divide(piece, 1))
+        alone = [function.outputs(function.theta, one) for one in ones]
+        whole = float(operator.problem.loss_sum(together, piece))
+        parts = sum(float(operator.problem.loss_sum(out, one)) for out, one in zip(alone, ones, strict=True))
+    scale = float(together.abs().max()) or 1.0
+    if float((together - torch.cat(alone)).abs().max()) > DEPENDENT * scale:
+        return "an example's outputs depend on the others in its batch"
+    if not operator.divisible or abs(whole - parts) > DEPENDENT * abs(whole):
+        return "the loss of a batch is not the sum over its examples"
+    return together[0].numel()
+
+
+def _accumulate(operator: Curvature, exact: bool, seed: int, draws: int) -> tuple[Tensor, Tensor]:
+    function = operator.function
+    generator = torch.Generator().manual_seed(seed)
+    passes = 1 if exact else draws
+    examples: list[list[Tensor]] = [[] for _ in range(passes)]
+    tensors = torch.zeros(passes, len(function.names), dtype=torch.float64)
+    rows = max(1, int(CHUNK_BYTES / (function.size * torch.finfo(function.dtype).bits / 8)))
+    for draw in range(passes):
+        for batch in operator.batches:
+            for piece in divide(batch, rows):
+                squares = _squares(function, piece, exact, generator)
+                examples[draw].append(squares.sum(1))
+                tensors[draw] += squares.sum(0)
+    return torch.stack([torch.cat(parts) for parts in examples]), tensors
+
+
+def _squares(function: Functional, piece: Any, exact: bool, generator: torch.Generator) -> Tensor:
+    """Per example and tensor: Σ_c s_c ‖J_nᵀ u_c‖² over the tensor, (examples, tensors) float64."""
+    theta = tuple(tensor.detach() for tensor in function.theta)
+    with torch.no_grad():
+        outputs = function.outputs(theta, piece)
+    signs, cotangents = (
+        _loss_curvature(function, outputs, piece) if exact else _drawn_slopes(outputs, piece, generator)
+    )
+
+    def one(example: Any, columns: Tensor, sign: Tensor) -> Tensor:
+        row = map_tensors(example, lambda leaf: leaf[None])
+        pullback = torch.func.vjp(lambda *t: function.outputs(t, row)[0], *theta)[1]
+        total = torch.zeros(len(theta), dtype=torch.float64, device=columns.device)
+        for column in range(columns.shape[0]):
+            slopes = pullback(columns[column])
+            total = total + sign[column] * torch.stack([slope.square().sum().double() for slope in slopes])
+        return total
+
+    return torch.func.vmap(one)(piece, cotangents, signs).cpu()
+
+
+def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[Tensor, Tensor]:
+    """Signs (n, c) and √|s_c| u_c (n, c, outputs) of every S_n, without columns zero throughout."""
+    shape = outputs.shape[1:]
+
+    def loss(flat: Tensor, example: Any) -> Tensor:
+        row = map_tensors(example, lambda leaf: leaf[None])
+        return function.problem.loss_sum(flat.reshape(1, *shape), row)
+
+    curvatures = torch.func.vmap(torch.func.hessian(loss))(outputs.flatten(1), piece)
+    values, vectors = torch.linalg.eigh(curvatures.double())
+    keep = values.abs().amax(0) > 1e-12 * values.abs().max().clamp(min=1e-300)
+    columns = (vectors * values.abs().sqrt()[:, None, :]).transpose(1, 2)[:, keep]
+    return values.sign()[:, keep], columns.to(outputs.dtype).reshape(len(outputs), -1, *shape)
+
+
+def _drawn_slopes(outputs: Tensor, piece: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """d(summed loss)/d(outputs) with labels drawn from the model's own distribution, (n, 1, outputs)."""
+    leaf = outputs.detach().requires_grad_()
+    targets = target_of(piece)
+    logits, labels = align_classes(leaf, targets)
+    counted = labels != IGNORE_INDEX
+    drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(labels.device)
+    loss = F.cross_entropy(logits[counted], drawn[counted], reduction="sum")
+    (slope,) = torch.autograd.grad(loss, leaf)
+    return torch.ones(len(outputs), 1, dtype=torch.float64, device=outputs.device), slope[:, None]

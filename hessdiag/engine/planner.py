@@ -1,0 +1,147 @@
+"""Chooses how products are formed, by a trial on a piece of the first batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature, is_out_of_memory, is_unsupported
+from hessdiag.engine.ways import EXACT_WAYS, WAYS, Kind, depends
+from hessdiag.errors import MeasurementError, one_line
+from hessdiag.problem import Problem
+from hessdiag.samples import divide, draw
+
+TRIAL_VECTORS = 1
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
+"""Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way chosen and why.
+
+    Attributes:
+        way: its name.
+        reason: one line.
+        agreement: largest relative difference between the exact ways that ran; None if only one did.
+        seconds: trial time per product of each way.
+    """
+
+    way: str
+    reason: str
+    agreement: float | None
+    seconds: dict[str, float]
+
+
+def hessian(
+    problem: Problem,
+    *,
+    operator: Kind = "hessian",
+    split: str = "train",
+    samples: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    way: str = "auto",
+    **options: Any,
+) -> Curvature:
+    """H, G or R of a problem as an operator: ``H @ v`` on vectors (P,) and blocks (P, k).
+
+    No self-test is made; ``analyze`` makes one. The operator works on copies: the model may train on.
+
+    Args:
+        problem: what to measure.
+        operator: "hessian", "ggn" or "residual".
+        split: which of its data.
+        samples: how many examples, see `hessdiag.draw`; likewise ``seed`` and ``batch_size``.
+        seed: of the draw.
+        batch_size: examples per batch.
+        way: one of `ways.WAYS`; "auto" tries the exact ones on the first batch and takes the fastest.
+        **options: dtype, device, block of `Curvature`.
+
+    Raises:
+        MeasurementError: no exact way works.
+    """
+    drawn = draw(problem.data[split], split=split, samples=samples, seed=seed, batch_size=batch_size)
+    first = EXACT_WAYS[0] if way == "auto" else way
+    curvature = Curvature(problem, drawn, kind=operator, way=first, **options)
+    curvature.way = choose(curvature, fixed=way != "auto").way
+    return curvature
+
+
+def choose(operator: Curvature, *, fixed: bool) -> Plan:
+    """Try the exact ways on a few vectors; costs about 4 products of 16 examples each.
+
+    A way that fails is left out and noted; ways that disagree mean that a derivative formula is wrong, and
+    the self-test will say which tensor it concerns.
+
+    Raises:
+        MeasurementError: no way works, or the loss does not depend on the parameters.
+    """
+    piece = operator.function.place(operator.trial)
+    rows = trial_vectors(operator, TRIAL_VECTORS)
+    results: dict[str, Tensor] = {}
+    seconds: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    candidates = (operator.way,) if fixed else ("retained_graph", "forward_over_reverse")
+    with operator.function.measuring():
+        _require_dependence(operator)
+        for name in candidates:
+            try:
+                results[name], seconds[name] = _timed(lambda name=name: _try(operator, name, piece, rows))  # type: ignore[misc]
+            except RuntimeError as error:
+                if is_out_of_memory(error) or not (is_unsupported(error) or name == "forward_over_reverse"):
+                    raise
+                failures[name] = one_line(error, 120)
+    if not results:
+        why = "; ".join(f"{name}: {text}" for name, text in failures.items())
+        if fixed:
+            msg = f"--way {operator.way} does not work here ({why}): --way auto takes one that does"
+        else:
+            msg = f"no exact product works here ({why}): replace the operation, or --way finite_difference"
+        raise MeasurementError(msg)
+    way = min(seconds, key=lambda name: seconds[name])
+    reason = (
+        f"--way {way}" if fixed else f"fastest of {', '.join(f'{n} {s * 1e3:.3g} ms' for n, s in seconds.items())}"
+    )
+    reason += "".join(f"; {name} does not work here" for name in failures)
+    return Plan(way, reason, _agreement(list(results.values())), seconds)
+
+
+def _require_dependence(operator: Curvature) -> None:
+    pieces = (next(divide(batch, TRIAL_EXAMPLES)) for batch in operator.batches)
+    if not any(depends(operator.function, piece) for piece in pieces):
+        msg = "the loss does not depend on the parameters: use the model given to forward(model, batch), "
+        raise MeasurementError(msg + "without no_grad or detach")
+
+
+def trial_vectors(operator: Curvature, number: int) -> Tensor:
+    """Random signs (number, P): every weight of every tensor takes part alike."""
+    generator = torch.Generator().manual_seed(20_261_121)
+    signs = torch.randint(0, 2, (number, operator.size), generator=generator) * 2 - 1
+    return signs.to(operator.device, operator.dtype)
+
+
+def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:
+    return WAYS[name](operator.function, operator.kind, piece, rows)
+
+
+def _timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    result = call()
+    begun = time.perf_counter()
+    call()
+    if result.is_cuda:
+        torch.cuda.synchronize()
+    return result, (time.perf_counter() - begun) / len(result)
+
+
+def _agreement(results: list[Tensor]) -> float | None:
+    if len(results) < 2:
+        return None
+    reference = results[0].double()
+    scale = max(float(reference.norm()), 1e-300)
+    return max(float((other.double() - reference).norm()) / scale for other in results[1:])

@@ -1,0 +1,216 @@
+"""Before anything is measured: is there something to measure, and can it be believed?
+
+Each finding has its cause and its way out. Faults stop a measurement; warnings and notes go with its result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hessdiag.engine.curvature import Curvature, is_out_of_memory
+from hessdiag.engine.facts import Finding, Level, model_facts
+from hessdiag.engine.planner import Plan, choose
+from hessdiag.engine.selftest import Fault, self_test
+from hessdiag.engine.ways import EXACT_WAYS, Kind
+from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
+from hessdiag.problem import Problem
+from hessdiag.results import SelfTest
+from hessdiag.samples import SampleSet, divide, row_count
+
+SPLIT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # rounding of models that cast to float32 inside
+KINKED = (
+    *("ReluBackward", "LeakyReluBackward", "PreluKernel", "RreluWithNoise", "ThresholdBackward", "AbsBackward"),
+    *("HardtanhBackward", "HardsigmoidBackward", "HardswishBackward", "ClampBackward", "ClampM"),
+    *("MaxPool", "AdaptiveMaxPool", "MaximumBackward", "MinimumBackward"),
+)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """An operator ready to measure with, and what was found on the way.
+
+    Attributes:
+        operator: its way chosen, its rounding floor measured.
+        plan: which way and why.
+        self_test: the four numbers.
+        findings: everything looked at.
+        loss: the mean loss on the sample set.
+        gradient_norm: of the mean loss.
+        gradient_seconds: of one gradient of the whole sample set.
+    """
+
+    operator: Curvature
+    plan: Plan
+    self_test: SelfTest
+    findings: tuple[Finding, ...]
+    loss: float
+    gradient_norm: float
+    gradient_seconds: float
+
+    def texts(self, level: Level) -> tuple[str, ...]:
+        """The findings of one level."""
+        return tuple(finding.text for finding in self.findings if finding.level == level)
+
+
+def preflight(
+    problem: Problem, samples: SampleSet, *, kind: Kind = "hessian", way: str = "auto", **options: Any
+) -> Preflight:
+    """Check a problem and choose the way its products are formed; about 4 gradients of the sample set.
+
+    Args:
+        problem: what to measure.
+        samples: on what.
+        kind: "hessian", "ggn" or "residual".
+        way: "auto", or one of `ways.WAYS`.
+        **options: dtype, device, block of `Curvature`.
+
+    Returns:
+        The operator and all findings; those of level "fault" forbid a measurement (`require_sound`).
+
+    Raises:
+        HessdiagError: there is nothing to measure: no parameters, no loss, NaN, a model that fails.
+    """
+    first_way = EXACT_WAYS[0] if way == "auto" else way
+    operator = Curvature(problem, samples, kind=kind, way=first_way, **options)
+    findings = [_loss_works(operator)]
+    if findings[0].level == "fault":
+        raise MeasurementError(findings[0].text)
+    with _failures_named(operator, "a later batch"):
+        loss = operator.loss()
+    if not math.isfinite(loss):
+        msg = f"the loss on the sample set is {loss}: look for overflow or log(0); try --dtype float64"
+        raise NonFiniteError(msg)
+    findings += [Finding("ok", "loss", f"{loss:.6g}, the same twice"), *_splits(operator), *model_facts(operator)]
+    operator.divisible = all(f.check != "weighting" or f.level == "ok" for f in findings)
+    if way == "finite_difference":
+        findings += _kinks(operator)
+    try:
+        plan = choose(operator, fixed=way != "auto")
+        operator.way = plan.way
+        numbers, faults = self_test(operator, plan)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MeasurementError(_too_large(operator, "products of the first examples", error)) from error
+    findings += [_ways(plan), *_tested(numbers, faults)]
+    begun = time.perf_counter()
+    norm = float(operator.gradient().norm())
+    seconds = time.perf_counter() - begun
+    findings.append(
+        Finding("note", "gradient", f"‖gradient‖ = {norm:.3g}: the checkpoint is this far from stationary")
+    )
+    return Preflight(operator, plan, numbers, tuple(findings), loss, norm, seconds)
+
+
+def require_sound(checked: Preflight) -> None:
+    """Refuse a measurement that has faults.
+
+    Raises:
+        MeasurementError: its text is the first fault.
+    """
+    faults = checked.texts("fault")
+    if faults:
+        raise MeasurementError(faults[0])
+
+
+def forecast(checked: Preflight, products: int) -> tuple[float, float]:
+    """Seconds and bytes that ``products`` products will take, from the trial's ratio of product to gradient.
+
+    The memory is what vectors take: parameters, gradient, a block of products in float64, and Lanczos bases.
+    """
+    operator = checked.operator
+    trial_rows = max(1, min(16, row_count(operator.batches[0]) or 1))
+    per_example = checked.plan.seconds[checked.plan.way] / trial_rows
+    seconds = products * per_example * operator.samples.examples
+    element = torch.finfo(operator.dtype).bits // 8
+    vectors = operator.size * (3 * element + operator.block * (element + 8) + 100 * element)
+    return seconds, float(vectors)
+
+
+@contextmanager
+def _failures_named(operator: Curvature, where: str) -> Iterator[None]:
+    """What the user's code raises becomes a refusal that says where."""
+    try:
+        yield
+    except HessdiagError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MeasurementError(_too_large(operator, where, error)) from error
+        kind = type(error).__name__
+        msg = f"model or loss fails on {where} ({kind}: {one_line(error, 140)}): check shapes and labels"
+        raise ProblemError(msg) from error
+
+
+def _too_large(operator: Curvature, where: str, error: BaseException) -> str:
+    rows = row_count(operator.batches[0])
+    return f"out of memory on {where} ({one_line(error, 100)}): a --batch-size below {rows}, or --params"
+
+
+def _loss_works(operator: Curvature) -> Finding:
+    """The first batch's loss, twice, with the random stream moved on between."""
+    function, batch = operator.function, operator.batches[0]
+    with _failures_named(operator, "the first batch"), function.measuring(), torch.no_grad():
+        first = float(function.total(function.theta, batch))
+        torch.rand(1, device=operator.device)
+        second = float(function.total(function.theta, batch))
+    if math.isfinite(first) and abs(first - second) > 1e-6 * max(abs(first), abs(second)):
+        text = (
+            f"the same loss twice gave {first:.8g} and {second:.8g}: the model draws random numbers in evaluation "
+        )
+        return Finding(
+            "fault", "determinism", text + "mode (functional dropout, noise, sampling); switch that off"
+        )
+    return Finding("ok", "determinism", "the same loss twice is the same")
+
+
+def _splits(operator: Curvature) -> list[Finding]:
+    """Whether a batch's loss is the sum over its parts, so that batch sizes do not change the numbers."""
+    function, batch = operator.function, operator.batches[0]
+    rows = row_count(batch)
+    if rows is None or rows < 2:
+        return []
+    with function.measuring(), torch.no_grad():
+        whole = float(function.total(function.theta, batch))
+        parts = sum(float(function.total(function.theta, p)) for p in divide(batch, rows - max(1, rows // 3)))
+    error = abs(whole - parts) / max(abs(whole), 1e-30)
+    if error <= SPLIT_TOLERANCE[operator.dtype]:
+        return [Finding("ok", "weighting", "any division into batches gives the same loss")]
+    text = f"the loss of a batch is not the sum over its parts (off by {error:.2g})"
+    custom = not isinstance(operator.problem.criterion, str) and operator.problem.weight is None
+    if custom and len(operator.batches) > 1:
+        text += ": say what its mean stands for with Problem(weight=f(batch)), or measure in one --batch-size"
+        return [Finding("fault", "weighting", text)]
+    text += (
+        f": the numbers hold for batches of {rows} examples only (batch statistics, a contrastive loss, a mask)"
+    )
+    return [Finding("warning", "weighting", text)]
+
+
+def _kinks(operator: Curvature) -> list[Finding]:
+    operations = operator.function.operations(operator.batches[0])
+    kinks = [name for name in operations if name.startswith(KINKED)]
+    if not kinks:
+        return []
+    text = f"--way finite_difference on a network with kinks ({kinks[0]}) does not converge to its Hessian "
+    raise MeasurementError(text + "(10 to 70 % off): take an exact way")
+
+
+def _ways(plan: Plan) -> Finding:
+    agreed = "" if plan.agreement is None else f"; two ways agree to {plan.agreement:.1g}"
+    return Finding("ok", "product", f"{plan.way} ({plan.reason}){agreed}")
+
+
+def _tested(numbers: SelfTest, faults: tuple[Fault, ...]) -> list[Finding]:
+    if faults:
+        return [Finding("fault", fault.name, fault.text) for fault in faults]
+    text = f"repeats to {numbers.repeatability:.1g}, symmetric to {numbers.symmetry:.1g}, differences agree to "
+    text += f"{numbers.finite_difference:.1g} (worst {numbers.worst_tensor}, {numbers.precision})"
+    return [Finding("ok", "self-test", text)]

@@ -1,0 +1,52 @@
+"""The refusals: one line each, saying what was asked, what is allowed, and the way out.
+
+Every error carries the exit code its command ends with (README, "Exit codes").
+"""
+
+from __future__ import annotations
+
+
+class HessdiagError(Exception):
+    """Base of every refusal; its text is one line a user can act on."""
+
+    exit_code = 2
+
+
+class UsageError(HessdiagError):
+    """What was asked for contradicts itself or does not exist (exit code 2)."""
+
+
+class BudgetError(UsageError):
+    """Too few probes, steps or samples for the uncertainty that was asked for (exit code 2)."""
+
+
+class ProblemError(UsageError):
+    """The factory did not give a usable ``Problem`` (exit code 2)."""
+
+
+class LoadError(HessdiagError):
+    """A checkpoint or data file could not be read, or does not fit the model (exit code 4)."""
+
+    exit_code = 4
+
+
+class MeasurementError(HessdiagError):
+    """The measurement ran, but its numbers would be meaningless (exit code 4)."""
+
+    exit_code = 4
+
+
+class NonFiniteError(MeasurementError):
+    """NaN or infinity in weights, loss or products (exit code 4)."""
+
+
+class OutputError(HessdiagError):
+    """The results could not be written (exit code 4); nothing half-written is left behind."""
+
+    exit_code = 4
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The text of any exception on one line, cut to ``limit`` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

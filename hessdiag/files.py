@@ -1,0 +1,55 @@
+"""Files are written whole or not at all: temporary file beside the target, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from hessdiag.errors import OutputError, one_line
+
+
+def write_whole(path: str | Path, content: str | bytes) -> Path:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: target file; its folder is made if missing.
+        content: text is written as UTF-8.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or the disk is full.
+    """
+    target = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        msg = f"cannot write {target}: {one_line(error)}; choose another folder with -o"
+        raise OutputError(msg) from error
+    return target
+
+
+def require_writable(folder: str | Path) -> Path:
+    """Make ``folder`` and prove it can be written, before any long work begins.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    probe = write_whole(Path(folder) / ".hessdiag-write-test", "")
+    probe.unlink()
+    return Path(folder)

@@ -1,0 +1,1 @@
+"""Other tools beside hessdiag."""

@@ -1,0 +1,60 @@
+"""Results for the eye: plots, tables, the page. Takes results, computes only what drawing needs.
+
+Nothing heavy is imported before something is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hessdiag.present.tables import terminal_table
+from hessdiag.present.vector import png, svg
+from hessdiag.present.words import reading
+from hessdiag.results import Analysis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Plots", "notebook", "page", "png", "reading", "svg", "terminal_table"]
+
+
+class Plots:
+    """``analysis.plot``: every method takes ``ax=``, returns the axes and shows nothing.
+
+    The data behind each picture are in `hessdiag.present.density.density_frame` and its siblings.
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._analysis = analysis
+
+    def density(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """The smoothed spectrum; see `hessdiag.present.density.density`."""
+        return self._draw("density", ax, options)
+
+    def cumulative(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """The raw staircase; see `hessdiag.present.cumulative.cumulative`."""
+        return self._draw("cumulative", ax, options)
+
+    def convergence(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Extremes over steps or trace over probes; see `hessdiag.present.convergence.convergence`."""
+        return self._draw("convergence", ax, options)
+
+    def layers(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Trace per parameter of each tensor; see `hessdiag.present.layers.layers`."""
+        return self._draw("layers", ax, options)
+
+    def _draw(self, name: str, ax: Axes | None, options: dict[str, Any]) -> Axes:
+        axes: Axes = getattr(import_module(f"hessdiag.present.{name}"), name)(self._analysis, ax, **options)
+        return axes
+
+
+def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
+    """One self-contained HTML document; see `hessdiag.present.report.page`."""
+    return str(import_module("hessdiag.present.report").page(analyses, command))
+
+
+def notebook(analysis: Analysis) -> str:
+    """An HTML fragment for notebooks; see `hessdiag.present.fragment.notebook`."""
+    return str(import_module("hessdiag.present.fragment").notebook(analysis))

@@ -1,0 +1,93 @@
+"""What a plot was given, as named analyses; and the facts a caption repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hessdiag.errors import UsageError
+from hessdiag.present.text import format_count, format_number
+from hessdiag.results import Analysis, Metric, Spectrum
+
+Measured = Analysis | Spectrum
+Source = Measured | Sequence[Measured] | Mapping[str, Measured]
+
+MOST_OVERLAID = 8  # colours and line styles a reader can still tell apart
+
+
+def spectra(source: Source) -> dict[str, tuple[Analysis, Spectrum]]:
+    """Each analysis under its name, with its spectrum.
+
+    Raises:
+        UsageError: nothing to draw, no spectrum in one of them, or more than eight.
+    """
+    named = _named(source)
+    if not 1 <= len(named) <= MOST_OVERLAID:
+        msg = f"{len(named)} spectra in one plot: allowed is 1 to {MOST_OVERLAID}; draw several plots"
+        raise UsageError(msg)
+    out = {}
+    for name, measured in named.items():
+        analysis = Analysis(metrics={}, spectrum=measured) if isinstance(measured, Spectrum) else measured
+        if analysis.spectrum is None:
+            msg = f"{name or 'this analysis'} has no spectrum to draw: measure it with 'density' in --quantities"
+            raise UsageError(msg)
+        out[name] = (analysis, analysis.spectrum)
+    return out
+
+
+def _named(source: Source) -> dict[str, Measured]:
+    if isinstance(source, Mapping):
+        return dict(source)
+    if isinstance(source, Analysis | Spectrum):
+        return {getattr(source, "title", ""): source}
+    titles = [getattr(measured, "title", "") or "run" for measured in source]
+    return {
+        title if titles.count(title) == 1 else f"{title} ({number})": measured
+        for number, (title, measured) in enumerate(zip(titles, source, strict=True), 1)
+    }
+
+
+def facts(analysis: Analysis) -> list[str]:
+    """What is needed to repeat the measurement, as short phrases; what is not known is left out."""
+    known = dict(analysis.fingerprint)
+    settings = [dict(metric.provenance.settings) for metric in analysis.metrics.values()]
+    dtypes = [metric.provenance.dtype for metric in analysis.metrics.values() if metric.provenance.dtype]
+
+    def find(*names: str) -> str | None:
+        for place in (known, *settings):
+            for name in names:
+                if isinstance(place.get(name), int | float | str):
+                    return str(place[name])
+        return None
+
+    samples, split = find("samples", "n_samples"), find("split")
+    loss, operator = find("loss", "criterion"), find("operator")
+    dtype, seed = find("dtype") or (dtypes[0] if dtypes else None), find("seed")
+    said = []
+    if samples is not None:
+        count = format_count(int(samples)) if samples.isdigit() else samples
+        said.append(f"{count} samples" + (f" ({split})" if split else ""))
+    said += [text for text in (operator, loss, dtype) if text]
+    if seed is not None:
+        said.append(f"seed {seed}")
+    return said
+
+
+def sweep(spectrum: Spectrum) -> str:
+    """``2,410 parameters · 10 probes of 80 steps``."""
+    probes = len(spectrum.probes)
+    return (
+        f"{format_count(spectrum.dimension)} parameters · {probes} probe{'s' * (probes != 1)} "
+        f"of {spectrum.steps} step{'s' * (spectrum.steps != 1)}"
+    )
+
+
+def threshold(*measured: Spectrum) -> float:
+    """Where the symlog axis turns linear: the resolution, or a thousandth of the largest |λ| if that is more."""
+    largest = max((abs(node) for spectrum in measured for node, _ in spectrum.merged()), default=0.0)
+    resolution = max(spectrum.resolution for spectrum in measured)
+    return max(resolution, 1e-3 * largest) or 1.0  # 1.0: an all-zero spectrum has no scale of its own
+
+
+def brief(metric: Metric) -> str:
+    """The value alone, to the digits its interval justifies."""
+    return format_number(metric.value, metric.lo, metric.hi)

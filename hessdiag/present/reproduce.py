@@ -1,0 +1,57 @@
+"""What is needed to repeat a measurement, and what it cost, as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hessdiag.present.text import format_count, plain
+from hessdiag.results import Analysis, SelfTest
+
+
+def reproduce(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The definition lists under Reproduce, titles to (term, text) pairs; empty ones are left out."""
+    cost = analysis.cost
+    spent = {
+        "products": format_count(cost.products),
+        "in gradients of the same samples": f"{cost.gradients:.4g}",
+        "seconds": f"{cost.seconds:.4g}",
+    }
+    methods = {
+        name: ", ".join(filter(None, (metric.provenance.method, _text(metric.provenance.settings))))
+        for name, metric in analysis.metrics.items()
+        if metric.provenance.method
+    }
+    parts: list[tuple[str, Mapping[str, Any]]] = [
+        ("Fingerprint", analysis.fingerprint),
+        ("Methods", methods),
+        ("Self test", {} if analysis.self_test is None else _self_test(analysis.self_test)),
+        ("Cost", spent),
+        ("Environment", analysis.environment),
+    ]
+    return [
+        (title, [(plain(str(key)), plain(_text(value))) for key, value in part.items()])
+        for title, part in parts
+        if part
+    ]
+
+
+def _self_test(test: SelfTest) -> dict[str, str]:
+    out = {
+        "same product twice, relative difference": f"{test.repeatability:.1e}",
+        "symmetry |u·Hv − v·Hu|, relative": f"{test.symmetry:.1e}",
+        "product against differences of the gradient": (
+            f"{test.finite_difference:.1e} in {test.precision}, worst at {test.worst_tensor}"
+        ),
+        "gradient against differences of the loss": f"{test.slope:.1e}",
+    }
+    if test.ways_agree is not None:
+        out["two ways of forming a product"] = f"{test.ways_agree:.1e}"
+    return out
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)

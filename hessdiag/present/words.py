@@ -1,0 +1,146 @@
+"""What the numbers say, and what they do not, in plain language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hessdiag.present.text import format_metric, format_number, plain
+from hessdiag.results import Analysis, Bound, Estimate, Metric, RitzValue
+
+MEANING = {
+    "lambda_max": "largest eigenvalue",
+    "lambda_min": "smallest eigenvalue",
+    "trace": "sum of all eigenvalues",
+    "frobenius_squared": "sum of squared eigenvalues",
+    "ws_lower": "Wolkowicz–Styan lower bound",
+    "ws_upper": "Wolkowicz–Styan upper bound",
+    "effective_rank": "trace² over the sum of squares",
+    "negative_mass": "share of eigenvalues below zero",
+}
+
+CAVEAT = "Flatter is not better: curvature changes with the scale of the weights, the network's function need not."
+"""Dinh et al. (2017), arXiv 1703.04933; Andriushchenko et al. (2023), arXiv 2302.07011."""
+
+WIDE = 0.1  # an interval reaching more than 10% to either side is called wide
+
+
+def kind_in_words(metric: Metric) -> str:
+    """How the number is known, and what its interval stands for."""
+    sure = f"{100 * metric.confidence:.6g}%"
+    if isinstance(metric, Bound):
+        loose = "" if metric.looseness is None else f", {_looseness(metric.looseness)}"
+        worth = "a guarantee" if metric.exact_inputs else "from estimates, no guarantee"
+        return f"{metric.side} bound on {metric.of}{loose}; {worth}"
+    if isinstance(metric, RitzValue):
+        checked = f"checked by a fresh product, residual {metric.residual:.0e}"
+        return checked if metric.lo == metric.hi else f"{checked}; certified {sure}"
+    if metric.kind == "bracket":
+        return f"quadrature bracket and probe error, {sure}"
+    probes = len(metric.per_probe) if isinstance(metric, Estimate) else 0
+    if metric.kind == "probes":
+        return f"{sure} interval" + (f" over {probes} probes" if probes else " over probes")
+    return "exact up to rounding"
+
+
+def _looseness(ratio: float) -> str:
+    """``1.55×``, or how far above where three digits cannot say it."""
+    return f"{ratio - 1:.0e} above" if 1 < ratio < 1.005 else f"{ratio:.3g}×"
+
+
+def data_in_words(metric: Metric) -> str:
+    """The second error bar: what another sample set would do to the number; a dash where it is not known."""
+    data = metric.data
+    if data is None:
+        return "—"
+    half = (data.hi - data.lo) / 2
+    if metric.quantity == "negative_mass":
+        return f"± {format_number(100 * half, 0, 100 * half)}%"
+    return f"± {format_number(half, 0, 2 * half)}"
+
+
+def reading(analysis: Analysis) -> list[str]:
+    """Sentences a newcomer can act on; the last one says what must not be concluded."""
+    writers = (_sharpest, _lowest, _spread, _negative, _bounds, _population, _wide)
+    sentences = [sentence for write in writers if (sentence := write(analysis))]
+    if not sentences:
+        sentences = ["Nothing here can be put into words: no quantity was measured."]
+    return [*sentences, CAVEAT]
+
+
+def _sharpest(analysis: Analysis) -> str:
+    metric = analysis.metrics.get("lambda_max")
+    if metric is None:
+        return ""
+    value, interval = format_metric(metric)
+    if metric.value <= 0:
+        return f"No direction curves upwards: the largest eigenvalue is {value}, within {interval}."
+    rate = format_number(2 / metric.value, 2 / metric.value * 0.99, 2 / metric.value * 1.01)
+    return (
+        f"Along the sharpest direction the loss curves by {value}, within {interval}; "
+        f"plain gradient descent on these samples is stable along it only below a learning rate of {rate}."
+    )
+
+
+def _lowest(analysis: Analysis) -> str:
+    metric = analysis.metrics.get("lambda_min")
+    if metric is None or metric.lo >= 0:
+        return ""
+    if metric.hi >= 0:
+        return "The smallest eigenvalue cannot be told from zero."
+    return (
+        f"The loss curves downwards in at least one direction (λ_min = {format_metric(metric)[0]}): not a minimum."
+    )
+
+
+def _spread(analysis: Analysis) -> str:
+    trace, rank = analysis.metrics.get("trace"), analysis.metrics.get("effective_rank")
+    if trace is None:
+        return ""
+    value, interval = format_metric(trace)
+    text = f"Summed over all directions the curvature is {value}, within {interval}"
+    if rank is not None:
+        text += f", carried by effectively {format_number(rank.value, rank.lo, rank.hi)} directions"
+    return text + "."
+
+
+def _negative(analysis: Analysis) -> str:
+    metric = analysis.metrics.get("negative_mass")
+    if metric is None or metric.value == 0:
+        return ""
+    value, interval = format_metric(metric)
+    return f"{value} of the eigenvalues, within {interval}, are negative, however small: a share, not a size."
+
+
+def _bounds(analysis: Analysis) -> str:
+    bounds = [metric for metric in analysis.metrics.values() if isinstance(metric, Bound)]
+    estimated = [bound.quantity for bound in (*bounds, *analysis.companions) if not bound.exact_inputs]
+    if estimated:
+        return f"No guarantee, because their inputs were estimated: {', '.join(dict.fromkeys(estimated))}."
+    return (
+        "The bounds are guarantees, and bounds only: they say where a value cannot be, not where it is."
+        if bounds
+        else ""
+    )
+
+
+def _population(analysis: Analysis) -> str:
+    said = {name: data_in_words(metric) for name, metric in analysis.metrics.items() if metric.data is not None}
+    if not analysis.metrics:
+        return ""
+    if not said:
+        return "All of this is about these samples; how another sample set would move it was not measured."
+    moved = ", ".join(f"{name} by {words}" for name, words in said.items())
+    return f"Other samples from the same source would move {moved}."
+
+
+def _wide(analysis: Analysis) -> str:
+    test: Callable[[Metric], bool] = lambda m: max(m.hi - m.value, m.value - m.lo) > WIDE * abs(m.value)  # noqa: E731
+    wide = [
+        name for name, metric in analysis.metrics.items() if metric.kind in ("probes", "bracket") and test(metric)
+    ]
+    return f"Still wide, more probes or steps narrow it: {', '.join(wide)}." if wide else ""
+
+
+def label(name: str, analysis: Analysis) -> str:
+    """What to call an analysis: the name it was given, else its title."""
+    return plain(name or analysis.title or "analysis")

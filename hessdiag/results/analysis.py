@@ -1,0 +1,163 @@
+"""Everything one measurement gives, and how it is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hessdiag.files import write_whole
+from hessdiag.results.metrics import Bound, Kind, Metric, RitzValue
+from hessdiag.results.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One parameter tensor's share of the trace."""
+
+    name: str
+    size: int
+    trace: float
+    lo: float
+    hi: float
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convergence:
+    """How the numbers settled: for the reader to judge whether enough was spent."""
+
+    steps: tuple[int, ...] = ()
+    ritz_max: tuple[float, ...] = ()  # largest Ritz value after each step
+    ritz_min: tuple[float, ...] = ()
+    certificate_max: tuple[float, ...] = ()  # upper certificate at the same steps; inf while there is none
+    certificate_min: tuple[float, ...] = ()
+    trace_mean: tuple[float, ...] = ()  # running mean of the trace forms, from the second probe on
+    trace_half_width: tuple[float, ...] = ()  # half the confidence interval at the same probes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """The four numbers that say whether the products can be believed, all relative, and the worst tensor."""
+
+    repeatability: float  # same product twice
+    symmetry: float  # |u·Hv − v·Hu| / scale
+    finite_difference: float  # product against differences of the gradient, worst tensor
+    slope: float  # gradient against differences of the loss
+    worst_tensor: str
+    precision: str  # dtype the differences were taken in
+    ways_agree: float | None = None  # relative difference between two ways of forming a product
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What the measurement cost."""
+
+    products: int
+    gradients: float  # engine time over the time of one gradient of the same sample set
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """Every number asked for, with what is needed to trust and repeat it."""
+
+    metrics: Mapping[str, Metric]
+    spectrum: Spectrum | None = None
+    top: tuple[RitzValue, ...] = ()
+    companions: tuple[Bound, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    convergence: Convergence = field(default_factory=Convergence)
+    self_test: SelfTest | None = None
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=lambda: Cost(products=0, gradients=0.0, seconds=0.0))
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # facts that change how the numbers read, not faults
+    title: str = ""
+
+    def about(self, title: str, notes: Sequence[str] = (), weights_file: str | None = None) -> Analysis:
+        """This analysis with a title, facts about where its weights came from, and their file's sha256."""
+        fingerprint = {**self.fingerprint, **({"checkpoint_sha256": weights_file} if weights_file else {})}
+        return dataclasses.replace(self, title=title, notes=(*notes, *self.notes), fingerprint=fingerprint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``run.json``: plain types only, with the schema number."""
+        return {"schema": SCHEMA, **_plain(self)}
+
+    def to_json(self) -> str:
+        """``run.json`` as text: sorted keys, stable under re-writing."""
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy table, one row per metric: quantity, value, lo, hi, kind, confidence, stderr, products."""
+        import pandas as pd
+
+        rows = [
+            {
+                "quantity": name,
+                "value": metric.value,
+                "lo": metric.lo,
+                "hi": metric.hi,
+                "kind": metric.kind,
+                "confidence": metric.confidence,
+                "stderr": getattr(metric, "stderr", math.nan),
+                "data_stderr": metric.data.stderr if metric.data else math.nan,
+                "products": metric.provenance.products,
+                "method": metric.provenance.method,
+            }
+            for name, metric in self.metrics.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write run.json, metrics.csv and, where measured, spectrum.csv and layers.csv into ``folder``.
+
+        Returns:
+            The path of run.json.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        write_whole(folder / "metrics.csv", self.to_frame().to_csv(index=False))
+        if self.spectrum is not None:
+            write_whole(folder / "spectrum.csv", self.spectrum.to_frame().to_csv(index=False))
+        if self.layers:
+            import pandas as pd
+
+            layers = pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers])
+            write_whole(folder / "layers.csv", layers.to_csv(index=False))
+        return write_whole(folder / "run.json", self.to_json())
+
+    @property
+    def plot(self) -> Any:
+        """``analysis.plot.density(ax=None)`` and its siblings; see `hessdiag.present.Plots`."""
+        return import_module("hessdiag.present").Plots(self)
+
+    def _repr_html_(self) -> str:
+        return str(import_module("hessdiag.present").notebook(self))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, Iterator | set | frozenset):
+        return [_plain(item) for item in sorted(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

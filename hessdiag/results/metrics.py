@@ -1,0 +1,113 @@
+"""Numbers with their intervals, one type per kind of knowledge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hessdiag.errors import BudgetError, NonFiniteError
+
+QUANTITIES = (
+    "lambda_max",
+    "lambda_min",
+    "trace",
+    "frobenius_squared",
+    "ws_lower",
+    "ws_upper",
+    "effective_rank",
+    "negative_mass",
+    "density",
+)
+"""Everything ``analyze`` can be asked for; all but ``density`` are names in ``Analysis.metrics``."""
+
+Kind = Literal["exact", "probes", "ritz", "bracket", "bound"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Enough to repeat the measurement, and nothing that changes when it is repeated."""
+
+    method: str  # "deflated Hutchinson"
+    settings: Mapping[str, int | float | str] = field(default_factory=dict)  # {"probes": 32, "seed": 0}
+    products: int = 0  # products that went into it, shared ones included: counted, not asked for
+    dtype: str = ""  # of the products, "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataError:
+    """How well the sample set stands for the population it was drawn from."""
+
+    stderr: float  # units of the quantity
+    lo: float
+    hi: float
+    blocks: int  # independent pieces of data behind ``stderr``: examples or batches
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number with its interval; the base of every result."""
+
+    quantity: str
+    value: float  # units of loss / parameter² for eigenvalues and traces
+    lo: float
+    hi: float
+    kind: Kind
+    confidence: float  # that [lo, hi] holds the truth on this sample set; 1.0 where only rounding is left
+    provenance: Provenance
+    data: DataError | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a finite number inside its own interval."""
+        if not (math.isfinite(self.value) and math.isfinite(self.lo) and math.isfinite(self.hi)):
+            msg = (
+                f"{self.quantity}: {self.value} in [{self.lo}, {self.hi}] is not finite; the loss or its "
+                "gradient overflows at this checkpoint: try --dtype float64"
+            )
+            raise NonFiniteError(msg)
+        if not self.lo <= self.value <= self.hi:
+            msg = f"{self.quantity}: {self.value} lies outside its interval [{self.lo}, {self.hi}]"
+            raise NonFiniteError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate(Metric):
+    """A number known exactly, or up to sampling error over probes."""
+
+    stderr: float  # same units; 0.0 only where kind is "exact"
+    per_probe: tuple[float, ...] = ()  # unbiased values, one per probe: what makes paired comparison possible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RitzValue(Metric):
+    """An eigenvalue found by iteration, checked by one fresh product.
+
+    An eigenvalue lies within ``residual + floor`` of ``value``. For the extremes, [lo, hi] says more: one
+    end is the Rayleigh quotient, which no maximum can fall below, the other the Lanczos certificate.
+    """
+
+    residual: float  # ‖Hy − θy‖ of a fresh product, ‖y‖ = 1
+    floor: float  # measured rounding of the products, absolute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound(Metric):
+    """A bound on ``of``. It is a guarantee only if ``exact_inputs``."""
+
+    of: str  # "lambda_max"
+    side: Literal["upper", "lower"]
+    exact_inputs: bool
+    looseness: float | None = None  # bound / measured value of ``of``, where that was measured
+
+
+def at_least(number: int, needed: int, what: str, why: str) -> None:
+    """Refuse a budget too small for an uncertainty.
+
+    Raises:
+        BudgetError: ``number < needed``.
+    """
+    if number < needed:
+        msg = f"{what}={number}: {why} needs at least {needed}, {needed - number} more"
+        raise BudgetError(msg)

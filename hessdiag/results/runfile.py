@@ -1,0 +1,67 @@
+"""``run.json`` read back, and its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hessdiag.errors import UsageError
+from hessdiag.results.analysis import SCHEMA, Analysis
+from hessdiag.results.metrics import QUANTITIES, Bound, Estimate, Metric, RitzValue
+
+
+def load_run(path: str | Path) -> Analysis:
+    """Read a ``run.json`` back.
+
+    Args:
+        path: the file, or the folder it lies in.
+
+    Raises:
+        UsageError: no such file, not a run.json, or of a newer schema.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    file = Path(path)
+    file = file / "run.json" if file.is_dir() else file
+    try:
+        content = json.loads(file.read_text())
+        schema = content.pop("schema")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        msg = f"{file} is not a run.json ({type(error).__name__}): give the folder that analyze -o wrote"
+        raise UsageError(msg) from error
+    if schema != SCHEMA:
+        msg = f"{file} has schema {schema}, this hessdiag reads {SCHEMA}: update hessdiag or measure again"
+        raise UsageError(msg)
+    history = content.get("convergence", {})
+    for name, unknown in (("certificate_max", math.inf), ("certificate_min", -math.inf)):
+        history[name] = [unknown if value is None else value for value in history.get(name, ())]
+    found = content.get("metrics", {})
+    order = sorted(found, key=lambda name: QUANTITIES.index(name) if name in QUANTITIES else len(QUANTITIES))
+    content["metrics"] = {name: _metric_type(found[name]) for name in order}
+    try:
+        return TypeAdapter(Analysis).validate_python(content)
+    except ValidationError as error:
+        msg = f"{file} is not a valid run.json: {error.error_count()} faults, first {error.errors()[0]['loc']}"
+        raise UsageError(msg) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of ``run.json`` (all metric types)."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(Analysis).json_schema()
+    kinds = TypeAdapter(Estimate | RitzValue | Bound).json_schema()
+    schema["$defs"] |= kinds.pop("$defs", {})
+    schema["properties"]["metrics"] = {"type": "object", "additionalProperties": kinds}
+    schema["properties"]["schema"] = {"const": SCHEMA}
+    return schema
+
+
+def _metric_type(entry: Mapping[str, Any]) -> Metric:
+    from pydantic import TypeAdapter
+
+    kinds: dict[str, type[Metric]] = {"ritz": RitzValue, "bound": Bound}
+    return TypeAdapter(kinds.get(entry.get("kind", ""), Estimate)).validate_python(entry)

@@ -1,0 +1,85 @@
+"""The eigenvalue density as raw quadrature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hessdiag.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quadrature:
+    """A discrete measure: Gauss quadrature nodes and weights, weights ≥ 0."""
+
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """The eigenvalue density as raw quadrature: the result. Smoothing is for pictures only.
+
+    The density is ``known`` (the subspace the sweep has explored, weights summing to its share of the
+    dimension) plus the mean of ``probes`` (each summing to the rest). All weights together sum to 1.
+    """
+
+    known: Quadrature
+    probes: tuple[Quadrature, ...]
+    dimension: int
+    steps: int
+    outliers: tuple[float, ...] = ()  # converged Ritz values outside the bulk, descending
+    resolution: float = 0.0  # smallest |λ| the products' rounding lets anyone tell from zero
+
+    def per_probe_mass(self, lo: float, hi: float) -> tuple[float, ...]:
+        """Share of eigenvalues in [lo, hi], one value per probe, from raw nodes and weights."""
+        known = _mass(self.known, lo, hi)
+        return tuple(known + _mass(probe, lo, hi) for probe in self.probes)
+
+    def mass(self, lo: float = -math.inf, hi: float = math.inf) -> float:
+        """Share of eigenvalues in [lo, hi], mean over probes, from raw nodes and weights."""
+        shares = self.per_probe_mass(lo, hi)
+        return math.fsum(shares) / len(shares)
+
+    def quantile(self, q: float) -> float:
+        """The eigenvalue below which a share ``q`` of the spectrum lies (raw quadrature, no interpolation).
+
+        Raises:
+            UsageError: ``q`` outside [0, 1].
+        """
+        if not 0 <= q <= 1:
+            msg = f"quantile {q}: allowed is 0 to 1"
+            raise UsageError(msg)
+        below = 0.0
+        nodes = self.merged()
+        for node, weight in nodes:
+            below += weight
+            if below >= q - 1e-12:
+                return node
+        return nodes[-1][0]
+
+    def merged(self) -> list[tuple[float, float]]:
+        """All (node, weight) pairs, ascending, probes averaged: the empirical spectral measure."""
+        share = 1 / len(self.probes)
+        pairs = list(zip(self.known.nodes, self.known.weights, strict=True))
+        for probe in self.probes:
+            pairs += [(n, w * share) for n, w in zip(probe.nodes, probe.weights, strict=True)]
+        return sorted(pairs)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns probe (−1: the known part), node, weight."""
+        import pandas as pd
+
+        rows = [(-1, n, w) for n, w in zip(self.known.nodes, self.known.weights, strict=True)]
+        for i, probe in enumerate(self.probes):
+            rows += [(i, n, w) for n, w in zip(probe.nodes, probe.weights, strict=True)]
+        return pd.DataFrame(rows, columns=["probe", "node", "weight"])
+
+
+def _mass(quadrature: Quadrature, lo: float, hi: float) -> float:
+    pairs = zip(quadrature.nodes, quadrature.weights, strict=True)
+    return math.fsum(weight for node, weight in pairs if lo <= node <= hi)

@@ -1,0 +1,48 @@
+"""From products to numbers: never sees a model, works on any symmetric operator."""
+
+from hessdiag.spectral.bounds import WS, wolkowicz_styan, wolkowicz_styan_of
+from hessdiag.spectral.companions import christoffel, deflated_ws, frobenius_bound, moment_lower
+from hessdiag.spectral.deflation import Forms, forms
+from hessdiag.spectral.density import DensityRun, density, known_half, negative_mass, spectrum
+from hessdiag.spectral.extremes import Extremes, extremes
+from hessdiag.spectral.krylov import Krylov
+from hessdiag.spectral.lanczos import lanczos
+from hessdiag.spectral.moments import (
+    effective_rank,
+    effective_rank_from,
+    frobenius_squared,
+    frobenius_squared_from,
+    trace,
+    trace_from,
+)
+from hessdiag.spectral.probes import rademacher, sphere, stream
+
+__all__ = [
+    "WS",
+    "DensityRun",
+    "Extremes",
+    "Forms",
+    "Krylov",
+    "christoffel",
+    "deflated_ws",
+    "density",
+    "effective_rank",
+    "effective_rank_from",
+    "extremes",
+    "forms",
+    "frobenius_bound",
+    "frobenius_squared",
+    "frobenius_squared_from",
+    "known_half",
+    "lanczos",
+    "moment_lower",
+    "negative_mass",
+    "rademacher",
+    "spectrum",
+    "sphere",
+    "stream",
+    "trace",
+    "trace_from",
+    "wolkowicz_styan",
+    "wolkowicz_styan_of",
+]

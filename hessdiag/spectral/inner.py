@@ -1,0 +1,75 @@
+"""Inner products and projections of blocks of rows, always accumulated in float64.
+
+The basis stays in the operator's dtype; only a window of columns is widened at a time, so a float32 basis
+of 100 vectors does not need another 200 vectors' memory to be used exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+WINDOW = 1 << 22  # float64 elements widened at once: 32 MiB
+
+
+def gram(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of rows, (..., n, d) with (..., m, d) to (..., n, m) in float64."""
+    if b.dtype == torch.float64:
+        whole: Tensor = a.double() @ b.mT
+        return whole
+    total = torch.zeros((*a.shape[:-1], b.shape[-2]), dtype=torch.float64, device=a.device)
+    for part in windows(b):
+        total += a[..., part].double() @ b[..., part].double().mT
+    return total
+
+
+def norms(rows: Tensor) -> Tensor:
+    """Euclidean norm of each row, (..., n, d) to (..., n) in float64."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    return lengths
+
+
+def project_out(work: Tensor, basis: Tensor) -> Tensor:
+    """Take the span of orthonormal rows ``basis`` out of ``work``, in place.
+
+    Two passes: one leaves what the first pass's rounding put back ("twice is enough", Giraud et al. 2005).
+
+    Args:
+        work: (..., n, d) float64, overwritten.
+        basis: (..., m, d) orthonormal rows, any dtype.
+
+    Returns:
+        The coefficients taken out, (..., n, m) in float64.
+    """
+    total = torch.zeros((*work.shape[:-1], basis.shape[-2]), dtype=torch.float64, device=work.device)
+    for _ in range(2):
+        coefficients = gram(work, basis)
+        for part in windows(basis):
+            work[..., part] -= coefficients @ basis[..., part].double()
+        total += coefficients
+    return total
+
+
+def rotate(basis: Tensor, weights: Tensor, out: Tensor) -> None:
+    """Write ``weights`` (n, m) times ``basis`` (m, d) into ``out`` (n, d), which may be rows of ``basis``."""
+    for part in windows(basis):
+        out[..., part] = (weights @ basis[..., part].double()).to(out.dtype)
+
+
+def windows(basis: Tensor) -> Iterator[slice]:
+    """Column slices of ``basis`` that are small enough to widen."""
+    size = basis.shape[-1]
+    vectors = max(1, basis.shape[:-1].numel())
+    width = size if basis.dtype == torch.float64 else max(4096, WINDOW // vectors)
+    for begin in range(0, size, max(1, width)):
+        yield slice(begin, min(size, begin + width))
+
+
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each row of ``a`` with the same row of ``b``, (n, d) twice to (n,) in float64."""
+    total = torch.zeros(a.shape[0], dtype=torch.float64, device=a.device)
+    for part in windows(b):
+        total += (a[:, part].double() * b[:, part].double()).sum(dim=1)
+    return total

@@ -1,0 +1,120 @@
+"""What a Lanczos run has found: an orthonormal basis, the projected matrix, and the recurrences behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hessdiag.errors import UsageError
+from hessdiag.spectral.inner import gram, rotate
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Cycle:
+    """The recurrence between two restarts: all that a certificate needs to know of a run.
+
+    The cycle starts from Ritz vectors yᵢ with ``H yᵢ = thetas[i] yᵢ + sigmas[i] q`` (none in the first
+    cycle) and a vector q; each step adds one ``alphas`` and one ``betas`` (the norm of what follows).
+    """
+
+    thetas: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    alphas: list[float] = field(default_factory=list)
+    betas: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Krylov:
+    """An orthonormal basis Q and T = QᵀHQ with ``H Q = Q T + beta residual eₖᵀ``.
+
+    Attributes:
+        basis: (k, d) orthonormal rows in the operator's dtype.
+        T: (k, k) float64; tridiagonal, after a restart an arrowhead followed by a tridiagonal.
+        beta: norm of what leaves the subspace; 0.0 where nothing does.
+        residual: (d,) the next basis vector, or None where the subspace is invariant.
+        cycles: the recurrences of the run, first cycle first.
+        products: spent on the run.
+        scale: the largest ‖Hq‖ met: at most ‖H‖, and the size to which rounding is relative.
+    """
+
+    basis: Tensor
+    T: Array
+    beta: float
+    residual: Tensor | None
+    cycles: tuple[Cycle, ...]
+    products: int
+    scale: float
+
+    @property
+    def size(self) -> int:
+        """k, the dimension of the subspace."""
+        return int(self.T.shape[0])
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the subspace is invariant: every distinct eigenvalue the start could see is found."""
+        return self.residual is None
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Diagonal of the first, unrestarted cycle."""
+        return tuple(self.cycles[0].alphas)
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        """Norms after each step of the first, unrestarted cycle; as many as ``alphas``."""
+        return tuple(self.cycles[0].betas)
+
+    @cached_property
+    def ritz(self) -> tuple[Array, Array]:
+        """Ritz values, ascending, and the eigenvectors of T as columns (k, k)."""
+        values, vectors = np.linalg.eigh(self.T)
+        return values, vectors
+
+    @property
+    def ritz_values(self) -> Array:
+        """Eigenvalues of T, ascending, (k,)."""
+        return self.ritz[0]
+
+    @cached_property
+    def orthogonality(self) -> float:
+        """Largest entry of ``|Q Qᵀ − I|``; ghosts appear when it passes the square root of rounding."""
+        products = gram(self.basis, self.basis)
+        return float((products - torch.eye(self.size, dtype=torch.float64, device=products.device)).abs().max())
+
+    def ritz_vectors(self, which: Sequence[int]) -> Tensor:
+        """Unit Ritz vectors for the given positions in ``ritz_values``, (len, d) rows."""
+        out = torch.empty((len(which), self.basis.shape[1]), dtype=self.basis.dtype, device=self.basis.device)
+        weights = torch.from_numpy(self.ritz[1][:, list(which)].T.copy()).to(self.basis.device)
+        rotate(self.basis, weights, out)
+        return out
+
+    def leading(self, size: int) -> Krylov:
+        """The first ``size`` vectors as a run of their own (views, no copies).
+
+        Raises:
+            UsageError: ``size`` cuts through the Ritz vectors of the last restart, or is out of range.
+        """
+        if size == self.size:
+            return self
+        smallest = len(self.cycles[-1].thetas) + 1
+        if not smallest <= size < self.size:
+            msg = f"leading({size}): allowed is {smallest} to {self.size}, the size of the run"
+            raise UsageError(msg)
+        return Krylov(
+            basis=self.basis[:size],
+            T=self.T[:size, :size],
+            beta=float(self.T[size, size - 1]),
+            residual=self.basis[size],
+            cycles=self.cycles,
+            products=self.products,
+            scale=self.scale,
+        )

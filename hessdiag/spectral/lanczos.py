@@ -1,0 +1,162 @@
+"""Lanczos with full reorthogonalization, bounded memory (thick restart) and honest breakdown.
+
+A run satisfies ``H Q = Q T + beta q eₖᵀ`` to the rounding of the products. Full reorthogonalization keeps
+ghosts away: copies of converged eigenvalues that pass every residual test (Paige 1971). When the basis is
+full, Ritz vectors from both ends are kept and T becomes an arrowhead (Wu and Simon 2000).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigvalsh_tridiagonal
+from torch import Tensor
+
+from hessdiag.errors import UsageError
+from hessdiag.operator import SymmetricOperator, as_operator
+from hessdiag.spectral.inner import norms, project_out, rotate
+from hessdiag.spectral.krylov import Cycle, Krylov
+from hessdiag.spectral.probes import sphere
+
+Array = NDArray[np.float64]
+
+SMALLEST_BASIS = 6  # two Ritz vectors at one end, one at the other, the residual, and room to step
+
+
+class Lanczos:
+    """A Lanczos run that grows one product at a time; `krylov` is what it has so far.
+
+    Args:
+        op: the operator.
+        start: (d,) first vector, any length but zero.
+        capacity: most basis vectors held; one row more is allocated for the residual.
+
+    Raises:
+        UsageError: a zero start, or room for fewer than ``SMALLEST_BASIS`` vectors where d is larger.
+    """
+
+    def __init__(self, op: SymmetricOperator, start: Tensor, capacity: int) -> None:
+        self.capacity = min(capacity, op.size)
+        length = float(norms(start[None])[0])
+        if not length > 0:
+            msg = "the start vector of a Lanczos run is zero: give one that is not, or none for a random one"
+            raise UsageError(msg)
+        self.op = op
+        self.size = 0
+        self.products = 0
+        self.scale = 0.0
+        self.beta = 0.0
+        self.exhausted = False
+        self.cycles = [Cycle()]
+        self.T: Array = np.zeros((self.capacity, self.capacity))
+        # Rows not reached stay untouched, so on a CPU they take no memory.
+        self._rows = torch.empty((self.capacity + 1, op.size), dtype=op.dtype, device=op.device)
+        self._rows[0] = (start.double() / length).to(op.dtype)
+        # Below this share of ‖H‖ a residual is the rounding of the product, not a direction.
+        self.breakdown = 4 * max(op.floor, 16 * torch.finfo(op.dtype).eps)
+
+    def step(self) -> None:
+        """Spend one product; nothing happens once the subspace is invariant."""
+        if self.exhausted:
+            return
+        if self.size == self.capacity:
+            self._restart()
+        j = self.size
+        work = self.op.rows(self._rows[j : j + 1]).double()
+        self.products += 1
+        self.scale = max(self.scale, float(norms(work)[0]))
+        alpha = float(project_out(work, self._rows[: j + 1])[0, j])
+        self.beta = float(norms(work)[0])
+        self.T[j, j] = alpha
+        self.size = j + 1
+        if self.size == self.op.size or self.beta <= self.breakdown * self.scale:
+            self.exhausted, self.beta = True, 0.0
+        else:
+            self._rows[j + 1] = (work[0] / self.beta).to(self.op.dtype)
+            if self.size < self.capacity:
+                self.T[j + 1, j] = self.T[j, j + 1] = self.beta
+        self.cycles[-1].alphas.append(alpha)
+        self.cycles[-1].betas.append(self.beta)
+
+    def ritz_values(self) -> Array:
+        """Eigenvalues of T so far, ascending."""
+        if len(self.cycles) == 1:
+            cycle = self.cycles[0]
+            return np.asarray(eigvalsh_tridiagonal(cycle.alphas, cycle.betas[:-1]))
+        return np.asarray(np.linalg.eigvalsh(self.T[: self.size, : self.size]))
+
+    def krylov(self) -> Krylov:
+        """The run so far; its tensors are views of the run's memory."""
+        k = self.size
+        return Krylov(
+            basis=self._rows[:k],
+            T=self.T[:k, :k].copy(),
+            beta=self.beta,
+            residual=None if self.exhausted else self._rows[k],
+            cycles=tuple(Cycle(c.thetas, c.sigmas, list(c.alphas), list(c.betas)) for c in self.cycles),
+            products=self.products,
+            scale=self.scale,
+        )
+
+    def _restart(self) -> None:
+        """Keep half the room for Ritz vectors, as many from each end: both extremes are wanted."""
+        m = self.capacity
+        top, bottom = (m // 2 + 1) // 2, m // 4
+        values, vectors = np.linalg.eigh(self.T)
+        kept = [*range(bottom), *range(m - top, m)]
+        sigmas = self.beta * vectors[m - 1, kept]
+        weights = torch.from_numpy(vectors[:, kept].T.copy()).to(self.op.device)
+        rotate(self._rows[:m], weights, self._rows[: len(kept)])
+        self.size = n = len(kept)
+        self._rows[n] = self._rows[m]
+        self.T[:] = 0.0
+        self.T[range(n), range(n)] = values[kept]
+        self.T[:n, n] = self.T[n, :n] = sigmas
+        self.cycles.append(Cycle(tuple(values[kept].tolist()), tuple(sigmas.tolist())))
+
+
+def lanczos(
+    operator: Any,
+    *,
+    steps: int,
+    start: Tensor | None = None,
+    seed: int = 0,
+    max_basis: int | None = None,
+) -> Krylov:
+    """Run ``steps`` steps of Lanczos, fewer if the subspace becomes invariant.
+
+    Args:
+        operator: anything `as_operator` takes; H, d x d.
+        steps: products to spend, at least 1.
+        start: (d,) first vector; None draws it uniformly on the sphere.
+        seed: names the stream of the random start.
+        max_basis: most vectors held; None holds all. Memory: (max_basis + 1) d numbers.
+
+    Raises:
+        UsageError: no step, a zero start, or a basis of fewer than ``SMALLEST_BASIS`` vectors.
+    """
+    op = as_operator(operator)
+    first = sphere(op, seed, "lanczos", 0) if start is None else start
+    run = Lanczos(op, first, basis_size(op, steps, max_basis))
+    for _ in range(steps):
+        run.step()
+    return run.krylov()
+
+
+def basis_size(op: SymmetricOperator, steps: int, max_basis: int | None) -> int:
+    """The basis a run of ``steps`` needs or may have.
+
+    Raises:
+        UsageError: no step, or a basis of fewer than ``SMALLEST_BASIS`` vectors.
+    """
+    if steps < 1:
+        msg = f"steps={steps}: a Lanczos run needs at least 1"
+        raise UsageError(msg)
+    room = steps if max_basis is None else min(steps, max_basis)
+    if room < min(SMALLEST_BASIS, steps, op.size):
+        msg = f"max_basis={max_basis}: a restarted run needs at least {SMALLEST_BASIS}"
+        raise UsageError(msg)
+    return room

@@ -1,0 +1,5 @@
+"""One thread, so that timings and floating-point sums do not depend on the machine."""
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,140 @@
+"""Small models and data whose Hessians are known: in closed form, or by the dense autograd Hessian."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hessdiag.problem import Problem
+from hessdiag.samples import draw
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def labels(n: int, classes: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, classes, (n,), generator=generator(seed))
+
+
+class Attention(nn.Module):
+    """One block: embedding, LayerNorm, causal attention through SDPA, GELU MLP, a head over the vocabulary."""
+
+    def __init__(self, vocabulary: int = 7, width: int = 4, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Embedding(vocabulary, width)
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 6), nn.GELU(), nn.Linear(6, width))
+        self.head = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        n, length, width = x.shape
+        q, k, v = (
+            p.view(n, length, self.heads, -1).transpose(1, 2) for p in self.qkv(self.norm(x)).split(width, -1)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        return self.head(x + self.mlp(x))
+
+
+def mlp(activation: type[nn.Module] = nn.Tanh) -> Problem:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 8), activation(), nn.Linear(8, 3)).double()
+    return Problem(model, {"train": (randn(40, 5), labels(40, 3))}, criterion="cross_entropy")
+
+
+def cnn() -> Problem:
+    """Convolution, BatchNorm with statistics of its own, ReLU, a residual connection, max-pool."""
+    torch.manual_seed(4)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(3)
+            self.again = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.norm(self.conv(x)))
+            return self.head(F.max_pool2d(F.relu(x + self.again(x)), 2).flatten(1))
+
+    model = Net().double()
+    model(randn(30, 1, 4, 4, seed=9))  # training mode: gives BatchNorm statistics worth having
+    return Problem(model, {"train": (randn(24, 1, 4, 4), labels(24, 3))}, criterion="cross_entropy")
+
+
+def attention(vocabulary: int = 7) -> Problem:
+    """Next-token loss with padded targets, so that tokens and not examples are averaged."""
+    torch.manual_seed(5)
+    tokens = torch.randint(0, vocabulary, (13, 5), generator=generator(6))
+    targets = tokens.roll(-1, 1)
+    for row in range(13):
+        targets[row, 5 - row % 4 :] = -100
+    return Problem(Attention(vocabulary).double(), {"train": (tokens, targets)}, criterion="cross_entropy")
+
+
+def regression() -> Problem:
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 2)).double()
+    return Problem(model, {"train": (randn(22, 4), randn(22, 2, seed=2))}, criterion="mse")
+
+
+def linear_regression() -> tuple[Problem, Tensor]:
+    """Mean squared error of a linear map: H = 2/(n k) I_k ⊗ [X 1]ᵀ[X 1], whatever the weights."""
+    torch.manual_seed(1)
+    x, y = randn(20, 3), randn(20, 2, seed=1)
+    problem = Problem(nn.Linear(3, 2).double(), {"train": (x, y)}, criterion="mse")
+    scale = 2 / (20 * 2)
+    weight = scale * torch.kron(torch.eye(2, dtype=torch.float64), x.T @ x)
+    cross = scale * torch.kron(torch.eye(2, dtype=torch.float64), x.sum(0)[:, None])
+    bias = scale * 20 * torch.eye(2, dtype=torch.float64)
+    return problem, torch.cat([torch.cat([weight, cross], 1), torch.cat([cross.T, bias], 1)])
+
+
+def softmax_regression(classes: int = 3) -> tuple[Problem, Tensor]:
+    """Cross-entropy of a linear map without bias: H = 1/n Σ (diag p − p pᵀ) ⊗ x xᵀ. Two classes: logistic."""
+    torch.manual_seed(2)
+    x, y = randn(20, 4), labels(20, classes)
+    model = nn.Linear(4, classes, bias=False).double()
+    p = torch.softmax(x @ model.weight.detach().T, -1)
+    s = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    H = torch.einsum("ncd,ni,nj->cidj", s, x, x).reshape(4 * classes, -1) / 20
+    return Problem(model, {"train": (x, y)}, criterion="cross_entropy"), H
+
+
+def dense_hessian(problem: Problem, split: str = "train") -> Tensor:
+    """The mean loss's Hessian by torch.func on the whole split at once, in float64, written without hessdiag."""
+    model = problem.bare_model().eval()
+    inputs, targets = problem.data[split]
+    named = {n: p.detach().double() for n, p in model.named_parameters()}
+    sizes = [p.numel() for p in named.values()]
+
+    def loss(flat: Tensor) -> Tensor:
+        pieces = torch.split(flat, sizes)
+        tensors = {n: piece.view_as(p) for (n, p), piece in zip(named.items(), pieces, strict=True)}
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            out = torch.func.functional_call(model, tensors, (inputs,))
+        if problem.criterion == "mse":
+            return (out - targets).square().mean()
+        return F.cross_entropy(out.reshape(-1, out.shape[-1]), targets.reshape(-1), ignore_index=-100)
+
+    flat = torch.cat([p.reshape(-1) for p in named.values()]).requires_grad_()
+    # reverse over reverse, row by row: forward mode would share formulas with what is tested
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        (slope,) = torch.autograd.grad(loss(flat), flat, create_graph=True)
+        rows = [torch.autograd.grad(slope[i], flat, retain_graph=True)[0] for i in range(len(flat))]
+    return torch.stack(rows)
+
+
+def sample(problem: Problem, batch_size: int | None = None, **options: int):
+    return draw(problem.data["train"], samples=options.pop("samples", 10_000), batch_size=batch_size, **options)

@@ -1,0 +1,432 @@
+"""Reading a checkpoint never runs what is in it, and a model gets all of its tensors or none.
+
+Oracles: a marker file that hostile pickles would write; the tensors that went into the file, compared bit by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hessdiag.errors import HessdiagError, LoadError, NonFiniteError
+from hessdiag.sources import archive, fit, weights
+from hessdiag.sources.weights import load_into, read_weights, split_key
+
+SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".pkl", ".safetensors", ".json", "")
+
+
+def network(classes: int = 3) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, classes))
+
+
+def state(**extra: Tensor) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tensors = {name: torch.randn(t.shape, generator=generator) for name, t in network().state_dict().items()}
+    tensors["1.num_batches_tracked"] = torch.tensor(7)
+    return tensors | extra
+
+
+def touch(path: str) -> None:
+    Path(path).touch()
+
+
+class Hostile:
+    """Writes ``marker`` when unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return touch, (self.marker,)
+
+
+def write_zip(content: object, path: Path) -> None:
+    torch.save(content, path)
+
+
+def write_legacy(content: object, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def write_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+WRITERS = (write_zip, write_legacy, write_pickle)
+PLACES: dict[str, Callable[[object], object]] = {
+    "alone": lambda bad: bad,
+    "beside the tensors": lambda bad: {**state(), "extra": bad},
+    "in a nested state dict": lambda bad: {"state_dict": {**state(), "0.weight": bad}},
+    "in the optimizer": lambda bad: {"state_dict": state(), "optimizer": [{"lr": bad}]},
+}
+
+
+def refused(path: Path, error: type[HessdiagError] = LoadError) -> str:
+    with pytest.raises(error) as caught:
+        read_weights(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert path.name in text
+    return text
+
+
+def check_hostile(folder: Path, write: Callable[[object, Path], None], place: str, suffix: str) -> None:
+    marker, path = folder / "marker", folder / f"weights{suffix}"
+    write(PLACES[place](Hostile(marker)), path)
+    refused(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_in_a_file_is_run(
+    tmp_path: Path, write: Callable[[object, Path], None], place: str, suffix: str
+) -> None:
+    check_hostile(tmp_path, write, place, suffix)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_only_trust_runs_it(tmp_path: Path, write: Callable[[object, Path], None]) -> None:
+    # also shows that these files are hostile, without which the test above would say nothing
+    marker, path = tmp_path / "marker", tmp_path / "weights.pt"
+    write({**state(), "extra": Hostile(marker)}, path)
+    assert "--trust-pickle" in refused(path)
+    read_weights(path, trust_pickle=True)
+    assert marker.exists()
+
+
+def test_a_shard_cannot_be_hostile_or_elsewhere(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    torch.save({"a": Hostile(marker)}, tmp_path / "bad.safetensors")
+    index = tmp_path / archive.INDEX
+    for shard, word in (("bad.safetensors", "bad"), ("../bad.safetensors", "same folder"), ("none", "no such")):
+        index.write_text(json.dumps({"weight_map": {"a": shard}}))
+        with pytest.raises(LoadError, match=word):
+            read_weights(tmp_path)
+    assert not marker.exists()
+
+
+def test_a_refusal_names_what_was_asked_for_and_the_ways_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    torch.save({"state_dict": state(), "hyper": argparse.Namespace(where=Path("x"))}, path)
+    text = refused(path)
+    assert "pathlib" in text
+    assert "argparse" not in text
+    assert "--trust-pickle" in text
+    assert "save_file(model.state_dict()" in text
+    torch.save(network(), path)
+    assert "Linear" in refused(path)
+    trusted = read_weights(path, trust_pickle=True)
+    assert any("whole Sequential" in note for note in trusted.notes)
+    assert same(trusted.state, network().state_dict())
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def write_shards(content: dict[str, Tensor], folder: Path) -> None:
+    names = list(content)
+    files = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({n: content[n] for n in names if files[n] == file}, folder / file)
+    (folder / archive.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def test_every_format_gives_the_same_tensors(tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        for number, write in enumerate((write_zip, write_legacy)):
+            path = tmp_path / f"{number}{suffix}"
+            write(state(), path)
+            assert same(read_weights(path).state, state())
+    save_file(state(), tmp_path / "s.safetensors")
+    save_file(state(), tmp_path / "s.bin")
+    write_shards(state(), tmp_path)
+    for path in (tmp_path / "s.safetensors", tmp_path / "s.bin", tmp_path, tmp_path / archive.INDEX):
+        assert same(read_weights(path).state, state())
+    found = read_weights(tmp_path / "s.safetensors")
+    assert found.sha256 == hashlib.sha256((tmp_path / "s.safetensors").read_bytes()).hexdigest()
+    assert (found.key, found.stripped, found.notes) == ("", (), ())
+
+
+def test_an_index_hash_covers_its_shards(tmp_path: Path) -> None:
+    write_shards(state(), tmp_path)
+    before = read_weights(tmp_path).sha256
+    write_shards({name: tensor + 1 for name, tensor in state().items()}, tmp_path)
+    assert read_weights(tmp_path).sha256 != before
+
+
+def check_entries(folder: Path) -> None:
+    path = folder / "nested.pt"
+    average = {name: tensor * 2 for name, tensor in state().items()}
+    torch.save(
+        {"epoch": 3, "state_dict_ema": average, "model_ema": average, "model": state(), "optimizer": {}}, path
+    )
+    plain = read_weights(path)
+    assert plain.key == "model"
+    assert same(plain.state, state())
+    assert any("state_dict_ema, model_ema" in note and f"{path}::state_dict_ema" in note for note in plain.notes)
+    for chosen in (read_weights(f"{path}::model_ema"), read_weights(path, key="model_ema")):
+        assert chosen.key == "model_ema"
+        assert same(chosen.state, average)
+    with pytest.raises(LoadError, match=r"no entry 'ema'.*model_ema"):
+        read_weights(f"{path}::ema")
+    torch.save({"state_dict_ema": average}, path)
+    with pytest.raises(LoadError, match="::state_dict_ema"):
+        read_weights(path)
+
+
+def test_averages_are_taken_only_when_named(tmp_path: Path) -> None:
+    check_entries(tmp_path)
+
+
+@pytest.mark.parametrize("entry", weights.ENTRIES)
+def test_common_entries_are_found(tmp_path: Path, entry: str) -> None:
+    torch.save({entry: {"state_dict": state()}, "step": 1}, tmp_path / "a.pt")
+    found = read_weights(tmp_path / "a.pt")
+    assert found.key == f"{entry}::state_dict"
+    assert same(found.state, state())
+
+
+def test_a_file_that_holds_itself_ends(tmp_path: Path) -> None:
+    loop: dict[str, object] = {}
+    loop["model"] = loop
+    torch.save(loop, tmp_path / "loop.pt")
+    assert "no tensors" in refused(tmp_path / "loop.pt")
+
+
+@pytest.mark.parametrize(
+    "prefixes", [("module.",), ("_orig_mod.",), ("module.", "_orig_mod."), ("_orig_mod.", "module.")]
+)
+def test_wrappers_prefixes_go_and_are_told(tmp_path: Path, prefixes: tuple[str, ...]) -> None:
+    torch.save({"".join(prefixes) + name: tensor for name, tensor in state().items()}, tmp_path / "a.pt")
+    found = read_weights(tmp_path / "a.pt")
+    assert found.stripped == prefixes
+    assert same(found.state, state())
+    assert all(any(repr(p) in note for note in found.notes) for p in prefixes)
+    model = nn.ModuleDict({"module": network()})  # its own names begin that way: they are put back
+    if prefixes == ("module.",):
+        assert "put back" in load_into(model, found)[0]
+        assert same(dict(model["module"].state_dict()), state())
+
+
+def test_a_prefix_some_names_lack_stays(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "a.pt")
+    assert set(read_weights(tmp_path / "a.pt").state) == {"module.a", "b"}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model._orig_mod."])
+def test_lightning_names_fit_only_where_the_model_has_none_such(tmp_path: Path, prefix: str) -> None:
+    torch.save({"state_dict": {prefix + n: t for n, t in state().items()}}, tmp_path / "a.ckpt")
+    found = read_weights(tmp_path / "a.ckpt")
+    bare, holder = network(), nn.ModuleDict({"model": network()})
+    assert "Lightning" in load_into(bare, found)[0]
+    assert same(dict(bare.state_dict()), state())
+    if prefix == "model.":
+        assert load_into(holder, found) == ()
+        assert same(dict(holder["model"].state_dict()), state())
+
+
+DAMAGED: dict[str, Callable[[Path], object]] = {
+    "empty": lambda p: p.write_bytes(b""),
+    "half a zip": lambda p: (write_zip(state(), p), p.write_bytes(p.read_bytes()[: p.stat().st_size // 2])),
+    "zip without its end": lambda p: (write_zip(state(), p), p.write_bytes(p.read_bytes()[:-30])),
+    "half a legacy file": lambda p: (
+        write_legacy(state(), p),
+        p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    ),
+    "legacy without its end": lambda p: (write_legacy(state(), p), p.write_bytes(p.read_bytes()[:-5])),
+    "half a safetensors file": lambda p: (
+        save_file(state(), p),
+        p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    ),
+    "a png": lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)),
+    "text": lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"),
+    "html": lambda p: p.write_text("<!DOCTYPE html><html></html>"),
+    "another zip": lambda p: zipfile.ZipFile(p, "w").writestr("a/readme.txt", "hello"),
+    "a script": lambda p: torch.jit.save(torch.jit.trace(network().eval(), torch.zeros(1, 4)), p),
+    "no tensors": lambda p: torch.save({"epoch": 3}, p),
+    "a lone tensor": lambda p: torch.save(torch.ones(3), p),
+    "a sparse tensor": lambda p: torch.save({"a": torch.eye(3).to_sparse()}, p),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
+    DAMAGED[what](tmp_path / "file.pt")
+    text = refused(tmp_path / "file.pt")
+    assert "run code" not in text  # a damaged file is not called hostile
+
+
+def save_safetensors(content: dict[str, Tensor], path: Path) -> None:
+    save_file(content, path)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy, save_safetensors])
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, write: Callable[[object, Path], None]) -> None:
+    path = tmp_path / "file.pt"
+    write(state(), path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:length])
+        text = refused(path)
+        assert "run code" not in text or length < len(archive.LEGACY_MAGIC), length
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    assert "no such" in refused(tmp_path / "none.pt")
+    assert "folder" in refused(tmp_path)
+
+
+def check_non_finite(folder: Path) -> None:
+    bad = state()
+    bad["0.weight"][1, 2] = float("nan")
+    bad["2.bias"][:2] = float("inf")
+    torch.save(bad, folder / "nan.pt")
+    text = refused(folder / "nan.pt", NonFiniteError)
+    assert "2 of 9 tensors" in text
+    assert "0.weight (1)" in text
+    assert "2.bias (2)" in text
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    check_non_finite(tmp_path)
+
+
+def given(tensors: dict[str, Tensor]) -> weights.Weights:
+    return weights.Weights(tensors, "file.pt", "")
+
+
+def without(*names: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state().items() if name not in names}
+
+
+MISFITS: dict[str, tuple[dict[str, Tensor], str]] = {
+    "a missing tensor": (without("2.bias"), "8 of 9.*missing: 2.bias"),
+    "an unexpected one": (state(extra=torch.ones(1)), "unexpected: extra"),
+    "another number of classes": (
+        {**state(), "2.weight": torch.ones(7, 5), "2.bias": torch.ones(7)},
+        r"number of classes.*7 in place of 3.*2.weight \(7, 5\) in the checkpoint, \(3, 5\) in the model",
+    ),
+    "another architecture": ({f"z{i}": torch.ones(1) for i in range(40)}, "0 of 9.*another architecture"),
+    "inside something": ({f"net.{name}": tensor for name, tensor in state().items()}, "begin with 'net.'"),
+    "integers for weights": ({**state(), "2.bias": torch.ones(3, dtype=torch.int8)}, "2.bias is int8"),
+    "floats for a counter": ({**state(), "1.num_batches_tracked": torch.tensor(1.0)}, "is float32"),
+    "complex weights": ({**state(), "2.bias": torch.ones(3, dtype=torch.complex64)}, "complex64"),
+}
+
+
+def check_misfit(what: str) -> None:
+    tensors, words = MISFITS[what]
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(LoadError, match=words) as caught:
+        load_into(model, given(tensors))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("z") <= fit.SHOWN
+    assert same(dict(model.state_dict()), before)
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_a_model_is_loaded_whole_or_not_at_all(what: str) -> None:
+    check_misfit(what)
+
+
+def test_the_model_keeps_its_dtype_and_casts_are_told() -> None:
+    model = network()
+    halves = {n: t.half() if t.is_floating_point() else t for n, t in state().items()}
+    (note,) = load_into(model, given(halves))
+    assert "cast 8 tensors" in note
+    assert "float16 to float32" in note
+    assert same(
+        dict(model.state_dict()), {n: t.float() if t.is_floating_point() else t for n, t in halves.items()}
+    )
+    with pytest.raises(NonFiniteError, match=r"overflows.*float16"):
+        load_into(network().half(), given({**state(), "2.bias": torch.full((3,), 1e6)}))
+
+
+def test_counters_and_tied_names_may_be_missing() -> None:
+    model = network()
+    (note,) = load_into(model, given(without("1.num_batches_tracked")))
+    assert "num_batches_tracked" in note
+    tied = nn.ModuleDict({"embed": nn.Embedding(4, 3), "head": nn.Linear(3, 4, bias=False)})
+    tied["head"].weight = tied["embed"].weight
+    (note,) = load_into(tied, given({"embed.weight": torch.arange(12.0).reshape(4, 3)}))
+    assert "head.weight" in note
+    assert torch.equal(tied["head"].weight, torch.arange(12.0).reshape(4, 3))
+
+
+def test_a_model_without_memory_is_refused() -> None:
+    with pytest.raises(LoadError, match="meta"):
+        load_into(network().to("meta"), given(state()))
+
+
+def test_a_key_is_split_off_unless_the_file_is_called_so(tmp_path: Path) -> None:
+    assert split_key("a/b.pt::model_ema") == ("a/b.pt", "model_ema")
+    assert split_key("a/b.pt") == ("a/b.pt", "")
+    odd = tmp_path / "a::b.pt"
+    odd.write_bytes(b"x")
+    assert split_key(str(odd)) == (str(odd), "")
+
+
+Patch = pytest.MonkeyPatch
+
+
+def unrestricted(patch: Patch) -> None:
+    real = torch.load
+    patch.setattr(torch, "load", lambda path, **kw: real(path, **{**kw, "weights_only": False}))
+
+
+def copy_first(patch: Patch) -> None:
+    def eager(model: nn.Module, tensors: dict[str, Tensor], *rest: object) -> fit.Fit:
+        model.load_state_dict({n: t for n, t in tensors.items() if n == "0.weight"}, strict=False)
+        return real(model, tensors, *rest)  # type: ignore[arg-type]
+
+    real = fit.fit
+    patch.setattr(weights, "fit", eager)
+
+
+BROKEN: dict[str, tuple[Callable[[Patch], None], Callable[[Path], None]]] = {
+    "pickles are run (zip)": (unrestricted, lambda d: check_hostile(d, write_zip, "in the optimizer", ".pt")),
+    "pickles are run (legacy)": (unrestricted, lambda d: check_hostile(d, write_legacy, "alone", ".pt")),
+    "averages are preferred": (
+        lambda patch: patch.setattr(weights, "ENTRIES", ("state_dict_ema", *weights.ENTRIES)),
+        check_entries,
+    ),
+    "NaN passes": (lambda patch: patch.setattr(weights, "_refuse_non_finite", lambda *_: None), check_non_finite),
+    "missing tensors pass": (
+        lambda patch: patch.setattr(fit, "_missing", lambda *_: []),
+        lambda d: check_misfit("a missing tensor"),
+    ),
+    "integers pass": (
+        lambda patch: patch.setattr(fit, "_cast", lambda name, tensor, wanted, file: tensor.to(wanted.dtype)),
+        lambda d: check_misfit("integers for weights"),
+    ),
+    "copied before it is checked": (copy_first, lambda d: check_misfit("a missing tensor")),
+    "all names are shown": (
+        lambda patch: patch.setattr(fit, "SHOWN", 10**6) or patch.setattr(fit, "_cause", lambda *_: ""),
+        lambda d: check_misfit("another architecture"),
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN)
+def test_this_promise_would_notice(breakage: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    do, check = BROKEN[breakage]
+    do(monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(tmp_path)

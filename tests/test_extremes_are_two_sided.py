@@ -1,0 +1,141 @@
+"""Promise: lambda_max and lambda_min lie inside their intervals, and both ends say something. (10 s)"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hessdiag.errors import UsageError
+from hessdiag.operator import ClosureOperator, as_operator
+from hessdiag.spectral import Extremes, extremes, lanczos
+
+
+def dense(eigenvalues: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    size = len(eigenvalues)
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))
+    matrix = torch.from_numpy(basis * np.asarray(eigenvalues) @ basis.T)
+    return ((matrix + matrix.T) / 2).to(dtype)
+
+
+RNG = np.random.default_rng(1)
+TRAINED = np.r_[np.geomspace(1, 30, 10), 0.01 * RNG.normal(size=270), -0.3 * RNG.random(20)]
+SPECTRA = {
+    "trained": TRAINED,
+    "semicircle": 2 * RNG.beta(1.5, 1.5, 200) - 1,
+    "negative definite": -TRAINED - 50,
+    "clustered at the top": np.r_[np.full(3, 2.0), 2 - 1e-6 * np.arange(1, 4), RNG.random(100)],
+    "wide": np.r_[1e6, 1e-6 * RNG.random(80)],
+}
+
+
+def contains(result: Extremes, eigenvalues: np.ndarray) -> bool:
+    high, low = result.lambda_max, result.lambda_min
+    return bool(
+        high is not None
+        and low is not None
+        and high.lo <= eigenvalues.max() <= high.hi
+        and low.lo <= eigenvalues.min() <= low.hi
+    )
+
+
+@pytest.mark.parametrize("max_basis", [None, 12])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_truth_is_inside(name: str, dtype: torch.dtype, max_basis: int | None):
+    torch.set_num_threads(1)
+    matrix = dense(SPECTRA[name], dtype)
+    eigenvalues = np.linalg.eigvalsh(matrix.double().numpy())  # of the matrix as it was rounded
+    result = extremes(matrix, max_basis=max_basis)
+    assert contains(result, eigenvalues)
+    if not result.warnings:
+        radius = np.abs(eigenvalues).max()
+        # rtol is 1e-3; twice that leaves room for the rounding floor of float32 (2e-6 of the radius)
+        assert result.lambda_max is not None and result.lambda_min is not None
+        assert result.lambda_max.hi - result.lambda_max.lo <= 2e-3 * abs(eigenvalues.max())
+        assert result.lambda_min.hi - result.lambda_min.lo <= 2e-3 * radius
+
+
+def test_the_top_is_verified_and_has_no_ghosts():
+    torch.set_num_threads(1)
+    result = extremes(dense(TRAINED), top=5, max_steps=200, rtol=1e-9)
+    truth = np.sort(TRAINED)[::-1][:5]
+    found = np.array([r.value for r in result.top])
+    reach = np.array([r.residual + r.floor for r in result.top])
+    assert (np.abs(found - truth) <= reach).all()
+    assert (np.diff(found) < 0).all()
+    assert result.krylov.orthogonality < 1e-13  # 64 eps and the square root of 100 terms
+
+
+def test_a_run_cut_short_says_so():
+    result = extremes(dense(SPECTRA["semicircle"]), max_steps=5)
+    assert contains(result, SPECTRA["semicircle"])
+    assert len(result.warnings) == 2 and all("max_steps" in text for text in result.warnings)
+
+
+def test_lambda_max_alone_is_cheap_and_counted():
+    op = as_operator(dense(TRAINED))
+    result = extremes(op, which=("max",))
+    assert result.lambda_min is None and result.lambda_max is not None
+    assert result.lambda_max.provenance.products == op.products <= 20
+    assert result.convergence.steps[-1] == op.products - 1
+    assert result.convergence.certificate_max[-1] >= result.convergence.ritz_max[-1]
+
+
+def test_a_restarted_run_holds_no_more_than_its_basis():
+    values = torch.linspace(-1, 1, 200_000, dtype=torch.float32) ** 9
+    values[7] = 5.0
+    op = ClosureOperator(lambda block: values[:, None] * block, 200_000, dtype=torch.float32)
+    result = extremes(op, which=("max",), max_basis=8)
+    assert result.lambda_max is not None
+    assert result.lambda_max.lo <= 5.0 <= result.lambda_max.hi
+    assert result.krylov.basis.shape[0] <= 8
+
+
+@pytest.mark.parametrize("max_basis", [None, 6, 11])
+def test_the_recurrence_holds_through_restarts(max_basis: int | None):
+    matrix = dense(TRAINED)
+    run = lanczos(matrix, steps=40, max_basis=max_basis)
+    left = run.basis @ matrix - torch.from_numpy(run.T) @ run.basis
+    assert run.residual is not None
+    left[-1] -= run.beta * run.residual
+    # products of norm 30 rounded to 2e-16, summed over 40 steps
+    assert float(left.abs().max()) < 1e-12
+    assert run.orthogonality < 1e-13
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"rtol": 0.0}, {"which": ("middle",)}, {"top": 0}, {"failure": 1.0}, {"max_basis": 3}, {"max_steps": 0}],
+    ids=str,
+)
+def test_refusals_are_one_line(arguments: dict):
+    with pytest.raises(UsageError, match=next(iter(arguments)).split("_")[-1]) as refusal:
+        extremes(dense(TRAINED), **arguments)
+    assert "\n" not in str(refusal.value)
+
+
+def without_upper_certificate(result: Extremes) -> Extremes:
+    assert result.lambda_max is not None
+    return dataclasses.replace(
+        result, lambda_max=dataclasses.replace(result.lambda_max, hi=result.lambda_max.value)
+    )
+
+
+def without_lower_certificate(result: Extremes) -> Extremes:
+    assert result.lambda_min is not None
+    return dataclasses.replace(
+        result, lambda_min=dataclasses.replace(result.lambda_min, lo=result.lambda_min.value)
+    )
+
+
+BROKEN = {"no upper certificate": without_upper_certificate, "no lower certificate": without_lower_certificate}
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage):
+    result = extremes(dense(SPECTRA["semicircle"]), max_steps=8)
+    assert contains(result, SPECTRA["semicircle"])
+    assert not contains(breakage(result), SPECTRA["semicircle"])

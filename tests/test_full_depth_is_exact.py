@@ -1,0 +1,141 @@
+"""Promise: where every direction is covered the numbers are exact, breakdown included. (3 s)"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hessdiag.errors import BudgetError
+from hessdiag.results import Metric
+from hessdiag.spectral import (
+    density,
+    effective_rank,
+    extremes,
+    forms,
+    frobenius_squared,
+    lanczos,
+    negative_mass,
+    trace,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def rotated(eigenvalues: np.ndarray) -> torch.Tensor:
+    size = len(eigenvalues)
+    basis, _ = np.linalg.qr(RNG.normal(size=(size, size)))
+    matrix = torch.from_numpy(basis * np.asarray(eigenvalues, dtype=float) @ basis.T)
+    return (matrix + matrix.T) / 2
+
+
+MATRICES = {
+    "two times the identity": 2 * torch.eye(9, dtype=torch.float64),
+    "rank one": torch.ones(8, 8, dtype=torch.float64),
+    "rank one, negative": -torch.ones(8, 8, dtype=torch.float64),
+    "zero": torch.zeros(7, 7, dtype=torch.float64),
+    "one by one": torch.full((1, 1), -3.0, dtype=torch.float64),
+    "repeated": rotated(np.r_[np.full(4, 5.0), np.full(5, -1.0), 2.0]),
+    "swap": torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64),
+    "distinct": rotated(np.linspace(-1, 4, 12)),
+}
+TOLERANCE = 1e-13  # relative to the largest |eigenvalue|: 450 eps for a dozen products and an eigh
+
+
+def exact(result: Metric, true: float, scale: float) -> bool:
+    return abs(result.value - true) <= TOLERANCE * scale and result.lo <= true <= result.hi
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_extremes(name: str):
+    matrix = MATRICES[name]
+    eigenvalues = np.linalg.eigvalsh(matrix.numpy())
+    result = extremes(matrix, max_steps=50)
+    scale = max(np.abs(eigenvalues).max(), 1e-300)
+    assert result.lambda_max is not None and result.lambda_min is not None
+    for found, true in ((result.lambda_max, eigenvalues[-1]), (result.lambda_min, eigenvalues[0])):
+        assert exact(found, true, scale)
+        assert found.hi - found.lo <= TOLERANCE * 10 * scale
+    assert result.krylov.exhausted and not result.warnings
+    assert result.krylov.size <= len(np.unique(eigenvalues.round(9)))
+
+
+@pytest.mark.parametrize("steps", [0, 3, 50])
+@pytest.mark.parametrize("name", MATRICES)
+def test_moments(name: str, steps: int):
+    matrix = MATRICES[name]
+    size, eigenvalues = matrix.shape[0], np.linalg.eigvalsh(matrix.numpy())
+    t1, t2 = eigenvalues.sum(), np.square(eigenvalues).sum()
+    krylov = lanczos(matrix, steps=steps) if steps else None
+    arguments = {"num_probes": size, "krylov": krylov}
+    scale = size * max(np.abs(eigenvalues).max(), np.square(eigenvalues).max())
+    for found, true in ((trace(matrix, **arguments), t1), (frobenius_squared(matrix, **arguments), t2)):
+        assert found.kind == "exact" and found.stderr == 0.0
+        assert abs(found.value - true) <= TOLERANCE * scale
+    rank = effective_rank(matrix, **arguments)
+    assert rank.value == pytest.approx(t1**2 / t2 if t2 else 0.0, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_full_run_needs_no_probes(name: str):
+    matrix = MATRICES[name]
+    krylov = lanczos(matrix, steps=50)
+    left = matrix.shape[0] - krylov.size
+    result = trace(matrix, num_probes=left, krylov=krylov)
+    assert result.kind == "exact"
+    assert result.provenance.products == krylov.products + left
+    assert result.value == pytest.approx(float(matrix.trace()), abs=1e-13 * 40)
+
+
+@pytest.mark.parametrize(
+    "function", [np.exp, np.abs, lambda x: (x > 0.1).astype(float)], ids=["exp", "abs", "step"]
+)
+@pytest.mark.parametrize("steps", [0, 50])
+@pytest.mark.parametrize("name", MATRICES)
+def test_density_is_the_spectrum(name: str, steps: int, function):
+    matrix = MATRICES[name]
+    size, eigenvalues = matrix.shape[0], np.linalg.eigvalsh(matrix.numpy())
+    run = density(_operator(matrix), size, size, 0, lanczos(matrix, steps=steps) if steps else None)
+    nodes, weights = np.array(run.spectrum.merged()).T
+    assert run.exact
+    assert (weights * function(nodes)).sum() == pytest.approx(function(eigenvalues).mean(), abs=1e-11)
+    share = negative_mass(run)
+    assert share.lo - 1e-12 <= (eigenvalues < -1e-9).mean() <= share.hi + 1e-12
+    if name not in ("zero", "rank one", "rank one, negative"):  # eigenvalues within rounding of 0 are undecidable
+        assert share.hi - share.lo < 1e-12
+
+
+def _operator(matrix: torch.Tensor):
+    from hessdiag.operator import as_operator
+
+    return as_operator(matrix)
+
+
+def test_fewer_probes_are_not_called_exact():
+    matrix = MATRICES["distinct"]
+    assert trace(matrix, num_probes=11).kind == "probes"
+    with pytest.raises(BudgetError, match="1 more"):
+        trace(matrix, num_probes=1)
+    assert not forms(_operator(matrix), None, 11, 0).exact
+
+
+BROKEN = {
+    "one eigenvalue missed": lambda result: dataclasses.replace(result, value=result.value - 1.0, lo=-99.0),
+    "a rounding error in float32": lambda result: dataclasses.replace(
+        result, value=result.value * (1 + 1e-7), hi=result.value * 2
+    ),
+    "an interval beside the truth": lambda result: dataclasses.replace(
+        result, value=result.value, lo=result.value, hi=result.value
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage):
+    matrix = MATRICES["distinct"]
+    result = trace(matrix, num_probes=12)
+    true = np.nextafter(np.linspace(-1, 4, 12).sum(), 99)
+    assert exact(result, true, 4.0 * 12)
+    assert not exact(breakage(result), true, 4.0 * 12)

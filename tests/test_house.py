@@ -1,0 +1,135 @@
+"""Promise: data flows one way, only engine/ calls autograd, only cli/ prints, and files stay readable."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hessdiag
+
+ROOT = Path(hessdiag.__file__).parent
+ROOMS = [
+    "errors",
+    "files",
+    "results",
+    "settings",
+    "operator",
+    "samples",
+    "problem",
+    "sources",
+    "engine",
+    "spectral",
+    "analysis",
+    "present",
+    "integrations",
+    "cli",
+]
+FREE = {"__init__", "__main__"}  # the public face looks names up on first use; the command is cli's
+LAZY = {("results", "present")}  # Analysis.plot and _repr_html_ reach up by name, on first use
+LINES, FUNCTION = 260, 70  # docstrings included
+
+
+def files():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_rooms(tree):
+    """Rooms of hessdiag that a file imports, anywhere in it, import_module included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hessdiag."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("hessdiag."))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+            text = ast.unparse(node.args[0]).strip("f'\"")
+            if text.startswith("hessdiag."):
+                yield text.split(".")[1].strip("'\"")
+
+
+def upward(trees):
+    found = []
+    for name, tree in trees:
+        for other in imported_rooms(tree):
+            if name in FREE or other == name or (name, other) in LAZY:
+                continue
+            if ROOMS.index(other) > ROOMS.index(name):
+                found.append((name, other))
+    return found
+
+
+def trees():
+    return [(room(path), ast.parse(path.read_text())) for path in files()]
+
+
+def autograd_outside(trees):
+    words = {"autograd", "create_graph", "jvp", "vjp"}
+    return [
+        (name, node.lineno)
+        for name, tree in trees
+        if name != "engine"
+        for node in ast.walk(tree)
+        if getattr(node, "attr", "") in words or getattr(node, "arg", "") in words
+    ]
+
+
+def prints_outside(trees):
+    return [
+        (name, node.lineno)
+        for name, tree in trees
+        if name != "cli"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) in ("print", "echo")
+    ]
+
+
+def test_every_file_has_a_room():
+    assert {room(path) for path in files()} <= {*ROOMS, *FREE}
+
+
+def test_imports_run_one_way():
+    assert upward(trees()) == []
+
+
+def test_only_the_engine_calls_autograd():
+    assert autograd_outside(trees()) == []
+
+
+def test_only_the_command_line_prints():
+    assert prints_outside(trees()) == []
+
+
+def test_files_and_functions_are_short():
+    long = [f"{p.relative_to(ROOT)}: {n}" for p in files() if (n := len(p.read_text().splitlines())) > LINES]
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > FUNCTION:
+                long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert long == []
+
+
+def test_the_public_face_is_small_and_true():
+    assert len(hessdiag.__all__) <= 25
+    assert all(getattr(hessdiag, name) is not None for name in hessdiag.__all__)
+
+
+BROKEN = {
+    "an upward import": (upward, "spectral", "from hessdiag.analysis import analyze"),
+    "an upward import inside a function": (upward, "errors", "def f():\n    from hessdiag.cli import main"),
+    "an upward import by name": (upward, "spectral", "import_module('hessdiag.present')"),
+    "autograd in the spectral room": (autograd_outside, "spectral", "torch.autograd.grad(a, b)"),
+    "a graph kept elsewhere": (autograd_outside, "sources", "loss.backward(create_graph=True)"),
+    "a print": (prints_outside, "analysis", "print(1)"),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage):
+    check, name, code = breakage
+    assert check([(name, ast.parse(code))])

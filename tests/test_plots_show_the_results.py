@@ -1,0 +1,372 @@
+"""Promise: every plot, table and printed number shows the result it was given, and nothing else.
+
+Oracles: closed-form Gaussians, the two-probe bootstrap (its band is [min, max]), `Spectrum.mass`, pixels of
+matplotlib's own transform. Artists' data are read, not pixels of a rendered image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import colors
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from hessdiag.errors import UsageError
+from hessdiag.present import Plots, notebook, png, reading, svg, terminal_table
+from hessdiag.present.convergence import convergence, convergence_frame
+from hessdiag.present.cumulative import cumulative, cumulative_frame
+from hessdiag.present.density import density, density_frame
+from hessdiag.present.layers import layers, layers_frame
+from hessdiag.present.text import format_interval, format_number
+from hessdiag.results import Analysis, Quadrature, Spectrum
+from tests import example_analysis as example
+
+ANALYSIS = example.build_analysis()
+
+
+def with_id(ax, gid):
+    return [artist for artist in ax.get_children() if artist.get_gid() == gid]
+
+
+def written(ax):
+    return "\n".join(text.get_text() for text in [*ax.texts, ax.title, ax._left_title])
+
+
+def faithful(truth: Analysis, drawn: Analysis) -> bool:
+    """Whether the plots of ``drawn`` show what ``truth`` holds."""
+    return all(check(truth, drawn) for check in (_density, _cumulative, _convergence, _layers))
+
+
+def _density(truth: Analysis, drawn: Analysis) -> bool:
+    ax = density(drawn)
+    spectrum = truth.spectrum
+    (mean,) = with_id(ax, "mean")
+    linthresh = max(spectrum.resolution, 1e-3 * max(abs(node) for node, _ in spectrum.merged()))
+    sigma = density_frame(drawn).attrs["sigma"]
+    x, y = mean.get_data()
+    expected = np.zeros_like(x)
+    for node, weight in spectrum.merged():
+        distance = (decades(x, linthresh) - decades(np.array(node), linthresh)) / sigma
+        expected += weight * np.exp(-0.5 * distance**2) / (sigma * math.sqrt(2 * math.pi))
+    there = np.isfinite(y)
+    (outliers,) = with_id(ax, "outliers")
+    (largest,) = with_id(ax, "lambda_max")
+    (centre,) = with_id(ax, "mean_eigenvalue")
+    share = truth.metrics["negative_mass"].value
+    return (
+        # float64 sums of some hundred terms: 1e-9 is a thousand times their rounding
+        np.allclose(y[there], expected[there], rtol=1e-9)
+        and np.isclose(ax.xaxis.get_transform().linthresh, linthresh)
+        and list(outliers.get_xdata()) == list(spectrum.outliers)
+        and largest.get_xdata()[0] == truth.metrics["lambda_max"].value
+        and np.isclose(centre.get_xdata()[0], truth.metrics["trace"].value / spectrum.dimension)
+        and f"{100 * share:.1f}%" in written(ax)
+    )
+
+
+def _cumulative(truth: Analysis, drawn: Analysis) -> bool:
+    (stairs,) = with_id(cumulative(drawn), "share")
+    x, y = stairs.get_data()
+    floor = 0.5 / truth.spectrum.dimension
+    # the first point is the riser's foot; every seventh corner keeps the oracle's quadratic cost low
+    expected = [truth.spectrum.mass(-math.inf, at) for at in x[1::7]]
+    return bool(np.allclose(y[1::7], np.clip(expected, floor, 1 - floor), atol=1e-12) and y[0] == floor)
+
+
+def _convergence(truth: Analysis, drawn: Analysis) -> bool:
+    lines = {line.get_label(): line.get_ydata() for line in convergence(drawn).lines}
+    (mean,) = with_id(convergence(drawn, of="trace"), "mean")
+    certificate = np.array(truth.convergence.certificate_max)
+    return (
+        np.array_equal(lines["Ritz value, λ_max"], truth.convergence.ritz_max)
+        and np.array_equal(lines["Ritz value, λ_min"], truth.convergence.ritz_min)
+        and np.array_equal(
+            lines["certificate, λ_max"], np.where(np.isinf(certificate), np.nan, certificate), equal_nan=True
+        )
+        and np.array_equal(mean.get_ydata(), truth.convergence.trace_mean)
+        and list(mean.get_xdata()) == list(range(2, 2 + len(truth.convergence.trace_mean)))
+    )
+
+
+def _layers(truth: Analysis, drawn: Analysis) -> bool:
+    ax = layers(drawn)
+    bars, whiskers = ax.containers
+    widths = [layer.trace / layer.size for layer in truth.layers]
+    ends = [(layer.lo / layer.size, layer.hi / layer.size) for layer in truth.layers]
+    segments = [(s[0, 0], s[1, 0]) for s in whiskers.lines[2][0].get_segments()]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    return (
+        np.allclose([bar.get_width() for bar in bars], widths)
+        and np.allclose(segments, ends)
+        and names == [layer.name for layer in truth.layers]
+        and ax.yaxis_inverted()
+    )
+
+
+def decades(values, linthresh):
+    """Axis units of a symlog axis, from its definition."""
+    size = np.maximum(np.abs(values) / linthresh, 1e-300)
+    return np.sign(values) * np.where(size <= 1, size / 0.9, 1 / 0.9 + np.log10(np.maximum(size, 1)))
+
+
+def _spectrum(**changes):
+    return dataclasses.replace(ANALYSIS, spectrum=dataclasses.replace(ANALYSIS.spectrum, **changes))
+
+
+def _metric(name, **changes):
+    changed = dataclasses.replace(ANALYSIS.metrics[name], **changes)
+    return dataclasses.replace(ANALYSIS, metrics={**ANALYSIS.metrics, name: changed})
+
+
+def _history(**changes):
+    return dataclasses.replace(ANALYSIS, convergence=dataclasses.replace(ANALYSIS.convergence, **changes))
+
+
+def _layer(**changes):
+    first, *rest = ANALYSIS.layers
+    return dataclasses.replace(ANALYSIS, layers=(dataclasses.replace(first, **changes), *rest))
+
+
+EMPTY = Quadrature(nodes=(), weights=())
+HISTORY, SPECTRUM = ANALYSIS.convergence, ANALYSIS.spectrum
+BROKEN = {
+    "one probe forgotten": lambda: _spectrum(probes=SPECTRUM.probes[1:]),
+    "the known part forgotten": lambda: _spectrum(known=EMPTY),
+    "an outlier forgotten": lambda: _spectrum(outliers=SPECTRUM.outliers[1:]),
+    "linear zone from the resolution alone": lambda: _spectrum(resolution=0.01),
+    "λ_max at the end of its interval": lambda: _metric("lambda_max", value=ANALYSIS.metrics["lambda_max"].hi),
+    "trace not divided by n": lambda: _spectrum(dimension=1),
+    "another negative mass": lambda: _metric("negative_mass", value=ANALYSIS.metrics["negative_mass"].hi),
+    "Ritz values one step late": lambda: _history(ritz_max=(HISTORY.ritz_max[0], *HISTORY.ritz_max[:-1])),
+    "certificates swapped": lambda: _history(certificate_max=HISTORY.certificate_min),
+    "trace history from the first probe": lambda: _history(
+        trace_mean=HISTORY.trace_mean[1:], trace_half_width=HISTORY.trace_half_width[1:]
+    ),
+    "trace not per parameter": lambda: _layer(size=1),
+    "one whisker one-sided": lambda: _layer(lo=ANALYSIS.layers[0].trace),
+    "layers sorted": lambda: dataclasses.replace(ANALYSIS, layers=ANALYSIS.layers[::-1]),
+}
+
+
+def test_plots_keep_the_promise():
+    assert faithful(ANALYSIS, ANALYSIS)
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage):
+    assert not faithful(ANALYSIS, breakage())
+
+
+def test_a_lone_eigenvalue_is_a_gaussian_of_unit_mass_on_the_axis():
+    spectrum = Spectrum(
+        known=EMPTY, probes=(Quadrature(nodes=(0.5,), weights=(1.0,)),), dimension=10, steps=1, resolution=1e-3
+    )
+    frame = density_frame(spectrum, sigma=0.1)
+    units = decades(frame["eigenvalue"].to_numpy(), 1e-3)
+    # what lies below the floor, a hundredth of this peak, is 0.25% of a Gaussian's mass
+    assert np.trapezoid(frame["mean"].fillna(0.0), units) == pytest.approx(1.0, abs=4e-3)
+    assert frame["mean"].max() == pytest.approx(1 / (0.1 * math.sqrt(2 * math.pi)), rel=2e-2)
+    assert "lo" not in frame  # one probe has no band
+
+
+def test_the_grid_is_uniform_on_the_axis_it_is_drawn_on():
+    ax = density(ANALYSIS)
+    (mean,) = with_id(ax, "mean")
+    pixels = ax.transData.transform(np.column_stack([mean.get_xdata(), np.ones(len(mean.get_xdata()))]))[:, 0]
+    steps = np.diff(pixels)
+    assert steps.min() > 0
+    assert steps.max() / steps.min() == pytest.approx(1.0, abs=1e-6)
+    assert ax.get_xscale() == "symlog"
+    assert ax.get_yscale() == "log"
+
+
+def test_two_probes_have_the_band_from_least_to_most():
+    # a bootstrap of two draws one of them twice with probability 1/4 each, so its 5% and 95% points are they
+    pair = dataclasses.replace(SPECTRUM, probes=SPECTRUM.probes[:2])
+    frame = density_frame(pair)
+    lines = frame[["probe_0", "probe_1"]].fillna(frame.attrs["floor"])
+    np.testing.assert_allclose(frame["lo"], lines.min(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(frame["hi"], lines.max(axis=1), rtol=1e-12)
+    assert (frame["hi"] > 1.01 * frame["lo"]).any()
+
+
+def test_frames_are_what_is_drawn():
+    ax, frame = density(ANALYSIS), density_frame(ANALYSIS)
+    np.testing.assert_array_equal(with_id(ax, "mean")[0].get_ydata(), frame["mean"])
+    for number, line in enumerate(with_id(ax, "probe")):
+        np.testing.assert_array_equal(line.get_ydata(), frame[f"probe_{number}"])
+    assert frame.attrs["floor"] == ax.get_ylim()[0]
+    assert f"{frame.attrs['floor']:.1e}" in written(ax)
+    stairs = with_id(cumulative(ANALYSIS), "share")[0]
+    np.testing.assert_array_equal(stairs.get_xydata(), cumulative_frame(ANALYSIS)[["eigenvalue", "share"]])
+    assert len(layers_frame(ANALYSIS)) == len(layers(ANALYSIS).containers[0])
+    assert list(convergence_frame(ANALYSIS)["step"]) == list(HISTORY.steps)
+
+
+def test_several_spectra_share_grid_and_are_told_apart_without_colour():
+    shown = {name: example.build_analysis(sharpness=s) for name, s in (("a", 1.0), ("_b", 0.4), ("$c$", 3.0))}
+    ax = density(shown)
+    lines = with_id(ax, "mean")
+    assert len({tuple(line.get_xdata()) for line in lines}) == 1
+    assert len({line.get_linestyle() for line in lines}) == 3
+    assert len({line.get_color() for line in lines}) == 3
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "_b", "$c$"]
+    assert set(density_frame(shown)["series"]) == set(shown)
+
+
+def test_the_caption_holds_what_is_needed_to_repeat_the_picture():
+    text = " ".join(density(ANALYSIS).texts[-1].get_text().split())
+    for fact in ("2,410 parameters", "10 probes", "40 steps", "1,024 samples", "float32", "hessian", "seed 0"):
+        assert fact in text
+    assert f"kernel of {density_frame(ANALYSIS).attrs['sigma']:.2g} decades" in text
+
+
+@pytest.mark.parametrize("name", ["density", "cumulative", "convergence", "layers"])
+def test_every_plot_draws_on_the_axes_given_and_leaves_no_global_state(name):
+    given_axes = Figure().add_subplot()
+    assert getattr(Plots(ANALYSIS), name)(ax=given_axes) is given_axes
+    own = getattr(ANALYSIS.plot, name)()
+    assert own.figure is not given_axes.figure
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+HARD = {
+    "negative trace, one probe": example.build_analysis(example.ODD, probes=1, sign=-1.0, tensors=50),
+    "all zero": example.all_zero(),
+    "no settings known": example.without(ANALYSIS, "fingerprint", "metrics", "title"),
+}
+
+
+@pytest.mark.parametrize("analysis", HARD.values(), ids=HARD)
+def test_hard_cases_are_drawn(analysis):
+    for name in ("density", "cumulative", "convergence", "layers"):
+        ax = getattr(analysis.plot, name)()
+        drawing = svg(ax)
+        assert drawing.startswith("<svg")
+        assert not re.search(r"\b(nan|inf)\b", drawing)
+    assert png(ax, dpi=40)[:4] == b"\x89PNG"
+
+
+def test_names_are_shown_as_they_are():
+    ax = density(example.build_analysis(example.ODD, probes=1))
+    assert ax.get_title(loc="left") == example.ODD.replace("\x07", "\N{REPLACEMENT CHARACTER}")
+    assert "<script>" not in svg(ax)
+
+
+def test_more_tensors_than_fit_keep_the_largest_in_network_order():
+    analysis = example.build_analysis(tensors=50)
+    shown = list(layers_frame(analysis)["name"])
+    largest = sorted(analysis.layers, key=lambda layer: -abs(layer.trace))[:40]
+    assert shown == [layer.name for layer in analysis.layers if layer in largest]
+
+
+REFUSED = {
+    "spectrum": (lambda: density(example.without(ANALYSIS, "spectrum")), "--quantities"),
+    "nine": (lambda: density({str(i): ANALYSIS for i in range(9)}), "1 to 8"),
+    "sigma": (lambda: density(ANALYSIS, sigma=0.0), "positive"),
+    "layers": (lambda: layers(example.without(ANALYSIS, "layers")), "--quantities"),
+    "history": (lambda: convergence(example.without(ANALYSIS, "convergence"), of="trace"), "recorded: none"),
+}
+
+
+@pytest.mark.parametrize(("ask", "way_out"), REFUSED.values(), ids=REFUSED)
+def test_what_was_not_measured_is_refused_with_the_way_out(ask, way_out):
+    with pytest.raises(UsageError, match=way_out) as refusal:
+        ask()
+    assert "\n" not in str(refusal.value)
+
+
+NUMBERS = [
+    ((226.5766, 226.5760, 226.5801), "226.577", "[226.576, 226.581]"),
+    ((20.394, 19.966, 20.823), "20.39", "[19.96, 20.83]"),
+    ((2.0e-5, 1.9e-5, 2.2e-5), "2.00×10⁻⁵", "[1.90, 2.20]×10⁻⁵"),
+    ((-0.02, -0.0213, -0.0199), "−0.02000", "[−0.02130, −0.01990]"),
+    ((0.0, 0.0, 0.0), "0", "[0, 0]"),
+    ((31.9179512345, 31.9179512345, 31.9179512345), "31.9180", "[31.9179, 31.9180]"),
+    ((123456789.0, 1.2e8, 1.3e8), "1.235×10⁸", "[1.200, 1.300]×10⁸"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "value", "interval"), NUMBERS)
+def test_digits_are_those_the_interval_justifies(numbers, value, interval):
+    assert format_number(*numbers) == value
+    assert format_interval(*numbers) == interval
+
+
+def parsed(text):
+    body, _, exponent = text.replace("−", "-").replace(",", "").partition("×10")
+    power = int(exponent.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")) or 0)
+    return [float(part) * 10.0**power for part in body.strip("[]").split()]
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
+def test_printed_intervals_never_claim_more_than_the_result(value, half):
+    lo, hi = value - half, value + half
+    low, high = parsed(format_interval(value, lo, hi).replace(", ", " "))
+    slack = 1e-12 * max(abs(lo), abs(hi))  # parsing back multiplies by a power of ten, which rounds
+    assert low <= lo + slack
+    assert high >= hi - slack
+
+
+def test_the_table_holds_every_number_its_kind_and_the_caveats():
+    texts = []
+    for analyses in ({"[red]one": ANALYSIS}, {"[red]one": ANALYSIS, "two": example.all_zero()}):
+        out = io.StringIO()
+        Console(file=out, width=200).print(terminal_table(analyses))
+        texts.append(out.getvalue())
+    for text in texts:
+        for name in ANALYSIS.metrics:
+            assert name in text
+        for shown in ("20.39", "[red]one", "[2.64000, 2.64040]"):
+            assert shown in text
+        assert text.count("Flatter is not better") == 1
+    for shown in ("95% interval over 10 probes", "1.55×", "no guarantee", "± 0.60"):
+        assert shown in texts[0]
+
+
+def test_the_reading_says_what_is_not_a_guarantee():
+    sentences = " ".join(reading(ANALYSIS))
+    for said in ("[2.64000, 2.64040]", "not a minimum", "No guarantee", "ws_upper", "Flatter is not better"):
+        assert said in sentences
+    assert "not measured" in " ".join(reading(example.all_zero()))
+
+
+def test_a_notebook_gets_numbers_and_density_in_its_own_colours():
+    fragment = notebook(ANALYSIS)
+    assert "20.39" in fragment
+    assert "currentColor" in fragment
+    assert "<script" not in fragment
+    assert "<style" not in fragment
+    assert "<svg" not in notebook(example.without(ANALYSIS, "spectrum"))
+    assert ANALYSIS._repr_html_() == fragment
+
+
+def test_one_svg_serves_light_and_dark():
+    drawing = svg(density(ANALYSIS))
+    painted = {colors.to_hex(value) for value in set(_hexes(drawing))}
+    assert "currentColor" in drawing
+    assert not painted & {"#000000", "#ffffff", "#010203"}
+
+
+def _hexes(text):
+    return re.findall(r"(?:fill|stroke): (#[0-9a-fA-F]{6})", text)
+
+
+def test_importing_the_room_imports_nothing_heavy():
+    code = (
+        "import sys, hessdiag.present\n"
+        "print(*{'matplotlib', 'pandas', 'jinja2', 'rich', 'scipy'} & set(sys.modules))"
+    )
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy.stdout.strip() == ""

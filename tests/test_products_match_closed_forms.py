@@ -1,0 +1,125 @@
+"""Promise: products are exact, for H, G and R, in every way they can be formed.
+
+Oracles: closed forms of linear models first, then a dense float64 Hessian written without hessdiag.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.ways import EXACT_WAYS
+from tests import models
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # relative to the largest entry: rounding of 1e3 terms
+CLOSED = {
+    "linear": models.linear_regression,
+    "logistic": lambda: models.softmax_regression(2),
+    "softmax": lambda: models.softmax_regression(3),
+}
+DENSE = {
+    "mlp": models.mlp,
+    "cnn, BatchNorm in evaluation mode": models.cnn,
+    "attention, padded tokens": models.attention,
+    "regression": models.regression,
+}
+
+
+def truth(name):
+    if name in CLOSED:
+        return CLOSED[name]()
+    problem = DENSE[name]()
+    return problem, models.dense_hessian(problem)
+
+
+def off(product, H):
+    return float((product.double() - H).abs().max() / H.abs().max())
+
+
+def misses(op, H):
+    """Largest error over random vectors: a wrong entry anywhere shows in each of them."""
+    V = models.randn(len(H), 3, seed=11)
+    return off(op @ V, H @ V)
+
+
+def operator(problem, kind="hessian", way="retained_graph", dtype=torch.float64, batch_size=7):
+    return Curvature(problem, models.sample(problem, batch_size), kind=kind, way=way, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("way", EXACT_WAYS)
+@pytest.mark.parametrize("name", [*CLOSED, *DENSE])
+def test_hessian(name, way, dtype):
+    problem, H = truth(name)
+    assert misses(operator(problem, way=way, dtype=dtype), H) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("way", EXACT_WAYS)
+@pytest.mark.parametrize("name", [*CLOSED, *DENSE])
+def test_hessian_is_gauss_newton_plus_residual(name, way):
+    problem, H = truth(name)
+    V = models.randn(len(H), 3, seed=11)
+    G, R = (operator(problem, kind, way) @ V for kind in ("ggn", "residual"))
+    assert off(G + R, H @ V) < TOLERANCE[torch.float64]
+    if name in CLOSED:  # linear in the parameters: no residual
+        assert float(R.abs().max()) < 1e-14 * float(G.abs().max())
+
+
+def test_the_gauss_newton_matrix_is_positive_semidefinite():
+    problem, _ = truth("mlp")
+    G = operator(problem, "ggn").dense()
+    assert float(torch.linalg.eigvalsh(G)[0]) > -1e-12 * float(G.abs().max())
+
+
+def test_finite_differences_are_what_they_say():
+    problem, H = truth("mlp")
+    assert misses(operator(problem, way="finite_difference"), H) < 1e-7
+    assert 1e-8 < misses(operator(problem, way="finite_difference", dtype=torch.float32), H) < 2e-2
+
+
+@pytest.mark.parametrize("globs", [("0.*",), ("*.bias",), ("*", "!2.*")])
+def test_a_subset_of_parameters_is_a_block_of_the_hessian(globs):
+    problem, H = truth("mlp")
+    names = problem.parameter_names()
+    sizes = [p.numel() for p in problem.model.parameters()]
+    problem.params = globs
+    kept = torch.cat([torch.full((s,), n in problem.parameter_names()) for n, s in zip(names, sizes, strict=True)])
+    assert off(operator(problem).dense(), H[kept][:, kept]) < TOLERANCE[torch.float64]
+
+
+def test_vectors_blocks_and_scipy_agree():
+    problem, H = truth("softmax")
+    op = operator(problem)
+    V = models.randn(op.size, 3, seed=8)
+    assert off(op @ V, H @ V) < TOLERANCE[torch.float64]
+    assert off(op @ V[:, 0], H @ V[:, 0]) < TOLERANCE[torch.float64]
+    assert off(torch.from_numpy(op.to_scipy() @ V.numpy()), H @ V) < TOLERANCE[torch.float64]
+    assert op.products == 3 + 1 + 3
+
+
+BROKEN = {
+    "batch means are averaged": lambda op: _equal_batches(op),
+    "half of the data is missing": lambda op: op.batches.__delitem__(slice(0, len(op.batches) // 2)),
+    "the Gauss-Newton matrix is given for H": lambda op: setattr(op, "kind", "ggn"),
+    "one weight is off by a thousandth": lambda op: op.function.theta[0].data.view(-1)[0].mul_(1.001),
+}
+
+
+def _equal_batches(op):
+    from hessdiag.engine import ways
+
+    def averaged(function, kind, batch, rows):
+        return ways.retained_graph(function, kind, batch, rows) / function.problem.count(batch)
+
+    op.total_weight = len(op.batches)
+    op.way = "averaged"
+    ways.WAYS["averaged"] = averaged
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage):
+    problem, H = truth("attention, padded tokens")
+    op = operator(problem)
+    breakage(op)
+    assert misses(op, H) > 10 * TOLERANCE[torch.float64]

@@ -1,0 +1,283 @@
+"""Promise: what autograd gets silently wrong is refused, with its cause; healthy models pass. (25 s)
+
+The faults are those of torch 2.13 known to run and to return a wrong second derivative, one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from hessdiag.engine import selftest
+from hessdiag.engine.preflight import preflight, require_sound
+from hessdiag.engine.ways import WAYS
+from hessdiag.errors import MeasurementError
+from hessdiag.problem import Problem
+from tests import models
+
+
+class OnceSquare(Function):
+    """Its backward is numpy to autograd: autograd.grad prunes the node that would complain."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return 2 * x * slope
+
+
+class FusedCrossEntropy(Function):
+    """The gradient is computed in forward and saved detached, as fused kernels do."""
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        n = len(logits)
+        p = logits.softmax(-1)
+        ctx.save_for_backward((p - F.one_hot(targets, logits.shape[1]).to(p)) / n)
+        return -(p[range(n), targets].log().mean())
+
+    @staticmethod
+    def backward(ctx, slope):
+        return ctx.saved_tensors[0] * slope, None
+
+
+class WrongTanh(Function):
+    """Written by hand, wrong by a tenth, differentiable: first and second derivative agree with each other."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return slope * (1 - x.tanh() ** 2) * 1.1
+
+
+class RightTanh(Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return slope * (1 - x.tanh() ** 2)
+
+
+class ScaledLoss(Function):
+    """The loss's gradient is 1.1 times too long everywhere: symmetric, consistent, and wrong."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 1.1 * slope
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Padded(nn.Module):
+    def __init__(self, padding_idx):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4, padding_idx=padding_idx)
+        if padding_idx is not None:
+            torch.nn.init.normal_(self.embed.weight)
+        self.head = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 7))
+
+    def forward(self, tokens):
+        return self.head(self.embed(tokens))
+
+
+def net(middle, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 6), middle, nn.Linear(6, 3)).double()
+    return Problem(model, {"train": (models.randn(20, 5), models.labels(20, 3))}, criterion="cross_entropy")
+
+
+def with_loss(criterion):
+    problem = net(nn.Tanh())
+    return Problem(problem.model, problem.data, criterion=criterion)
+
+
+def fused():
+    return with_loss(lambda outputs, batch: FusedCrossEntropy.apply(outputs, batch[1]))
+
+
+def rms_norm(x):
+    wide = x.float()  # as language models do: their float64 has a rounding floor of float32
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x)
+
+
+def weight_norm():
+    problem = net(nn.Tanh())
+    torch.nn.utils.parametrizations.weight_norm(problem.model[0])
+    return problem
+
+
+def padded(padding_idx):
+    torch.manual_seed(1)
+    tokens = torch.randint(0, 7, (20, 4), generator=models.generator(2))
+    tokens[:, -1] = 0
+    return Problem(
+        Padded(padding_idx).double(), {"train": (tokens, tokens.roll(-1, 1))}, criterion="cross_entropy"
+    )
+
+
+def normed():
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)).double()
+    return Problem(model, {"train": (models.randn(20, 5), models.labels(20, 3))}, criterion="cross_entropy")
+
+
+def reverse_over_forward(function, kind, batch, rows):
+    """The gradient of a directional derivative: wrong through LayerNorm (pytorch#196700)."""
+    theta = tuple(t.detach() for t in function.theta)
+    everything = tuple(range(len(theta)))
+
+    def along(row):
+        pieces = function.split(row)
+        return lambda *tensors: torch.func.jvp(lambda *t: function.total(t, batch), tensors, pieces)[1]
+
+    products = [torch.func.grad(along(row), argnums=everything)(*theta) for row in rows]
+    return torch.stack([function.flat(product) for product in products]).detach()
+
+
+SILENT = {  # name: (problem, what the refusal must name, options of the preflight)
+    "once_differentiable": (lambda: net(Apply(OnceSquare.apply)), "OnceSquare", {}),
+    "fused cross-entropy": (fused, "FusedCrossEntropy", {}),
+    "weight_norm": (weight_norm, "weight_norm", {}),
+    "padding_idx": (lambda: padded(0), "padding_idx = None", {}),
+    "padding_idx, forward mode": (
+        lambda: padded(0),
+        "u·Hv and v·Hu.*padding_idx = None",
+        {"way": "forward_over_reverse"},
+    ),
+    "functional dropout": (
+        lambda: net(Apply(lambda x: F.dropout(x, 0.3, training=True))),
+        "draws random numbers",
+        {},
+    ),
+    "noise in forward": (lambda: net(Apply(lambda x: x + 0.01 * torch.randn_like(x))), "draws random numbers", {}),
+    "backward wrong by hand": (lambda: net(Apply(WrongTanh.apply)), "WrongTanh", {}),
+    "gradient wrong, Hessian consistent": (
+        lambda: with_loss(lambda o, b: ScaledLoss.apply(F.cross_entropy(o, b[1]))),
+        "gradient misses differences of the loss.*ScaledLoss",
+        {},
+    ),
+}
+HEALTHY = {
+    "ReLU": lambda: net(nn.ReLU()),
+    "tanh": models.mlp,
+    "CNN with BatchNorm": models.cnn,
+    "GELU attention": models.attention,
+    "regression": models.regression,
+    "LayerNorm": normed,
+    "embedding without padding_idx": lambda: padded(None),
+    "custom Function of torch operations": lambda: net(Apply(RightTanh.apply)),
+    "trained to a small gradient": lambda: trained(net(nn.ReLU())),
+    "normalises in float32 whatever it is given": lambda: net(Apply(rms_norm)),
+}
+
+
+def trained(problem):
+    x, y = problem.data["train"]
+    optimizer = torch.optim.LBFGS(problem.model.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(problem.model(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    problem.model.zero_grad()
+    return problem
+
+
+def refused(problem, dtype=torch.float64, **options) -> str:
+    """The refusal; empty where there is none."""
+    try:
+        require_sound(preflight(problem, models.sample(problem), dtype=dtype, **options))
+    except MeasurementError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", SILENT)
+def test_a_silent_fault_is_refused_with_its_cause(name, dtype):
+    make, cause, options = SILENT[name]
+    text = refused(make(), dtype, **options)
+    assert re.search(cause, text), text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_model_passes(name, dtype):
+    assert refused(HEALTHY[name](), dtype) == ""
+
+
+def test_without_forward_mode_one_way_is_enough():
+    problem = net(Apply(RightTanh.apply))
+    checked = preflight(problem, models.sample(problem))
+    assert checked.plan.way == "retained_graph"
+    assert "forward_over_reverse does not work here" in checked.plan.reason
+    assert checked.self_test.ways_agree is None
+
+
+def test_a_new_way_is_tested_like_the_others(monkeypatch):
+    monkeypatch.setitem(WAYS, "reverse_over_forward", reverse_over_forward)
+    assert "differ" in refused(normed(), way="reverse_over_forward")
+    assert refused(models.mlp(), way="reverse_over_forward") == ""  # without LayerNorm it is right
+
+
+BROKEN = {
+    "nothing is looked at": {"repeatability": math.inf, "symmetry": math.inf, "finite_difference": math.inf},
+    "no differences": {"finite_difference": math.inf, "slope": math.inf},
+    "no symmetry": {"symmetry": math.inf},
+    "the gradient is trusted": {"slope": math.inf},
+    "limits for perfect arithmetic": {"finite_difference": 1e-16},
+}
+
+
+def promise_holds() -> bool:
+    caught = all(refused(make(), **options) for make, _, options in SILENT.values())
+    return caught and not any(refused(make()) for make in HEALTHY.values())
+
+
+@pytest.mark.parametrize("limits", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(limits, monkeypatch):
+    for name, value in limits.items():
+        monkeypatch.setitem(selftest.LIMITS, name, value)
+    assert not promise_holds()
+
+
+def test_this_promise_would_notice_steps_that_cross_kinks(monkeypatch):
+    monkeypatch.setattr(selftest, "STEPS", (0.1,))
+    assert not promise_holds()

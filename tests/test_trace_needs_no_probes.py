@@ -1,0 +1,426 @@
+"""Promise: where the outputs are piecewise linear the trace is exact; elsewhere its interval covers. (40 s)
+
+Oracle: the dense Hessian in float64, by reverse over reverse, written without hessdiag.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hessdiag.analysis import analyze, traces
+from hessdiag.analysis.traces import ModelTrace, model_trace
+from hessdiag.engine import gauss_newton
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.problem import Problem
+from hessdiag.settings import Settings
+from tests import models
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative; sums of some thousand squares
+SEEDS = 1000
+BAND = (0.93, 0.97)  # the standard error of a coverage of 0.95 over 1,000 seeds is 0.007
+
+
+def one_hot(problem):
+    x, y = problem.data["train"]
+    return Problem(problem.model, {"train": (x, F.one_hot(y, 3).double())}, criterion="mse")
+
+
+def leaky():
+    problem = models.mlp(nn.LeakyReLU)
+    return Problem(problem.model, problem.data, criterion=lambda o, b: F.cross_entropy(o, b[1]))
+
+
+class Twice(nn.Module):
+    """One weight applied twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.shared(self.shared(x)))
+
+
+class Experts(nn.Module):
+    """The second expert is sent positive inputs only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3))
+        self.second = nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return torch.where(x[:, :1] > 0, self.second(x), self.first(x))
+
+
+def problem(model, x=None):
+    x = models.randn(24, 5) if x is None else x
+    return Problem(model.double(), {"train": (x, models.labels(24, 3))}, criterion="cross_entropy")
+
+
+def net(*middle):
+    torch.manual_seed(8)
+    return problem(nn.Sequential(nn.Linear(5, 6), *middle, nn.Linear(6, 3)))
+
+
+def twice():
+    torch.manual_seed(8)
+    return problem(Twice())
+
+
+def ending_in_log_softmax():
+    torch.manual_seed(8)
+    return problem(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3), nn.LogSoftmax(-1)))
+
+
+def experts():
+    torch.manual_seed(8)
+    x = models.randn(24, 5)
+    x[:, 0] = torch.where(torch.arange(24) < 20, -x[:, 0].abs(), x[:, 0].abs())
+    return problem(Experts(), x)
+
+
+PIECEWISE = {
+    "ReLU, cross-entropy": lambda: models.mlp(nn.ReLU),
+    "ReLU, squared error": lambda: one_hot(models.mlp(nn.ReLU)),
+    "leaky ReLU, own criterion": leaky,
+    "CNN with BatchNorm, residual and max-pool": models.cnn,
+    "ReLU with a log-softmax of its own": ending_in_log_softmax,
+    "CNN, squared error": lambda: one_hot(models.cnn()),
+}
+CURVED = {  # name: (problem, the tensors the outputs are not piecewise linear in)
+    "ReLU": (lambda: net(nn.ReLU()), ()),
+    "CNN": (models.cnn, ()),
+    "GELU": (lambda: net(nn.GELU()), ("0.weight", "0.bias")),
+    "tanh, then ReLU": (
+        lambda: net(nn.Tanh(), nn.Linear(6, 6), nn.ReLU()),
+        ("0.weight", "0.bias"),
+    ),
+    "LayerNorm": (lambda: net(nn.LayerNorm(6), nn.ReLU()), ("0.weight", "0.bias")),
+    "a weight used twice": (twice, ("shared.weight",)),
+    "attention": (
+        models.attention,
+        (
+            *("embed.weight", "norm.weight", "norm.bias", "qkv.weight", "qkv.bias", "out.weight", "out.bias"),
+            *("mlp.0.weight", "mlp.0.bias"),
+        ),
+    ),
+    "an expert the first examples do not reach": (
+        experts,
+        ("first.0.weight", "first.0.bias", "second.0.weight", "second.0.bias"),
+    ),
+}
+
+
+def operator(subject, dtype=torch.float64, batch_size=7, **options):
+    return Curvature(subject, models.sample(subject, batch_size), dtype=dtype, **options)
+
+
+@functools.cache
+def diagonal(make) -> torch.Tensor:
+    return models.dense_hessian(make()).diagonal()
+
+
+def blocks(make) -> dict[str, float]:
+    """The trace of every diagonal block."""
+    named = dict(make().model.named_parameters())
+    parts = torch.split(diagonal(make), [p.numel() for p in named.values()])
+    return {name: float(part.sum()) for name, part in zip(named, parts, strict=True)}
+
+
+def measured(subject, dtype=torch.float64, batch_size=7, **settings) -> ModelTrace:
+    found = model_trace(operator(subject, dtype, batch_size), Settings(**settings))
+    assert isinstance(found, ModelTrace), found
+    return found
+
+
+def exact(make, dtype=torch.float64) -> bool:
+    found, true = measured(make(), dtype), float(diagonal(make).sum())
+    right = abs(found.estimate.value - true) <= TOLERANCE[dtype] * abs(true)
+    return found.estimate.kind == "exact" and right and found.estimate.lo <= true <= found.estimate.hi
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_the_trace_of_a_piecewise_linear_network_is_exact(name, dtype):
+    make = PIECEWISE[name]
+    assert exact(make, dtype)
+    found = measured(make(), dtype)
+    assert found.products == found.estimate.provenance.products == 0
+    assert found.estimate.stderr == 0
+    scale = max(map(abs, blocks(make).values()))
+    for layer in found.layers:
+        assert layer.kind == "exact"
+        assert layer.trace == pytest.approx(blocks(make)[layer.name], abs=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CURVED)
+def test_curved_tensors_are_named(name, dtype):
+    make, names = CURVED[name]
+    assert curved_tensors(operator(make(), dtype)) == names
+
+
+def test_probabilities_as_targets_are_as_good_as_labels():
+    hard = models.mlp(nn.ReLU)
+    x, y = hard.data["train"]
+    soft = Problem(hard.model, {"train": (x, F.one_hot(y, 3).double())}, criterion="cross_entropy")
+    assert measured(soft).estimate.value == pytest.approx(measured(hard).estimate.value, rel=1e-12)
+
+
+def test_of_the_gauss_newton_matrix_it_is_exact_everywhere():
+    subject = net(nn.GELU())
+    found = model_trace(operator(subject, kind="ggn"), Settings(operator="ggn"))
+    assert found.estimate.kind == "exact"
+    truth = float(operator(subject, kind="ggn").dense().trace())
+    assert found.estimate.value == pytest.approx(truth, rel=TOLERANCE[torch.float64])
+
+
+def gelu():
+    return net(nn.GELU())
+
+
+def many_words():
+    return models.attention(40)
+
+
+@functools.cache
+def over_seeds(probes: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Value, lo, hi of the GELU network's trace over seeds (seeds, 3), and of its layers (seeds, layers, 3)."""
+    op = operator(gelu(), batch_size=100)
+    curved, G = curved_tensors(op), gauss_newton_trace(op)
+    rows, layers = [], []
+    for seed in range(SEEDS):
+        settings = Settings(seed=seed, probes=probes, density_probes=2)
+        parts = traces._Parts(op, G, curved, traces._residual(op, curved, settings), settings.confidence)
+        estimate = parts.estimate(settings)
+        rows.append((estimate.value, estimate.lo, estimate.hi))
+        layers.append([(layer.trace, layer.lo, layer.hi) for layer in parts.layers()])
+    return np.array(rows), np.array(layers)
+
+
+def honest(rows: np.ndarray, true: float) -> bool:
+    share = ((rows[:, 1] <= true) & (true <= rows[:, 2])).mean()
+    spread = rows[:, 0].std(ddof=1) / math.sqrt(len(rows))
+    unbiased = abs(rows[:, 0].mean() - true) < 4 * spread  # by chance once in 16,000
+    return bool(unbiased and BAND[0] <= share <= BAND[1])
+
+
+def test_with_curved_tensors_the_interval_covers():
+    rows, layers = over_seeds()
+    assert honest(rows, float(diagonal(gelu).sum()))
+    for name, layer in zip(blocks(gelu), layers.swapaxes(0, 1), strict=True):
+        if name in CURVED["GELU"][1]:
+            assert honest(layer, blocks(gelu)[name]), name
+        else:
+            assert layer == pytest.approx(blocks(gelu)[name], rel=1e-10)
+    assert layers[:, :, 0].sum(1) == pytest.approx(rows[:, 0], rel=1e-10)
+
+
+def test_what_the_seeds_showed_is_what_a_user_gets():
+    found = measured(gelu(), seed=5, probes=8, batch_size=100)
+    rows, _ = over_seeds()
+    assert (found.estimate.value, found.estimate.lo, found.estimate.hi) == pytest.approx(tuple(rows[5]), rel=1e-12)
+    assert found.estimate.kind == "probes"
+    assert found.products == 8
+    assert np.mean(found.estimate.per_probe) == pytest.approx(found.estimate.value, rel=1e-12)
+    assert [layer.kind for layer in found.layers] == ["probes", "probes", "exact", "exact"]
+
+
+@functools.cache
+def drawn(draws: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """tr(G) of single draws of labels, over the vocabulary of 40, and of every tensor."""
+    found = gauss_newton_trace(operator(many_words(), batch_size=100), seed=3, draws=draws)
+    assert not found.exact
+    return found.draws.numpy(), found.per_tensor.numpy()
+
+
+@functools.cache
+def gauss_newton_blocks() -> np.ndarray:
+    op = operator(many_words(), kind="ggn", batch_size=100)
+    parts = torch.split(op.dense().diagonal(), [size for _, size in op.layout])
+    return np.array([float(part.sum()) for part in parts])
+
+
+def is_unbiased(values: np.ndarray, true) -> bool:
+    """Within 4.5 standard errors, for all of a dozen tensors: by chance once in 10,000."""
+    spread = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+    return bool((np.abs(values.mean(axis=0) - true) < 4.5 * spread + 1e-12).all())
+
+
+def test_drawn_labels_are_unbiased():
+    whole, tensors = drawn()
+    assert is_unbiased(whole, gauss_newton_blocks().sum())
+    assert is_unbiased(tensors, gauss_newton_blocks())
+    assert tensors.sum(1) == pytest.approx(whole, rel=1e-10)
+
+
+def test_a_vocabulary_has_an_interval_of_both_sources():
+    found = measured(many_words(), confidence=0.9999)
+    true = float(diagonal(many_words).sum())
+    assert found.estimate.lo <= true <= found.estimate.hi
+    assert found.estimate.stderr < 0.1 * true
+    assert "draws of labels, tr(R) from probes inside 9 of 12" in found.estimate.provenance.method
+    for layer in found.layers:
+        assert layer.kind == "probes"
+        assert layer.lo <= blocks(many_words)[layer.name] <= layer.hi
+    assert sum(layer.trace for layer in found.layers) == pytest.approx(found.estimate.value, rel=1e-10)
+
+
+def test_the_interval_of_a_sum_of_two_means_covers():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(SEEDS):
+        value, _, half = traces._sum([rng.normal(1, 1, 16), rng.normal(2, 3, 8)], 0.95)
+        hits += abs(value - 3) <= half
+    assert BAND[0] <= hits / SEEDS <= BAND[1]
+
+
+def per_example(make) -> np.ndarray:
+    """The dense trace on every example alone."""
+    x, y = make().data["train"]
+    single = make()
+    values = []
+    for i in range(len(x)):
+        single.data = {"train": (x[i : i + 1], y[i : i + 1])}
+        values.append(float(models.dense_hessian(single).trace()))
+    return np.array(values)
+
+
+def test_the_error_over_data_is_the_spread_over_examples():
+    def make():
+        return models.mlp(nn.ReLU)
+
+    values = per_example(make)
+    for size in (7, 100):
+        data = measured(make(), batch_size=size).estimate.data
+        assert data.stderr == pytest.approx(values.std(ddof=1) / math.sqrt(len(values)), rel=1e-8)
+        assert (data.blocks, data.method) == (40, "spread over 40 examples")
+        assert data.lo < values.mean() < data.hi
+
+
+def test_with_probes_the_error_over_data_is_the_spread_over_batches():
+    found = measured(gelu(), batch_size=3)
+    values = per_example(gelu).reshape(8, 3).mean(1)
+    assert found.estimate.data.blocks == 8
+    # the probes see every batch alike but not exactly: 32 of them leave 10 %
+    assert found.estimate.data.stderr == pytest.approx(values.std(ddof=1) / math.sqrt(8), rel=0.3)
+
+
+def contrastive(outputs, batch):
+    return F.cross_entropy(outputs / outputs.std(), batch[1])
+
+
+def centred(model, batch):
+    outputs = model(batch[0])
+    return outputs - outputs.mean(0)
+
+
+REASONS = {
+    "batch statistics": (
+        lambda: Problem(net().model, net().data, forward=centred, criterion="cross_entropy"),
+        "outputs depend on the others",
+    ),
+    "a loss over pairs": (
+        lambda: Problem(net().model, net().data, criterion=contrastive),
+        "not the sum over its examples",
+    ),
+    "a loss without outputs": (
+        lambda: Problem(net().model, net().data, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1])),
+        "gives no outputs",
+    ),
+    "a weight of its own": (
+        lambda: Problem(net().model, net().data, criterion=contrastive, weight=lambda b: len(b[1])),
+        "a weight of its own",
+    ),
+    "many outputs and probabilities as targets": (
+        lambda: Problem(
+            nn.Linear(5, 40).double(),
+            {"train": (models.randn(9, 5), torch.full((9, 40), 0.025))},
+            criterion="cross_entropy",
+        ),
+        "per-example gradients fail here",
+    ),
+    "many outputs and squared error": (
+        lambda: Problem(
+            nn.Linear(5, 40).double(), {"train": (models.randn(9, 5), models.randn(9, 40))}, criterion="mse"
+        ),
+        "labels can be drawn for cross_entropy only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_where_examples_cannot_be_taken_apart_the_reason_is_given(name):
+    make, reason = REASONS[name]
+    found = model_trace(operator(make(), batch_size=100), Settings())
+    assert isinstance(found, str)
+    assert reason in found
+    assert "\n" not in found
+
+
+def test_then_the_trace_comes_from_probes_and_says_so():
+    make, reason = REASONS["a loss over pairs"]
+    found = analyze(make(), "trace", batch_size=100)
+    assert any("comes from probes" in note and reason in note for note in found.notes)
+    problem = make()
+    H = operator(problem, batch_size=100).dense()
+    trace = found.metrics["trace"]
+    assert trace.lo <= float(H.trace()) <= trace.hi
+
+
+BROKEN_EXACTLY = {
+    "curvature is overlooked": lambda patch: patch.setattr(traces, "curved_tensors", lambda op: ()),
+    "curvature is measured with a blunt tool": lambda patch: patch.setattr(gauss_newton, "CURVED", 1e3),
+    "one direction of the loss is left out": lambda patch: patch.setattr(
+        gauss_newton, "_loss_curvature", without_a_column(gauss_newton._loss_curvature)
+    ),
+}
+
+
+def without_a_column(original):
+    def changed(*arguments):
+        signs, columns = original(*arguments)
+        return signs[:, 1:], columns[:, 1:]
+
+    return changed
+
+
+@pytest.mark.parametrize("breakage", BROKEN_EXACTLY.values(), ids=BROKEN_EXACTLY)
+def test_this_promise_would_notice(breakage, monkeypatch):
+    breakage(monkeypatch)
+    pretended = measured(gelu()).estimate.kind == "exact" and not exact(gelu)
+    assert pretended or not all(exact(make) for make in PIECEWISE.values())
+
+
+BROKEN = {
+    "four percent bias": lambda rows: 1.04 * rows,
+    "standard error halved": lambda rows: np.c_[rows[:, :1], rows[:, :1] + 0.5 * (rows[:, 1:] - rows[:, :1])],
+    "standard error doubled": lambda rows: np.c_[rows[:, :1], rows[:, :1] + 2 * (rows[:, 1:] - rows[:, :1])],
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_coverage_would_notice(breakage):
+    assert not honest(breakage(over_seeds()[0]), float(diagonal(gelu).sum()))
+
+
+def test_labels_of_the_data_instead_of_the_model_would_be_noticed(monkeypatch):
+    def of_the_data(outputs, piece, generator):
+        leaf = outputs.detach().requires_grad_()
+        loss = F.cross_entropy(leaf.flatten(0, 1), piece[1].flatten(), reduction="sum")
+        (slope,) = torch.autograd.grad(loss, leaf)
+        return torch.ones(len(outputs), 1, dtype=torch.float64), slope[:, None]
+
+    monkeypatch.setattr(gauss_newton, "_drawn_slopes", of_the_data)
+    values = gauss_newton_trace(operator(many_words(), batch_size=100), draws=2).draws.numpy()
+    assert not is_unbiased(values, gauss_newton_blocks().sum())
