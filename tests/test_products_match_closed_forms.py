@@ -13,6 +13,7 @@ from hessdiag.engine.ways import EXACT_WAYS
 from tests import models
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # relative to the largest entry: rounding of 1e3 terms
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CLOSED = {
     "linear": models.linear_regression,
     "logistic": lambda: models.softmax_regression(2),
@@ -40,7 +41,7 @@ def off(product, H):
 def misses(op, H):
     """Largest error over random vectors: a wrong entry anywhere shows in each of them."""
     V = models.randn(len(H), 3, seed=11)
-    return off(op @ V, H @ V)
+    return off((op @ V.to(op.device)).cpu(), H @ V)
 
 
 def operator(problem, kind="hessian", way="retained_graph", dtype=torch.float64, batch_size=7):
@@ -86,6 +87,15 @@ def test_a_subset_of_parameters_is_a_block_of_the_hessian(globs):
     problem.params = globs
     kept = torch.cat([torch.full((s,), n in problem.parameter_names()) for n, s in zip(names, sizes, strict=True)])
     assert off(operator(problem).dense(), H[kept][:, kept]) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["cnn, BatchNorm in evaluation mode", "attention, padded tokens"])
+def test_every_device_at_hand(name, device):
+    """On a machine with CUDA this runs there too, by the same code."""
+    problem, H = truth(name)
+    op = Curvature(problem, models.sample(problem, 7), dtype=torch.float64, device=device)
+    assert misses(op, H) < TOLERANCE[torch.float64]
 
 
 def test_vectors_blocks_and_scipy_agree():

@@ -94,10 +94,12 @@ class Measurement:
         s, op = self.settings, self.operator
         products = planned(self.settings)
         seconds, memory = forecast(self.checked, products)
+        by_outputs = s.wants("trace", "ws_lower", "ws_upper", "effective_rank") and op.problem.has_outputs
+        per_example = ", and per-example gradients for the trace" if by_outputs else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
             f"about {products} products, {_duration(seconds)}, "
-            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})"
+            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})" + per_example
         )
 
     def run(self, progress: Report | None = None) -> Analysis:
@@ -110,7 +112,14 @@ class Measurement:
         begun, before, spent = time.perf_counter(), self.operator.products, self.operator.seconds
         report = progress or (lambda *_: None)
         total = planned(self.settings)
-        self.operator.watch = lambda done: report("products", min(done - before, total), total)
+        furthest = before
+
+        def watch(done: int) -> None:
+            nonlocal furthest
+            furthest = max(furthest, done)  # products with R are counted on top of those with H
+            report("products", min(furthest - before, total), total)
+
+        self.operator.watch = watch
         try:
             found = Sweep(self.operator, self.settings).run()
         finally:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hessdiag.analysis.population import data_error
-from hessdiag.analysis.traces import ModelTrace, model_trace
+from hessdiag.analysis.traces import ModelTrace, contradiction, model_trace, with_trace
 from hessdiag.engine.curvature import Curvature
 from hessdiag.results import (
     Bound,
@@ -44,6 +44,8 @@ from hessdiag.spectral import (
 from hessdiag.spectral.interval import mean_interval
 
 DEFLATION_STEPS = 20  # where no extreme was asked for: 20 steps and 10 probes gave 0.15 % where 30 probes gave 6 %
+BASIS_BYTES = 2 << 30  # a Lanczos basis beyond 2 GiB restarts (thick restart: more products, same certificates)
+FEWEST_VECTORS = 12
 TYPICAL_EXTREMES = 40  # products the extremes take on trained networks, for the forecast
 
 
@@ -104,7 +106,15 @@ class Sweep:
         if not which:
             found.krylov = lanczos(op, steps=min(DEFLATION_STEPS, op.size), seed=s.seed)
             return
-        result = extremes(op, rtol=s.rtol, which=which, top=s.top, seed=s.seed, max_steps=s.max_steps)  # type: ignore[arg-type]
+        result = extremes(
+            op,
+            rtol=s.rtol,
+            which=which,  # type: ignore[arg-type]
+            top=s.top,
+            seed=s.seed,
+            max_steps=s.max_steps,
+            max_basis=self._max_basis(found),
+        )
         found.krylov, found.convergence, found.top = result.krylov, result.convergence, result.top
         found.warnings += result.warnings
         fresh = found.first + result.krylov.products
@@ -120,6 +130,14 @@ class Sweep:
             found.notes.append(
                 f"{len(op.batches)} batches are too few for error bars over data: take a smaller --batch-size"
             )
+
+    def _max_basis(self, found: Found) -> int | None:
+        vectors = BASIS_BYTES // (self.operator.size * self.operator.dtype.itemsize)
+        if vectors >= self.settings.max_steps:
+            return None
+        vectors = max(vectors, FEWEST_VECTORS + self.settings.top)
+        found.notes.append(f"the Lanczos basis holds {vectors} vectors at a time and is restarted")
+        return int(vectors)
 
     def _density(self, found: Found) -> None:
         s = self.settings
@@ -150,13 +168,13 @@ class Sweep:
             found.metrics["trace"] = trace
             found.layers = self._probed_layers(found)
         elif isinstance(trace, Estimate) and trace.kind == "exact":
-            found.warnings += _contradiction(trace, values)
+            found.warnings += contradiction(trace, values)
             values = replace(values, trace=np.full_like(values.trace, trace.value))
         else:
             trace = trace_from(values, confidence=s.confidence)  # of the same probes as tr H²: used jointly
         if not isinstance(trace, Estimate):
             return
-        found.convergence = _with_trace(found.convergence, values, s.confidence)
+        found.convergence = with_trace(found.convergence, values, s.confidence)
         square = frobenius_squared_from(values, confidence=s.confidence)
         rank = effective_rank_from(values, confidence=s.confidence)
         found.metrics |= {"frobenius_squared": square, "effective_rank": rank}
@@ -198,29 +216,6 @@ class Sweep:
             _, lo, hi = mean_interval(values, self.settings.confidence)
             rows.append(Layer(name=name, size=size, trace=float(values.mean()), lo=lo, hi=hi, kind="probes"))
         return tuple(rows)
-
-
-def _with_trace(convergence: Convergence, values: Forms, confidence: float) -> Convergence:
-    samples = values.trace
-    if values.exact or len(samples) < 3 or float(np.ptp(samples)) == 0:
-        return convergence
-    means, halves = [], []
-    for n in range(2, len(samples) + 1):
-        _, lo, hi = mean_interval(samples[:n], confidence)
-        means.append(float(samples[:n].mean()))
-        halves.append((hi - lo) / 2)
-    return replace(convergence, trace_mean=tuple(means), trace_half_width=tuple(halves))
-
-
-def _contradiction(exact: Estimate, values: Forms) -> list[str]:
-    """The exact trace against the probes of the same sweep: independent ways to one number."""
-    if values.exact or len(values.trace) < 8:
-        return []
-    stderr, _, _ = mean_interval(values.trace, 0.95)
-    off = abs(float(values.trace.mean()) - exact.value) / max(stderr, 1e-300)
-    if off <= 7:  # t with 31 degrees of freedom passes 7 once in 10 million
-        return []
-    return [f"the exact trace is {off:.1f} standard errors from the probes': do not trust either, and report this"]
 
 
 def planned(settings: Settings) -> int:

@@ -14,10 +14,11 @@ from torch import Tensor
 from hessdiag.analysis.population import data_error
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.gauss_newton import GaussNewtonTrace, curved_tensors, gauss_newton_trace
-from hessdiag.results import DataError, Estimate, Kind, Layer, Provenance
+from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
-from hessdiag.spectral import rademacher
+from hessdiag.spectral import Forms, rademacher
+from hessdiag.spectral.interval import mean_interval
 
 Array = NDArray[np.float64]
 
@@ -178,3 +179,27 @@ def _sum(sources: list[Array], confidence: float) -> tuple[float, float, float]:
 def _by_batch(per_example: Tensor, operator: Curvature) -> Tensor:
     sizes = [row_count(batch) or 1 for batch in operator.batches]
     return torch.stack([part.sum() for part in torch.split(per_example, sizes)])
+
+
+def with_trace(convergence: Convergence, values: Forms, confidence: float) -> Convergence:
+    """The running mean of the trace forms and half its interval, from the second probe on."""
+    samples = values.trace
+    if values.exact or len(samples) < 3 or float(np.ptp(samples)) == 0:
+        return convergence
+    means, halves = [], []
+    for n in range(2, len(samples) + 1):
+        _, lo, hi = mean_interval(samples[:n], confidence)
+        means.append(float(samples[:n].mean()))
+        halves.append((hi - lo) / 2)
+    return replace(convergence, trace_mean=tuple(means), trace_half_width=tuple(halves))
+
+
+def contradiction(exact: Estimate, values: Forms) -> list[str]:
+    """The exact trace against the probes of the same sweep: independent ways to one number."""
+    if values.exact or len(values.trace) < 8:
+        return []
+    stderr, _, _ = mean_interval(values.trace, 0.95)
+    off = abs(float(values.trace.mean()) - exact.value) / max(stderr, 1e-300)
+    if off <= 7:  # t with 31 degrees of freedom passes 7 once in 10 million
+        return []
+    return [f"the exact trace is {off:.1f} standard errors from the probes': do not trust either, and report this"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature, is_out_of_memory, is_unsupported
-from hessdiag.engine.ways import EXACT_WAYS, WAYS, Kind, depends
+from hessdiag.engine.ways import EXACT_WAYS, WAYS, Kind, depends, gradient
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.problem import Problem
 from hessdiag.samples import divide, draw
@@ -30,12 +30,14 @@ class Plan:
         reason: one line.
         agreement: largest relative difference between the exact ways that ran; None if only one did.
         seconds: trial time per product of each way.
+        gradient_seconds: trial time of a gradient of the same examples.
     """
 
     way: str
     reason: str
     agreement: float | None
     seconds: dict[str, float]
+    gradient_seconds: float = 0.0
 
 
 def hessian(
@@ -97,6 +99,7 @@ def choose(operator: Curvature, *, fixed: bool) -> Plan:
                 if is_out_of_memory(error) or not (is_unsupported(error) or name == "forward_over_reverse"):
                     raise
                 failures[name] = one_line(error, 120)
+        gradient_seconds = _timed(lambda: gradient(operator.function, piece)[None])[1]
     if not results:
         why = "; ".join(f"{name}: {text}" for name, text in failures.items())
         if fixed:
@@ -109,7 +112,7 @@ def choose(operator: Curvature, *, fixed: bool) -> Plan:
         f"--way {way}" if fixed else f"fastest of {', '.join(f'{n} {s * 1e3:.3g} ms' for n, s in seconds.items())}"
     )
     reason += "".join(f"; {name} does not work here" for name in failures)
-    return Plan(way, reason, _agreement(list(results.values())), seconds)
+    return Plan(way, reason, _agreement(list(results.values())), seconds, gradient_seconds)
 
 
 def _require_dependence(operator: Curvature) -> None:

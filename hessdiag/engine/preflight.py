@@ -126,9 +126,8 @@ def forecast(checked: Preflight, products: int) -> tuple[float, float]:
     The memory is what vectors take: parameters, gradient, a block of products in float64, and Lanczos bases.
     """
     operator = checked.operator
-    trial_rows = max(1, min(16, row_count(operator.batches[0]) or 1))
-    per_example = checked.plan.seconds[checked.plan.way] / trial_rows
-    seconds = products * per_example * operator.samples.examples
+    plan = checked.plan
+    seconds = products * checked.gradient_seconds * plan.seconds[plan.way] / max(plan.gradient_seconds, 1e-9)
     element = torch.finfo(operator.dtype).bits // 8
     vectors = operator.size * (3 * element + operator.block * (element + 8) + 100 * element)
     return seconds, float(vectors)
