@@ -55,7 +55,10 @@ def to_markdown(rows: Sequence[Row]) -> str:
 def circumstances() -> str:
     """Command, date, machine and versions."""
     tools = ", ".join(f"{tool} {version(tool)}" for tool in ("hessdiag", *PACKAGES))
-    command = "python -m benchmarks " + " ".join(sys.argv[1:])
+    words = list(sys.argv[1:])
+    if "--data" in words:
+        words[words.index("--data") + 1] = "DIR"  # where the data lie on this machine helps nobody
+    command = "python -m benchmarks " + " ".join(words)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread"
     base = f"torch {torch.__version__}, Python {platform.python_version()}"

@@ -366,3 +366,14 @@ BROKEN = {
 def test_this_promise_would_notice(breakage, name, monkeypatch):
     breakage(monkeypatch)
     assert not named(name)
+
+
+def test_padding_that_the_trial_may_not_see_is_warned_of():
+    """An embedding that masks its gradient, on examples without a pad: measurable, not above suspicion."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4, padding_idx=0), nn.Flatten(), nn.Linear(12, 3)).double()
+    tokens = torch.randint(1, 7, (20, 3), generator=models.generator(2))
+    problem = Problem(model, {"train": (tokens, models.labels(20, 3))}, criterion="cross_entropy")
+    checked = preflight(problem, models.sample(problem))
+    assert not checked.texts("fault")
+    assert any("padding_idx = None" in text for text in checked.texts("warning"))

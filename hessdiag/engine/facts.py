@@ -53,6 +53,13 @@ def model_facts(operator: Curvature) -> list[Finding]:
         facts.append(
             Finding("note", "precision", f"weights are {', '.join(sorted(half))}; measured in {dtype} copies")
         )
+    for name, module in model.named_modules():
+        counts = f"{name}.weight" in operator.function.names
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None and counts:
+            text = (
+                f"{name} masks its gradient at padding_idx, which the self-test sees only where the examples it "
+            )
+            facts.append(Finding("warning", "padding", text + f"tries are padded: set {name}.padding_idx = None"))
     if not operator.problem.has_outputs:
         facts.append(
             Finding("note", "loss", "a loss(model, batch) gives the Hessian only: no G, R or exact trace")
