@@ -19,6 +19,8 @@ from hessdiag.results import Analysis, Cost
 from hessdiag.samples import SampleSet, draw
 from hessdiag.settings import Settings
 
+LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
+
 Report = Callable[[str, int, int], None]
 
 
@@ -96,10 +98,11 @@ class Measurement:
         seconds, memory = forecast(self.checked, products)
         by_outputs = s.wants("trace", "ws_lower", "ws_upper", "effective_rank") and op.problem.has_outputs
         per_example = ", and per-example gradients for the trace" if by_outputs else ""
+        hint = "; a first look: --quantities lambda_max,trace" if seconds > LONG and len(s.quantities) > 2 else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
             f"about {products} products, {_duration(seconds)}, "
-            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})" + per_example
+            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})" + per_example + hint
         )
 
     def run(self, progress: Report | None = None) -> Analysis:
