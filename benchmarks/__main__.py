@@ -29,6 +29,7 @@ HEADS = {
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all rows here.")
 @click.option("--quick", is_flag=True, help="Smoke run on the digits MLP, under a minute, no data needed.")
 @click.option("--only", multiple=True, help="Workloads to run, instead of all (peers, checkpoints, truth).")
+@click.option("--quantity", multiple=True, help="lambda_max or trace, instead of both (peers).")
 @click.option("--keep/--no-keep", default=None, help="Write benchmarks/results (default: unless --quick).")
 def main(
     name: str,
@@ -37,6 +38,7 @@ def main(
     csv_file: Path | None,
     quick: bool,
     only: tuple[str, ...],
+    quantity: tuple[str, ...],
     keep: bool | None,
 ) -> None:
     """Run a benchmark and print its table."""
@@ -49,22 +51,22 @@ def main(
         return
     rows: list[tables.Row] = []
     for chosen in HEADS if name == "all" else (name,):
-        part = _run(chosen, data, quick, only)
+        part = _run(chosen, data, quick, only, quantity)
         rows += part
         text = tables.report(*HEADS[chosen], part)
         click.echo(text)
         if keep or (keep is None and not quick):
-            suffix = "" if not only else "-" + "-".join(only)
+            suffix = "".join(f"-{word}" for word in (*only, *quantity))
             tables.save(truth.RESULTS, chosen + suffix, text, part)
     if csv_file is not None:
         csv_file.write_text(tables.to_csv(rows))
 
 
-def _run(name: str, data: str | None, quick: bool, only: tuple[str, ...]) -> list:
+def _run(name: str, data: str | None, quick: bool, only: tuple[str, ...], quantity: tuple[str, ...]) -> list:
     from benchmarks import checkpoints, coverage, peers, products, startup, wrong
 
     if name == "peers":
-        return peers.run(data, quick, only)
+        return peers.run(data, quick, only, quantity)
     if name == "products":
         return products.run(data, quick, only)
     if name == "checkpoints":

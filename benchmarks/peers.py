@@ -42,13 +42,18 @@ class Cost:
     note: str
 
 
-def run(data: str | None, quick: bool = False, names: Sequence[str] = ()) -> list[Row]:
-    """The table of costs for the chosen workloads."""
+def run(
+    data: str | None, quick: bool = False, names: Sequence[str] = (), quantities: Sequence[str] = ()
+) -> list[Row]:
+    """The table of costs for the chosen workloads and quantities, by default all."""
     names = names or (("digits_mlp",) if quick or data is None else PEER_WORKLOADS)
-    return [row for name in names for row in compare(WORKLOADS[name], data, quick)]
+    chosen = quantities or tuple(GOALS)
+    return [row for name in names for row in compare(WORKLOADS[name], data, quick, chosen)]
 
 
-def compare(workload: Workload, data: str | None, quick: bool = False) -> list[Row]:
+def compare(
+    workload: Workload, data: str | None, quick: bool = False, quantities: Sequence[str] = tuple(GOALS)
+) -> list[Row]:
     """All tools on one workload."""
     one_thread()
     known = truth(workload, data, keep=not quick)
@@ -57,7 +62,7 @@ def compare(workload: Workload, data: str | None, quick: bool = False) -> list[R
     gradient = gradient_seconds(problem, samples.batches)
     case = classification(problem.model, samples.batches)
     rows = []
-    for quantity in GOALS:
+    for quantity in quantities:
         costs = [
             _measure(method, case, known, quick) if installed(method.tool) else _absent(method)
             for method in METHODS
