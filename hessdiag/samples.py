@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,11 +40,6 @@ class SampleSet:
     seed: int
     digest: str
     available: int | None = None
-
-    def divided(self, rows: int) -> SampleSet:
-        """The same samples in batches of at most ``rows``; batches that cannot be cut stay whole."""
-        pieces = [piece for batch in self.batches for piece in divide(batch, rows)]
-        return replace(self, batches=tuple(pieces))
 
 
 def draw(

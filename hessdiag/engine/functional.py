@@ -19,8 +19,6 @@ from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
 from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 
 class _Call(nn.Module):
     """A function of (model, batch) as a module, so that ``functional_call`` can swap the model's tensors."""

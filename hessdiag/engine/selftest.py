@@ -18,7 +18,6 @@ from hessdiag.engine.curvature import Curvature, in_double
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.planner import AGREEMENT, Plan, trial_vectors
 from hessdiag.engine.ways import WAYS, gradient
-from hessdiag.errors import MeasurementError
 from hessdiag.results import SelfTest
 
 LIMITS = {"repeatability": 1e-4, "symmetry": 1e-2, "finite_difference": 1e-2, "slope": 1e-2}
@@ -169,16 +168,6 @@ def _faults(operator: Curvature, numbers: SelfTest, plan: Plan) -> list[Fault]:
         text = f"two exact ways of forming products differ by {plan.agreement:.2g}: {suspects(operator)}"
         faults.append(Fault("ways_agree", text))
     return faults
-
-
-def refuse(faults: tuple[Fault, ...]) -> None:
-    """Stop a measurement whose products are wrong.
-
-    Raises:
-        MeasurementError: there are faults; the text names the first and the likely cause.
-    """
-    if faults:
-        raise MeasurementError(faults[0].text)
 
 
 def suspects(operator: Curvature) -> str:
