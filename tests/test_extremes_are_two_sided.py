@@ -139,3 +139,12 @@ def test_this_promise_would_notice(breakage):
     result = extremes(dense(SPECTRA["semicircle"]), max_steps=8)
     assert contains(result, SPECTRA["semicircle"])
     assert not contains(breakage(result), SPECTRA["semicircle"])
+
+
+def test_top_values_inside_a_continuum_are_warned_of():
+    """A bulk up to 1 below an outlier of 100: values inside it are no single eigenvalues, and it says so."""
+    bulk = torch.linspace(0, 1, 499, dtype=torch.float64)
+    found = extremes(torch.diag(torch.cat([bulk, torch.tensor([100.0], dtype=torch.float64)])), top=5)
+    assert any("continuum" in warning for warning in found.warnings)
+    apart = torch.tensor([100.0, 50.0, 20.0, 10.0, 5.0], dtype=torch.float64)
+    assert not extremes(torch.diag(torch.cat([bulk, apart])), top=5).warnings

@@ -116,7 +116,7 @@ def extremes(
         top=tuple(report.plain(pair) for pair in largest),
         krylov=krylov,
         convergence=watch.convergence(),
-        warnings=(*_missing(watch, rtol, top), *_ghosts(krylov), *_unsettled(largest, rtol * krylov.scale)),
+        warnings=(*_missing(watch, rtol, top), *_ghosts(krylov), *_unsettled(largest, rtol, report.margin)),
     )
 
 
@@ -213,9 +213,10 @@ def rayleigh(vectors: Tensor, images: Tensor) -> list[tuple[float, float]]:
     return pairs
 
 
-def _unsettled(largest: list[tuple[float, float]], allowed: float) -> tuple[str, ...]:
+def _unsettled(largest: list[tuple[float, float]], rtol: float, rounding: float) -> tuple[str, ...]:
     """Verified values whose fresh residual says that they are no eigenvalues yet (ten times the tolerance)."""
-    loose = [number for number, (_, residual) in enumerate(largest, 1) if residual > 10 * allowed]
+    pairs = enumerate(largest, 1)
+    loose = [number for number, (value, residual) in pairs if residual > 10 * (rtol * abs(value) + rounding)]
     if len(largest) < 2 or not loose:
         return ()
     return (f"of the top {len(largest)}, number {loose[0]} and below lie in a continuum: no single eigenvalues",)
