@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hessdiag.analysis.record import environment, fingerprint
-from hessdiag.analysis.sweep import Sweep, planned
+from hessdiag.analysis.sweep import Sweep, planned, uses_trace
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.preflight import Preflight, forecast, preflight, require_sound
 from hessdiag.errors import UsageError
@@ -96,7 +96,7 @@ class Measurement:
         s, op = self.settings, self.operator
         products = planned(self.settings)
         seconds, memory = forecast(self.checked, products)
-        by_outputs = s.wants("trace", "ws_lower", "ws_upper", "effective_rank") and op.problem.has_outputs
+        by_outputs = uses_trace(s) and op.problem.has_outputs
         per_example = ", and per-example gradients for the trace" if by_outputs else ""
         hint = "; a first look: --quantities lambda_max,trace" if seconds > LONG and len(s.quantities) > 2 else ""
         return (

@@ -82,8 +82,7 @@ class Sweep:
     def run(self) -> Found:
         """All quantities asked for; cost as `planned`, plus R products where the trace needs them."""
         s, found = self.settings, Found()
-        uses_trace = s.wants("trace", "ws_lower", "ws_upper", "effective_rank")
-        model = model_trace(self.operator, s) if uses_trace else None
+        model = model_trace(self.operator, s) if uses_trace(s) else None
         if isinstance(model, ModelTrace):
             found.products, found.layers = model.products, model.layers
             found.metrics["trace"] = model.estimate
@@ -227,6 +226,11 @@ def planned(settings: Settings) -> int:
     dense = settings.density_probes * settings.steps if continued else 0
     plain = settings.probes - (settings.density_probes if continued else 0) if _needs_forms(settings) else 0
     return min(run, settings.max_steps) + dense + plain
+
+
+def uses_trace(settings: Settings) -> bool:
+    """Whether something asked for rests on tr H."""
+    return settings.wants("trace", "ws_lower", "ws_upper", "effective_rank")
 
 
 def _needs_forms(settings: Settings, model: ModelTrace | str | None = None) -> bool:
