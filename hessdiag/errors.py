@@ -20,8 +20,18 @@ class BudgetError(UsageError):
     """Too few probes, steps or samples for the uncertainty that was asked for (exit code 2)."""
 
 
+class NothingMatchedError(UsageError):
+    """Globs on parameter names match none (exit code 2; in a check, 3: nothing was measured)."""
+
+
 class ProblemError(UsageError):
     """The factory did not give a usable ``Problem`` (exit code 2)."""
+
+
+class NoVerdictError(HessdiagError):
+    """Nothing was measured that could be compared: neither passed nor failed (exit code 3)."""
+
+    exit_code = 3
 
 
 class LoadError(HessdiagError):

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessdiag.errors import ProblemError, UsageError
+from hessdiag.errors import NothingMatchedError, ProblemError, UsageError
 from hessdiag.samples import row_count
 
 CRITERIA = ("cross_entropy", "mse")
@@ -98,7 +98,7 @@ class Problem:
 
         Raises:
             ProblemError: the model has nothing trainable.
-            UsageError: the globs match nothing.
+            NothingMatchedError: the globs match nothing.
         """
         named = dict(self.bare_model().named_parameters())
         trainable = [n for n, p in named.items() if p.requires_grad and p.is_floating_point()]
@@ -115,7 +115,7 @@ class Problem:
         if not chosen:
             some = ", ".join(trainable[:5]) + (" ..." if len(trainable) > 5 else "")
             msg = f"--params {' '.join(self.params)} matches no trainable parameter; there are {some}"
-            raise UsageError(msg)
+            raise NothingMatchedError(msg)
         return chosen
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:

@@ -2,4 +2,6 @@
 
 import torch
 
+pytest_plugins = ["pytester"]
+
 torch.set_num_threads(1)

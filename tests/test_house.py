@@ -22,6 +22,7 @@ ROOMS = [
     "engine",
     "spectral",
     "analysis",
+    "check",
     "present",
     "integrations",
     "cli",

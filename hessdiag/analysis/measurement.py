@@ -91,6 +91,16 @@ class Measurement:
         """H, or G, on the sample set."""
         return self.checked.operator
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must agree before the result may be compared with another."""
+        return fingerprint(self.operator, self.settings)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where it is measured."""
+        return environment(self.checked)
+
     def forecast(self) -> str:
         """One line: parameters, samples, and the products, time and memory the measurement will take."""
         s, op = self.settings, self.operator
@@ -136,13 +146,13 @@ class Measurement:
             layers=found.layers,
             convergence=found.convergence,
             self_test=checked.self_test,
-            fingerprint=fingerprint(op, self.settings),
+            fingerprint=self.fingerprint,
             cost=Cost(
                 products=op.products - before + found.products,
                 gradients=(op.seconds - spent) / max(checked.gradient_seconds, 1e-9),
                 seconds=time.perf_counter() - begun,
             ),
-            environment=environment(checked),
+            environment=self.environment,
             warnings=(*checked.texts("warning"), *found.warnings, *dict.fromkeys(op.notes)),
             notes=(*checked.texts("note"), *found.notes),
         )

@@ -8,19 +8,25 @@ sample is biased outwards by its own noise, which this does not contain.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from hessdiag.engine.curvature import Curvature
 from hessdiag.results import DataError
+from hessdiag.samples import row_count
 
 Array = NDArray[np.float64]
+Blocks = tuple[Array, Array, Sequence[int]]  # per batch: the quantity, the weight, the examples in it
 
 FEWEST_BLOCKS = 6  # with fewer the t-interval is 2.8 standard errors and more: no help to anyone
 
 
-def data_error(values: Array, weights: Array, centre: float, confidence: float, *, what: str) -> DataError | None:
+def data_error(
+    values: Array, weights: Array, centre: float, confidence: float, *, what: str, batches: Blocks
+) -> DataError | None:
     """The interval of a weighted mean over independent blocks of data.
 
     Args:
@@ -29,6 +35,7 @@ def data_error(values: Array, weights: Array, centre: float, confidence: float, 
         centre: the quantity on the whole sample set.
         confidence: of the interval.
         what: "examples" or "batches".
+        batches: the same per batch, for the record: other checkpoints are compared batch by batch.
 
     Returns:
         The error; None with fewer than 6 blocks that count.
@@ -44,4 +51,24 @@ def data_error(values: Array, weights: Array, centre: float, confidence: float, 
     variance = n / (n - 1) * float(np.square(share * (values - mean)).sum())
     stderr = math.sqrt(variance)
     half = float(student.ppf((1 + confidence) / 2, n - 1)) * stderr
-    return DataError(stderr=stderr, lo=centre - half, hi=centre + half, blocks=n, method=f"spread over {n} {what}")
+    return DataError(
+        stderr=stderr,
+        lo=centre - half,
+        hi=centre + half,
+        blocks=n,
+        method=f"spread over {n} {what}",
+        block_values=tuple(batches[0].tolist()),
+        block_weights=tuple(batches[1].tolist()),
+        block_examples=tuple(batches[2]),
+    )
+
+
+def batch_error(operator: Curvature, values: Array, centre: float, confidence: float) -> DataError | None:
+    """`data_error` of a quantity known per batch, (batches,)."""
+    batches = by_batch(operator, values)
+    return data_error(values, batches[1], centre, confidence, what="batches", batches=batches)
+
+
+def by_batch(operator: Curvature, values: Array) -> Blocks:
+    """Values per batch with the batches' weights and sizes."""
+    return values, operator.weights.numpy(), [row_count(batch) or 1 for batch in operator.batches]

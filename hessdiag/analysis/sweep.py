@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hessdiag.analysis.population import data_error
+from hessdiag.analysis.population import batch_error
 from hessdiag.analysis.traces import ModelTrace, contradiction, model_trace, with_trace
 from hessdiag.engine.curvature import Curvature
 from hessdiag.results import (
@@ -122,8 +122,7 @@ class Sweep:
         if result.lambda_max is None:
             positions = positions[1:]
         for end, position in zip(ends, positions, strict=False):
-            values = op.forms[position].numpy()
-            data = data_error(values, op.weights.numpy(), end.value, s.confidence, what="batches")
+            data = batch_error(op, op.forms[position].numpy(), end.value, s.confidence)
             found.metrics[end.quantity] = replace(end, data=data)
         if ends and all(found.metrics[end.quantity].data is None for end in ends):
             found.notes.append(
@@ -203,8 +202,7 @@ class Sweep:
         parts = self._probed(found, self.operator.forms)
         if parts is None:
             return None
-        weights = self.operator.weights.numpy()
-        return data_error(parts.mean(0), weights, value, self.settings.confidence, what="batches")
+        return batch_error(self.operator, parts.mean(0), value, self.settings.confidence)
 
     def _probed_layers(self, found: Found) -> tuple[Layer, ...]:
         parts = self._probed(found, self.operator.layer_forms)

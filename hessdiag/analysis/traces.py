@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor
 
-from hessdiag.analysis.population import data_error
+from hessdiag.analysis.population import batch_error, by_batch, data_error
 from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.gauss_newton import GaussNewtonTrace, curved_tensors, gauss_newton_trace
+from hessdiag.engine.gauss_newton import LABEL_DRAWS, GaussNewtonTrace, curved_tensors, gauss_newton_trace
 from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
@@ -51,7 +51,8 @@ def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
     """
     if operator.way == "finite_difference":
         return "second derivatives are not to be had here"
-    gauss_newton = gauss_newton_trace(operator, seed=settings.seed)
+    draws = max(LABEL_DRAWS, settings.probes // 2)  # an escalated check must shrink this error too
+    gauss_newton = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
     if isinstance(gauss_newton, str):
         return gauss_newton
     curved = curved_tensors(operator) if operator.kind == "hessian" else ()
@@ -110,6 +111,7 @@ class _Parts:
             confidence=1.0 if exact else self.confidence,
             stderr=stderr,
             per_probe=() if exact else tuple(per_probe.tolist()),
+            per_draw=tuple(draws.tolist()) if probes is not None and not self.G.exact else (),
             provenance=Provenance(
                 method=self.note(),
                 settings=settings_used,
@@ -147,12 +149,12 @@ class _Parts:
 
     def _data(self, value: float) -> DataError | None:
         per_example, counts = self.G.per_example.mean(0), self.G.counts
-        if self.R is None:
-            values = (per_example / counts.clamp(min=1e-300)).numpy()
-            return data_error(values, counts.numpy(), value, self.confidence, what="examples")
-        batches = _by_batch(per_example, self.operator) / self.operator.weights.clamp(min=1e-300)
-        values = batches.numpy() + self.R.batches.mean(0)
-        return data_error(values, self.operator.weights.numpy(), value, self.confidence, what="batches")
+        batches = (_by_batch(per_example, self.operator) / self.operator.weights.clamp(min=1e-300)).numpy()
+        if self.R is not None:
+            return batch_error(self.operator, batches + self.R.batches.mean(0), value, self.confidence)
+        values = (per_example / counts.clamp(min=1e-300)).numpy()
+        parts = by_batch(self.operator, batches)
+        return data_error(values, counts.numpy(), value, self.confidence, what="examples", batches=parts)
 
     def _rounding(self, size: float) -> float:
         """Squares of single-precision gradients: each is off by twice a gradient's rounding."""

@@ -18,6 +18,10 @@ from hessdiag.errors import HessdiagError, MeasurementError, one_line
 VERBS = {
     "analyze": "Measure how sharp a checkpoint is, with error bars.",
     "doctor": "Check that a problem can be measured, and forecast the cost.",
+    "compare": "Compare two checkpoints, in pairs of the same probes and samples.",
+    "check": "Hold a checkpoint against budgets and a baseline; for CI.",
+    "baseline": "Record what a check compares with, or look at what would change.",
+    "init": "Set up the check: measure once, write budgets and a first baseline.",
     "demo": "Train two small networks on digits, measure and compare them.",
     "schema": "Print the JSON Schema of run.json.",
     "completion": "Print the completion script of a shell.",
@@ -28,6 +32,7 @@ HELP = """How sharp is a trained PyTorch checkpoint, and how sure is that number
   hessdiag demo                                           see it work, in a minute
   hessdiag analyze problem.py:cifar -c last.pt -o out/    your own checkpoint
   hessdiag doctor problem.py:cifar                        is it measurable, what will it cost
+  hessdiag init problem.py:cifar -c last.pt               then hessdiag check, in CI
 """
 UNEXPECTED = 4
 INTERRUPTED = 130
@@ -83,21 +88,30 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line in this process.
 
     Returns:
-        The exit code: 0 done, 2 usage, 4 measurement or loading failed, 130 interrupted.
+        The exit code: 0 done, 1 a check failed, 2 usage, 3 no verdict, 4 measurement or loading failed, 130
+        interrupted.
     """
     debug = "--debug" in arguments
     try:
         args = list(arguments) or ["--help"]
         result: Any = cli.main(args=args, prog_name="hessdiag", standalone_mode=False, obj=args)
     except HessdiagError as error:
-        return _refuse(error, str(error), error.exit_code, debug)
+        faults = getattr(error, "faults", ()) or (str(error),)  # a configuration says all of its faults at once
+        for text in faults:
+            code = _refuse(error, text, error.exit_code, debug)
+        return code
     except click.UsageError as error:
         way_out = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         return _refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)
     except click.ClickException as error:
         return _refuse(error, error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort) as error:
-        return _refuse(error, "interrupted; nothing half-written was left behind", INTERRUPTED, debug)
+        return _refuse(
+            error,
+            "interrupted; nothing half-written was left behind, a check goes on from its last scope",
+            INTERRUPTED,
+            debug,
+        )
     except OSError as error:
         return _refuse(error, f"the system refused: {one_line(error)}; --debug shows where", UNEXPECTED, debug)
     except Exception as error:

@@ -228,7 +228,11 @@ def _drawn_slopes(outputs: Tensor, piece: Any, generator: torch.Generator) -> tu
     targets = target_of(piece)
     logits, labels = align_classes(leaf, targets)
     counted = labels != IGNORE_INDEX
-    drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(labels.device)
+    # by inversion: one uniform number an example, whatever the batches, so that like models draw like labels
+    shares = logits.detach().double().softmax(-1).cpu().cumsum(-1)
+    uniform = torch.rand(len(shares), 1, dtype=torch.float64, generator=generator)
+    drawn = torch.searchsorted(shares, uniform * shares[:, -1:], right=True)[:, 0]
+    drawn = drawn.clamp(max=shares.shape[1] - 1).to(labels.device)
     loss = F.cross_entropy(logits[counted], drawn[counted], reduction="sum")
     (slope,) = torch.autograd.grad(loss, leaf)
     return torch.ones(len(outputs), 1, dtype=torch.float64, device=outputs.device), slope[:, None]

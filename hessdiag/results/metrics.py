@@ -44,6 +44,9 @@ class DataError:
     hi: float
     blocks: int  # independent pieces of data behind ``stderr``: examples or batches
     method: str
+    block_values: tuple[float, ...] = ()  # the quantity per batch: what pairs this error with another checkpoint's
+    block_weights: tuple[float, ...] = ()  # what each batch's mean stands for
+    block_examples: tuple[int, ...] = ()  # examples per batch, in the order of the sample set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,8 @@ class Estimate(Metric):
     """A number known exactly, or up to sampling error over probes."""
 
     stderr: float  # same units; 0.0 only where kind is "exact"
-    per_probe: tuple[float, ...] = ()  # unbiased values, one per probe: what makes paired comparison possible
+    per_probe: tuple[float, ...] = ()  # values, one per probe, of mean ``value``: what makes pairs possible
+    per_draw: tuple[float, ...] = ()  # tr(G) per draw of labels where probes see R only: an error of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,7 @@ class Bound(Metric):
     side: Literal["upper", "lower"]
     exact_inputs: bool
     looseness: float | None = None  # bound / measured value of ``of``, where that was measured
+    per_probe: tuple[float, ...] = ()  # linearized, as of `Estimate`
 
 
 def at_least(number: int, needed: int, what: str, why: str) -> None:

@@ -12,7 +12,7 @@ inner and lower ones are nearly empty there. A bound whose traces were estimated
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -191,16 +191,18 @@ class _Inputs:
         down = min(spread * low_s, spread * high_s) - reach - shift
         up = max(spread * low_s, spread * high_s) - reach + shift
         value = centre + reach
+        influence = np.zeros(0)
         if n > 1 and variance > 0:
             slope = v2 / d - 2 * t1 * v1 / d**2  # what each probe says of s²
             # E[√x̂] falls short of √x by Var(x̂)/(8 x^{3/2}); no more than half a standard error is believed.
             error = float(slope.std(ddof=1)) / math.sqrt(n)
             value += spread * min(error**2 / (8 * variance * s), error / (4 * s))
-            _, lo, hi = mean_interval(mean * v1 / d + spread * slope / (2 * s), confidence)
+            influence = mean * v1 / d + spread * slope / (2 * s)
+            _, lo, hi = mean_interval(influence, confidence)
             down, up = down + lo, up + hi
-        return bound(
-            quantity, of, side, (value + down, value, value + up), (self.trace, self.square), measured, confidence
-        )
+        interval = (value + down, value, value + up)
+        found = bound(quantity, of, side, interval, (self.trace, self.square), measured, confidence)
+        return replace(found, per_probe=tuple((value + influence).tolist()))
 
     def _rounding(self) -> float:
         """How far rounding of the inputs can move s²."""

@@ -1,0 +1,174 @@
+"""What a configuration may hold, and every fault of one at once: each at its key, with what is allowed instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from hessdiag.check.budgets import CLAIMS, LEVELS, Claim, Level
+from hessdiag.settings import DTYPES, OPERATORS, WAYS, Settings
+
+SCHEMA = 1
+STRICT = ConfigDict(extra="forbid", strict=True)
+SETTINGS = tuple(field for field in fields(Settings) if field.name != "quantities")
+HINTS = get_type_hints(Settings)
+RunTable: Any = create_model(
+    "RunTable",
+    __config__=STRICT,
+    metrics=(list[str], Field(default_factory=list)),
+    **{field.name: (HINTS[field.name], field.default) for field in SETTINGS},  # type: ignore[call-overload]
+)
+
+
+class BudgetTable(BaseModel):
+    """One budget: ``{ level, min, max, max_increase, max_decrease, abs_floor, claim }``."""
+
+    model_config = STRICT
+    level: Level = "error"
+    min: Any = None
+    max: Any = None
+    max_increase: Any = None
+    max_decrease: Any = None
+    abs_floor: float | None = None
+    claim: Claim = "samples"
+
+
+class CheckTable(BaseModel):
+    """``[tool.hessdiag.check]``."""
+
+    model_config = STRICT
+    baseline: str = "tests/hessdiag-baseline.json"
+    confidence: float | None = None
+    on_unsure: Literal["escalate", "report"] = "escalate"
+    max_probes: int | None = None
+    budgets: dict[str, BudgetTable] = Field(default_factory=dict)
+
+
+class Sheet(BaseModel):
+    """``[tool.hessdiag]``."""
+
+    model_config = STRICT
+    version: int = Field(SCHEMA, alias="schema")
+    problem: str | None = None
+    checkpoint: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    app_dir: str | None = None
+    trust_pickle: bool = False
+    run: RunTable = Field(default_factory=RunTable)
+    check: CheckTable = Field(default_factory=CheckTable)
+
+
+class Fault(NamedTuple):
+    """What is wrong with one key."""
+
+    path: tuple[str, ...]  # below [tool.hessdiag]
+    text: str  # a clause: what is there; what is allowed
+
+
+CHOICES = {
+    "level": LEVELS,
+    "claim": CLAIMS,
+    "operator": OPERATORS,
+    "way": WAYS,
+    "dtype": DTYPES,
+    "on_unsure": ("escalate", "report"),
+}
+WANTED = {
+    "string_type": "text in quotes",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list [...]",
+    "sequence_str": 'a list ["..."]',
+    "is_instance_of": "a list [...]",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+KEYS = {
+    (): tuple("schema" if name == "version" else name for name in Sheet.model_fields),
+    ("check",): tuple(CheckTable.model_fields),
+    ("run",): tuple(RunTable.model_fields),
+}
+TABLES = {(): "above all tables", ("check",): "into the table check", ("run",): "into the table run"}
+ELSEWHERE = {"quantities": "the quantities to record are run.metrics", "tool": "in hessdiag.toml keys stand alone"}
+
+
+def newer(table: Mapping[str, Any]) -> Fault | None:
+    """The one fault of a table written for a later hessdiag: whatever else looks wrong may be right there."""
+    version = table.get("schema")
+    if not isinstance(version, int) or version <= SCHEMA:
+        return None
+    return Fault(("schema",), f"{shown(version)} is newer than the {SCHEMA} this hessdiag reads; update hessdiag")
+
+
+def faults_of_form(table: Mapping[str, Any]) -> tuple[Sheet, list[Fault]]:
+    """What of a table has the right names and types, and a fault for each key that has not."""
+    try:
+        return Sheet.model_validate(table), []
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    rest = _copy(table)
+    for item in found:
+        _drop(rest, item["loc"])
+    faults = [Fault(tuple(map(str, item["loc"])), _said(item)) for item in found]
+    return Sheet.model_validate(rest), faults
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _drop(table: dict[str, Any], loc: tuple[int | str, ...]) -> None:
+    """Take out the key at fault: of a list, all of it."""
+    for key in loc[:-1]:
+        if not isinstance(table.get(str(key)), dict):
+            break
+        table = table[str(key)]
+    else:
+        key = loc[-1]
+    table.pop(str(key), None)
+
+
+def _said(item: Any) -> str:
+    """One of pydantic's errors in the words of this package."""
+    kind, value = item["type"], shown(item["input"])
+    name = str(item["loc"][-1])
+    if kind == "extra_forbidden":
+        return _unknown(tuple(map(str, item["loc"][:-1])), name)
+    if kind == "literal_error":
+        return f"{value}; {hint(str(item['input']), CHOICES[name])}"
+    if kind in ("model_type", "dict_type"):
+        example = ', for example { max_increase = "15%" }' if item["loc"][:2] == ("check", "budgets") else ""
+        return f"{value}; allowed is a table{example}"
+    return f"{value}; allowed is {WANTED.get(kind, item['msg'])}"
+
+
+def _unknown(table: tuple[str, ...], name: str) -> str:
+    allowed = KEYS.get(table, tuple(BudgetTable.model_fields))
+    others = [place for place, keys in KEYS.items() if name in keys and place != table and name not in allowed]
+    if name in ELSEWHERE:
+        return f"no such key; {ELSEWHERE[name]}"
+    if others:
+        return f"no such key here; it belongs {TABLES[others[0]]}"
+    return f"no such key; {hint(name, allowed)}"
+
+
+def hint(name: str, allowed: tuple[str, ...]) -> str:
+    """The nearest allowed name, or all of them."""
+    near = get_close_matches(name, allowed, 1)
+    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value as it would be typed, on one line and not too long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):
+        text = repr(value) if not isinstance(value, int) else "a number too long to show"
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

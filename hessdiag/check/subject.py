@@ -1,0 +1,165 @@
+"""Where a check's numbers come from: a checkpoint measured scope by scope, or measurements made before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from hessdiag.analysis import Measurement
+from hessdiag.check.budgets import METRICS, Scope
+from hessdiag.check.recorded import Entry
+from hessdiag.errors import NothingMatchedError, NoVerdictError, OutputError, UsageError
+from hessdiag.files import write_whole
+from hessdiag.problem import Problem
+from hessdiag.results import Analysis, load_run
+from hessdiag.settings import Settings
+
+Report = Callable[[str, int, int], None]
+COMPUTED_BY = ("hessdiag", "torch", "device", "device_name")
+SURROUNDINGS = (*COMPUTED_BY, "way", "date")
+
+
+class Source(Protocol):
+    """Something that knows the metrics of scopes."""
+
+    def entry(
+        self, scope: Scope, metrics: Collection[str], *, probes: int, rtol: float, confidence: float
+    ) -> Entry:
+        """The metrics of one scope.
+
+        Raises:
+            NoVerdictError: it has none for this scope; the text says why.
+        """
+
+
+class Recordings:
+    """Entries that are there already: a baseline's, or those of runs analyzed before.
+
+    Args:
+        entries: by the scope's label.
+        missing: why a scope that is not among them is not.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], missing: str) -> None:
+        self.entries, self.missing = entries, missing
+
+    @classmethod
+    def of_runs(cls, analyses: Iterable[Analysis], missing: str) -> Recordings:
+        """Runs by the split they were measured on."""
+        return cls({str(a.fingerprint.get("split", "train")): entry_of(a) for a in analyses}, missing)
+
+    def entry(
+        self,
+        scope: Scope,
+        metrics: Collection[str],  # noqa: ARG002
+        *,
+        probes: int,  # noqa: ARG002
+        rtol: float,  # noqa: ARG002
+        confidence: float,  # noqa: ARG002
+    ) -> Entry:
+        """The recorded entry, as it is."""
+        if scope.label not in self.entries:
+            msg = f"{scope.label}: {self.missing}"
+            raise NoVerdictError(msg)
+        return self.entries[scope.label]
+
+
+class Subject:
+    """A checkpoint in its problem: every scope is measured when it is asked for, and only once.
+
+    A finished measurement is kept under ``cache`` by everything it depends on, so that an interrupted check
+    goes on where it was: the unit is one scope with one number of probes.
+
+    Args:
+        problem: with its weights.
+        run: fields of `Settings`, without quantities, confidence.
+        cache: folder of finished measurements; None keeps none.
+        report: of progress, (stage, done, total).
+        say: takes lines for the reader, the forecast of the cost among them.
+        about: title of the checkpoint and sha256 of its file.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        run: Mapping[str, Any],
+        *,
+        cache: Path | None = None,
+        report: Report | None = None,
+        say: Callable[[str], None] | None = None,
+        about: tuple[str, str | None] = ("", None),
+    ) -> None:
+        self.problem, self.run, self.cache = problem, dict(run), cache
+        self.report, self.say, self.about = report, say or (lambda _: None), about
+        self.analyses: dict[str, Analysis] = {}
+        self.products = 0
+
+    def entry(
+        self, scope: Scope, metrics: Collection[str], *, probes: int, rtol: float, confidence: float
+    ) -> Entry:
+        """Measure the metrics of a scope; cost as `hessdiag.analyze` with these quantities."""
+        analysis = self._measured(scope, metrics, probes, rtol, confidence)
+        before = self.analyses.get(scope.label)
+        if before is not None:
+            analysis = replace(analysis, metrics={**before.metrics, **analysis.metrics})
+        self.analyses[scope.label] = analysis
+        return entry_of(analysis)
+
+    def _measured(
+        self, scope: Scope, metrics: Collection[str], probes: int, rtol: float, confidence: float
+    ) -> Analysis:
+        run: dict[str, Any] = {**self.run, "split": scope.split, "probes": probes, "rtol": rtol}
+        run["density_probes"] = min(run.get("density_probes", 8), probes)
+        if scope.glob:
+            run["params"] = (scope.glob, *(g for g in self.run.get("params") or () if g.startswith("!")))
+        quantities = tuple(name for name in METRICS if name in metrics)
+        try:
+            measurement = Measurement(self.problem, Settings(quantities=quantities, confidence=confidence, **run))
+        except NothingMatchedError as error:
+            msg = f"{scope.label}: {error}"
+            raise NoVerdictError(msg) from error
+        file = self._file(measurement, quantities)
+        if file is not None and file.exists():
+            try:
+                found = load_run(file)
+            except UsageError:
+                self.say(f"{file} cannot be read: measured again")
+            else:
+                self.say(f"{scope.label}: taken from {file.name}, measured before; --fresh measures again")
+                return found
+        self.say(f"{scope.label}: {measurement.forecast()}")
+        result = measurement.run(progress=self.report).about(self.about[0], (), self.about[1])
+        self.products += result.cost.products
+        self._keep(file, result)
+        return result
+
+    def _file(self, measurement: Measurement, quantities: tuple[str, ...]) -> Path | None:
+        """Named by everything the numbers depend on: subject, weights, settings, and what computed them."""
+        if self.cache is None:
+            return None
+        subject, surroundings = measurement.fingerprint, measurement.environment
+        computed_by = {key: surroundings[key] for key in (*COMPUTED_BY, "batches")}
+        text = json.dumps([subject, computed_by, quantities, measurement.settings.max_steps], sort_keys=True)
+        return self.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+
+    def _keep(self, file: Path | None, result: Analysis) -> None:
+        if file is None:
+            return
+        try:
+            if not (file.parent / ".gitignore").exists():
+                write_whole(file.parent / ".gitignore", "*\n")
+            write_whole(file, result.to_json())
+        except OutputError as error:  # a read-only checkout can be measured all the same
+            self.say(f"nothing is kept for a next time: {error}")
+
+
+def entry_of(analysis: Analysis, reason: str = "", commit: str | None = None) -> Entry:
+    """A measurement as it is compared or recorded."""
+    env: dict[str, Any] = {key: analysis.environment[key] for key in SURROUNDINGS if key in analysis.environment}
+    if analysis.title:
+        env["checkpoint"] = analysis.title
+    return Entry.of(analysis, reason, {**env, **({"commit": commit} if commit else {})})

@@ -1,0 +1,119 @@
+"""``hessdiag compare``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hessdiag.cli.options import MEASUREMENT, OUTPUT, SAMPLES, load, options, settings
+from hessdiag.cli.output import say
+from hessdiag.cli.progress import display
+from hessdiag.errors import UsageError
+
+if TYPE_CHECKING:
+    from hessdiag.check.comparison import Compared
+    from hessdiag.check.subject import Source
+    from hessdiag.results import Analysis
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--problem", "factory", metavar="FACTORY", help="Measure both checkpoints in this problem.")
+@click.option("-P", "factory_options", metavar="KEY=VALUE", multiple=True, help="Option of the factory.")
+@click.option("--trust-pickle", is_flag=True, help="Let the checkpoints run code. Only for files you made.")
+@click.option("--app-dir", metavar="DIR", help="Where modules are looked for; by default here.")
+@options(SAMPLES, MEASUREMENT)
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write a page of both.")
+@options(OUTPUT)
+def compare(
+    *,
+    first: str,
+    second: str,
+    factory: str | None,
+    factory_options: tuple[str, ...],
+    trust_pickle: bool,
+    app_dir: str | None,
+    html: Path | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,  # noqa: ARG001
+    **measurement: Any,
+) -> None:
+    """Compare FIRST and SECOND in pairs: same samples, same probes.
+
+    They are two folders of analyze -o; or, with --problem, two checkpoints, measured here.
+    """
+    asked = settings(**measurement)
+    if factory is None:
+        _require_runs(first, second)
+    with redirect_stdout(sys.stderr), display(quiet=quiet or as_json) as report:
+        from hessdiag.check.budgets import METRICS, Scope
+        from hessdiag.check.comparison import compare as compared
+        from hessdiag.check.subject import Recordings, Subject
+        from hessdiag.results import load_run
+
+        sources: list[Source] = []
+        analyses: dict[str, Analysis] = {}
+        scope = Scope(asked.split)
+        if factory is None:
+            runs = [load_run(path) for path in (first, second)]
+            scope = Scope(str(runs[0].fingerprint.get("split", asked.split)))
+            sources += [Recordings.of_runs([run], "the other was measured on it") for run in runs]
+            analyses = dict(zip((first, second), runs, strict=True))
+        else:
+            for checkpoint in (first, second):
+                built = load(factory, checkpoint, factory_options, trust_pickle, app_dir)
+                say(built.notes, quiet=quiet or as_json)
+                run = {
+                    k: v for k, v in measurement.items() if k not in ("quantities", "confidence", "rtol", "probes")
+                }
+                about = (checkpoint, built.weights.sha256 if built.weights else None)
+                say_line = _sayer(quiet=quiet or as_json)
+                sources.append(Subject(built.problem, run, report=report, say=say_line, about=about))
+        metrics = [name for name in METRICS if name in asked.quantities]
+        wanted = {"probes": asked.probes, "rtol": asked.rtol, "confidence": asked.confidence}
+        rows = compared(sources[0], sources[1], scope, metrics, wanted)
+        for source, name in zip(sources, (first, second), strict=True):
+            if isinstance(source, Subject):
+                analyses[name] = source.analyses[scope.label]
+    if as_json:
+        click.echo(json.dumps({"first": first, "second": second, "metrics": [row.to_dict() for row in rows]}))
+    else:
+        _show(rows, first, second)
+    if html is not None:
+        from hessdiag.files import write_whole
+        from hessdiag.present import page
+
+        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
+        say([f"written: {write_whole(html, page(analyses, command))}"], quiet=quiet)
+
+
+def _sayer(*, quiet: bool) -> Any:
+    return lambda line: say([line], quiet=quiet)
+
+
+def _require_runs(*paths: str) -> None:
+    for path in paths:
+        if Path(path).suffix not in ("", ".json"):
+            msg = (
+                f"compare {path}: to measure checkpoints give --problem FACTORY; or name two folders of analyze -o"
+            )
+            raise UsageError(msg)
+
+
+def _show(rows: list[Compared], first: str, second: str) -> None:
+    from rich.console import Console
+
+    from hessdiag.check.writers import comparison
+
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    with console.capture() as shown:
+        console.print(comparison(rows, first, second))
+    click.echo(shown.get(), nl=False)

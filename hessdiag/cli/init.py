@@ -1,0 +1,155 @@
+"""``hessdiag init``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hessdiag.cli.options import FACTORY, PROBLEM
+from hessdiag.cli.options import options as on_command
+from hessdiag.cli.output import say
+from hessdiag.errors import UsageError
+
+if TYPE_CHECKING:
+    from hessdiag.check.recorded import Entry, Recorded
+
+DEFAULT_METRICS = ("lambda_max", "trace")
+LEAST = 0.10  # of the value; the habit of codecov, asv and Lighthouse
+HALF_WIDTHS = 3  # a limit nearer than this to the noise would often be undecided
+SNIPPETS = """
+GitHub Actions, in a job that has installed your project and torch:
+
+      - run: pip install hessdiag && hessdiag check -o junit=hessdiag.xml
+
+GitLab CI:
+
+  sharpness:
+    script: [pip install hessdiag, hessdiag check -o junit=hessdiag.xml -o openmetrics=metrics.txt]
+    artifacts: {{when: always, reports: {{junit: hessdiag.xml, metrics: metrics.txt}}}}
+
+Commit {config} and {baseline}; when a change is meant: hessdiag baseline update --reason "..."
+"""
+
+
+@click.command(epilog=FACTORY)
+@on_command(PROBLEM)
+@click.option("--metrics", default=",".join(DEFAULT_METRICS), show_default=True, metavar="A,B", help="To budget.")
+@click.option("--samples", type=int, metavar="N", help="Examples to measure on.  [1024, or all]")
+@click.option("--split", default="train", show_default=True, help="Which of the problem's data.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Names every random stream.")
+@click.option("--device", help="cpu, cuda, cuda:1.  [where the model is]")
+@click.option("--baseline", default="tests/hessdiag-baseline.json", show_default=True, help="Recorded values.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
+@click.option("--debug", is_flag=True, help="Show the traceback of a refusal.")
+def init(
+    *,
+    factory: str,
+    checkpoint: str | None,
+    options: tuple[str, ...],
+    trust_pickle: bool,
+    app_dir: str | None,
+    metrics: str,
+    samples: int | None,
+    split: str,
+    seed: int,
+    device: str | None,
+    baseline: str,
+    quiet: bool,
+    debug: bool,  # noqa: ARG001
+) -> None:
+    """Set up the check of a repository: measure once, write budgets and the first baseline."""
+    from hessdiag.check.render import append_to, render
+    from hessdiag.files import require_writable, write_whole
+    from hessdiag.sources.spec import parse_options
+
+    target = _target(Path(baseline))
+    prefix = ("tool", "hessdiag") if target.name == "pyproject.toml" else ()
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    given: dict[str, Any] = {"samples": samples, "split": split, "seed": seed}
+    run = {key: value for key, value in given.items() if value is not None}
+    table: dict[str, Any] = {"schema": 1, "problem": factory}
+    optional = {"checkpoint": checkpoint, "options": parse_options(options), "app_dir": app_dir}
+    table |= {key: value for key, value in optional.items() if value}
+    table |= {"trust_pickle": True} if trust_pickle else {}
+    trial = {
+        **table,
+        "run": run,
+        "check": {"baseline": baseline, "budgets": {n: {"max_increase": 0} for n in names}},
+    }
+    require_writable(target.parent)
+    entry = _first_look(trial, device, quiet)
+    limits = {name: _limits(name, entry.metrics[name]) for name in names}
+    comments = {n: _comment(entry.metrics[n]) for n in names}
+    run["samples"] = int(entry.fingerprint["samples"])
+    check = {"baseline": baseline, "confidence": 0.95, "max_probes": 128, "budgets": limits}
+    block = render({**table, "run": run, "check": check}, comments, prefix=prefix)
+    from hessdiag.check.baseline import updated
+
+    text = append_to(target, block) if target.exists() else block
+    updated(Path(baseline), {split: entry})
+    write_whole(target, text)
+    click.echo(block, nl=False)
+    say([f"written: {target} and {baseline}"], quiet=quiet)
+    click.echo(SNIPPETS.format(config=target, baseline=baseline), nl=False)
+
+
+def _target(baseline: Path) -> Path:
+    """Where the configuration goes: pyproject.toml if there is one; refused where one is configured already."""
+    from hessdiag.check.config import find_config
+
+    try:
+        there = find_config()
+    except UsageError:
+        there = None
+    if there is not None and there.parent == Path.cwd():
+        msg = f"{there.name} configures hessdiag already: change it there, then hessdiag baseline update --reason"
+        raise UsageError(msg)
+    if baseline.exists():
+        msg = f"--baseline {baseline} is there already: delete it, or name another file"
+        raise UsageError(msg)
+    return Path("pyproject.toml") if Path("pyproject.toml").exists() else Path("hessdiag.toml")
+
+
+def _first_look(trial: dict[str, Any], device: str | None, quiet: bool) -> Entry:
+    """Measure as ``baseline update`` will, with a configuration that exists nowhere yet."""
+    import os
+    import tempfile
+
+    from hessdiag.check.config import load_config
+    from hessdiag.check.render import render
+    from hessdiag.cli.baseline import record
+    from hessdiag.files import write_whole
+
+    handle, name = tempfile.mkstemp(suffix=".toml", prefix=".hessdiag-init-", dir=".")
+    os.close(handle)
+    file = Path(name)
+    try:
+        write_whole(file, render(trial, prefix=()))
+        config = load_config(file, {"run.device": device})
+        return next(iter(record(config, "initial", fresh=False, quiet=quiet).values()))
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _limits(name: str, measured: Recorded) -> dict[str, Any]:
+    """A tolerance no noise exceeds: 10%, or 3 half-widths; absolute where the value may be zero."""
+    half = (measured.hi - measured.lo) / 2
+    kind = "max_decrease" if name in ("lambda_min", "ws_lower") else "max_increase"
+    if measured.lo <= 0 <= measured.hi:
+        floor = _upwards(max(HALF_WIDTHS * half, 1e-6))
+        return {"level": "error", kind: floor}
+    percent = math.ceil(100 * max(LEAST, HALF_WIDTHS * half / abs(measured.value)))
+    return {"level": "error", kind: f"{percent}%", "abs_floor": _upwards(1e-3 * abs(measured.value))}
+
+
+def _upwards(number: float) -> float:
+    """To one significant digit, never less."""
+    step = 10.0 ** math.floor(math.log10(number)) if number > 0 else 1e-6
+    return float(f"{math.ceil(number / step) * step:.1g}")
+
+
+def _comment(measured: Recorded) -> str:
+    return f"measured {measured.value:.5g} [{measured.lo:.5g}, {measured.hi:.5g}]"
