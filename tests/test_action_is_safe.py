@@ -150,10 +150,12 @@ def test_nothing_measured_is_not_passed(tmp_path):
 
 
 def test_the_real_check_ends_as_it_should(tmp_path):
-    """An empty folder has no configuration: usage, 2; and the annotation names the way out."""
+    """A configuration without a problem is a fault of usage, 2; nothing is measured."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "hessdiag.toml").write_text("schema = 1\n")
     ended = run(tmp_path, "check", real=True)
     assert (ended.code, ended.outputs["verdict"]) == (2, "misconfigured")
-    assert "hessdiag init" in ended.said
+    assert "problem: is missing" in ended.said
 
 
 def test_arguments_arrive_as_they_were_written(tmp_path):

@@ -276,6 +276,15 @@ def test_interrupted_it_goes_on_where_it_was(repository: Path, monkeypatch) -> N
     assert measured == ["train", "test", "test", "train", "test"]
 
 
+def test_what_was_measured_of_other_code_is_not_taken_again(repository: Path) -> None:
+    code, _, _ = call("check")
+    assert code == 0
+    edit("nn.Tanh()", "nn.Softplus()", "problem.py")()
+    assert call("check")[0] == 4  # the same weights, another function
+    edit("nn.Softplus()", "nn.Tanh()", "problem.py")()
+    assert call("check")[0] == 0
+
+
 def test_a_read_only_tree_can_be_checked(repository: Path, monkeypatch) -> None:
     def refuse(path, content):
         raise OutputError(f"cannot write {path}: read-only")

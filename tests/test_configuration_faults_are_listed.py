@@ -311,7 +311,7 @@ CHECKS = st.builds(lambda named, budgets: named | {"budgets": budgets}, NAMED, B
 def test_whatever_stands_there_is_a_configuration_or_faults(
     tmp_path_factory: pytest.TempPathFactory, top: Any, run: Any, check: Any, flags: Any
 ) -> None:
-    file = tmp_path_factory.getbasetemp() / "hessdiag.toml"
+    file = tmp_path_factory.mktemp("any") / "hessdiag.toml"
     file.write_text(render.render({"problem": "p.py:f"} | top | {"run": run, "check": check}, prefix=()))
     try:
         read = load_config(file, flags)

@@ -33,13 +33,18 @@ def intervals(draw):
 
 @st.composite
 def recorded(draw):
-    value, spread = draw(st.sampled_from((1.0, -1.0, 100.0)) | numbers), draw(st.sampled_from((0.0, 0.01, 0.3, 2.0)))
+    value, spread = (
+        draw(st.sampled_from((1.0, -1.0, 100.0)) | numbers),
+        draw(st.sampled_from((0.0, 0.01, 0.3, 2.0))),
+    )
     probes = tuple(value * (1 + spread * x) for x in draw(st.lists(st.floats(-1, 1), min_size=0, max_size=9)))
     kind = "probes" if len(probes) > 3 else "ritz"
     probes = probes if kind == "probes" else ()
     value = math.fsum(probes) / len(probes) if probes else value * draw(st.floats(0.5, 2))
     below, above = (abs(value) * spread * draw(st.floats(0, 1)) for _ in range(2))
-    metric = Recorded(value=value, lo=value - below, hi=value + above, kind=kind, confidence=0.95, per_probe=probes)
+    metric = Recorded(
+        value=value, lo=value - below, hi=value + above, kind=kind, confidence=0.95, per_probe=probes
+    )
     return replace(metric, dtype="float64")
 
 
@@ -49,7 +54,9 @@ def mirrored(metric):
 
 
 def verdict_of(limit, base, new, floor=None, claim="samples"):
-    budget = Budget(key="trace", metric="trace", scope=Scope("train"), limits=(limit,), abs_floor=floor, claim=claim)
+    budget = Budget(
+        key="trace", metric="trace", scope=Scope("train"), limits=(limit,), abs_floor=floor, claim=claim
+    )
     (row,) = decide(budget, Evidence(measured=new, baseline=base))
     return row
 
@@ -94,7 +101,9 @@ def test_limits_on_both_sides_of_one_number_do_not_both_fail(interval, limit):
 @given(limits(), recorded(), recorded(), sizes, st.none() | sizes)
 def test_a_looser_limit_never_decides_harder(limit, base, new, by, floor):
     rank = RANK[verdict_of(limit, base, new, floor or (1.0 if limit.relative else None)).verdict]
-    assert RANK[verdict_of(looser(limit, by), base, new, floor or (1.0 if limit.relative else None)).verdict] >= rank
+    assert (
+        RANK[verdict_of(looser(limit, by), base, new, floor or (1.0 if limit.relative else None)).verdict] >= rank
+    )
 
 
 @many
@@ -174,7 +183,9 @@ def widest(interval, limit):
 
 def row_with(verdict, **fields):
     chosen = {"threshold": 0.1, "limit_kind": "max_increase", "level": "error", **fields}
-    return Row(budget="trace", metric="trace", scope="train", limit="≤ +10%", relative=True, verdict=verdict, **chosen)
+    return Row(
+        budget="trace", metric="trace", scope="train", limit="≤ +10%", relative=True, verdict=verdict, **chosen
+    )
 
 
 def test_of_two_conditions_one_suffices():
@@ -241,6 +252,12 @@ BROKEN = {
         deciding,
         "either",
         lambda one, other: FAIL if FAIL in (one, other) else one,
+        test_a_row_agrees_with_what_it_shows,
+    ),
+    "the floor tightens": (
+        deciding,
+        "either",
+        lambda one, other: min(one, other, key=RANK.get) if other is not FAIL else one,
         test_a_floor_only_loosens,
     ),
     "shares of zero": (deciding, "needs_floor", lambda budget, base: False, None),

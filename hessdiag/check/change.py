@@ -124,7 +124,7 @@ def _pairs(base: Recorded, new: Recorded) -> list[tuple[Array, Array]] | None:
 
 
 def _probed(metric: Recorded, drawn: int) -> Array:
-    """Samples per probe as they would be with the first ``drawn`` draws: what more draws moved pairs with nothing."""
+    """Samples per probe as with the first ``drawn`` draws only: what more draws moved pairs with nothing."""
     moved = float(np.mean(metric.per_draw[:drawn]) - np.mean(metric.per_draw)) if metric.per_draw else 0.0
     return np.asarray(metric.per_probe, dtype=np.float64) + moved
 

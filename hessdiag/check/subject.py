@@ -143,7 +143,9 @@ class Subject:
             return None
         subject, surroundings = measurement.fingerprint, measurement.environment
         computed_by = {key: surroundings[key] for key in (*COMPUTED_BY, "batches")}
-        text = json.dumps([subject, computed_by, quantities, measurement.settings.max_steps], sort_keys=True)
+        # the fingerprint does not see the model's code: the same weights in another function have another loss
+        code = [f"{surroundings[key]:.6g}" for key in ("loss", "gradient_norm")]
+        text = json.dumps([subject, computed_by, code, quantities, measurement.settings.max_steps], sort_keys=True)
         return self.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
     def _keep(self, file: Path | None, result: Analysis) -> None:
