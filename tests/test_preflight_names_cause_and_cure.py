@@ -13,7 +13,7 @@ from torch import nn
 
 from hessdiag.engine import preflight as room
 from hessdiag.engine.preflight import preflight, require_sound
-from hessdiag.errors import MeasurementError, NonFiniteError, ProblemError, UsageError
+from hessdiag.errors import MeasurementError, NonFiniteError, NothingMatchedError, ProblemError, UsageError
 from hessdiag.problem import Problem
 from tests import models
 
@@ -217,7 +217,7 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
     "a glob that matches nothing": (
         lambda: problem(params=("encoder.*",)),
         {},
-        UsageError,
+        NothingMatchedError,
         "--params encoder.* matches no trainable parameter; there are 0.weight, 0.bias",
     ),
     "offloaded weights": (
