@@ -7,7 +7,7 @@ widens intervals: probes pair by their common beginning.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,9 +175,18 @@ def _half_width(recorded: Recorded) -> float:
 
 def _on_common_probes(old: Recorded, new: Recorded) -> tuple[float, float]:
     shared = min(len(old.per_probe), len(new.per_probe))
-    if not shared or len(old.per_probe) == len(new.per_probe):
+    drawn = min(len(old.per_draw), len(new.per_draw))
+    if not shared or (len(old.per_probe), len(old.per_draw)) == (len(new.per_probe), len(new.per_draw)):
         return old.value, new.value
-    return math.fsum(old.per_probe[:shared]) / shared, math.fsum(new.per_probe[:shared]) / shared
+    first, second = (
+        math.fsum(side.per_probe[:shared]) / shared + _mean(side.per_draw[:drawn]) - _mean(side.per_draw)
+        for side in (old, new)
+    )
+    return first, second
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def _scale(name: str, *entries: Entry) -> float:
