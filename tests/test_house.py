@@ -21,9 +21,11 @@ ROOMS = [
     "sources",
     "engine",
     "spectral",
+    "closed_form",
     "analysis",
     "check",
     "present",
+    "regularizers",
     "integrations",
     "cli",
 ]

@@ -20,14 +20,14 @@ DEFAULT_METRICS = ("lambda_max", "trace")
 LEAST = 0.10  # of the value; the habit of codecov, asv and Lighthouse
 HALF_WIDTHS = 3  # a limit nearer than this to the noise would often be undecided
 SNIPPETS = """
-GitHub Actions, in a job that has installed your project and torch:
+GitHub Actions, in a job that has installed your project, torch and hessdiag:
 
-      - run: pip install hessdiag && hessdiag check -o junit=hessdiag.xml
+      - run: hessdiag check -o junit=hessdiag.xml
 
 GitLab CI:
 
   sharpness:
-    script: [pip install hessdiag, hessdiag check -o junit=hessdiag.xml -o openmetrics=metrics.txt]
+    script: [hessdiag check -o junit=hessdiag.xml -o openmetrics=metrics.txt]
     artifacts: {{when: always, reports: {{junit: hessdiag.xml, metrics: metrics.txt}}}}
 
 Commit {config} and {baseline}; when a change is meant: hessdiag baseline update --reason "..."

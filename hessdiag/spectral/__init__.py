@@ -1,7 +1,7 @@
 """From products to numbers: never sees a model, works on any symmetric operator."""
 
 from hessdiag.spectral.bounds import WS, wolkowicz_styan, wolkowicz_styan_of
-from hessdiag.spectral.companions import christoffel, deflated_ws, frobenius_bound, moment_lower
+from hessdiag.spectral.companions import blockwise_ws, christoffel, deflated_ws, frobenius_bound, moment_lower
 from hessdiag.spectral.deflation import Forms, forms
 from hessdiag.spectral.density import DensityRun, density, known_half, negative_mass, spectrum
 from hessdiag.spectral.extremes import Extremes, extremes
@@ -23,6 +23,7 @@ __all__ = [
     "Extremes",
     "Forms",
     "Krylov",
+    "blockwise_ws",
     "christoffel",
     "deflated_ws",
     "density",
