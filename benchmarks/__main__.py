@@ -18,6 +18,10 @@ HEADS = {
         "Real checkpoints",
         "Every quantity with its interval, beside an independent truth; value is hessdiag's.",
     ),
+    "gate": (
+        "The gate",
+        "Shares of runs of `hessdiag check` that pass, cannot tell or fail, at true changes known in full.",
+    ),
     "coverage": ("Coverage", "Share of seeds whose interval holds the truth; value is that share."),
 }
 
@@ -28,8 +32,10 @@ HEADS = {
 @click.option("--device", default="cpu", show_default=True, help="Where independent truths are computed.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all rows here.")
 @click.option("--quick", is_flag=True, help="Smoke run on the digits MLP, under a minute, no data needed.")
-@click.option("--only", multiple=True, help="Workloads to run, instead of all (peers, checkpoints, truth).")
+@click.option("--only", multiple=True, help="Workloads to run, instead of all (peers, checkpoints, gate, truth).")
 @click.option("--quantity", multiple=True, help="lambda_max or trace, instead of both (peers).")
+@click.option("--seeds", type=click.IntRange(1), help="Runs per sharper checkpoint, instead of 40 (gate).")
+@click.option("--runs", type=click.IntRange(1), help="Runs of the same checkpoint, instead of 500 (gate).")
 @click.option("--keep/--no-keep", default=None, help="Write benchmarks/results (default: unless --quick).")
 def main(
     name: str,
@@ -39,10 +45,12 @@ def main(
     quick: bool,
     only: tuple[str, ...],
     quantity: tuple[str, ...],
+    runs: int | None,
+    seeds: int | None,
     keep: bool | None,
 ) -> None:
     """Run a benchmark and print its table."""
-    from benchmarks import tables, truth
+    from benchmarks import gate, tables, truth
     from benchmarks.timing import one_thread
 
     one_thread()
@@ -51,12 +59,17 @@ def main(
         return
     rows: list[tables.Row] = []
     for chosen in HEADS if name == "all" else (name,):
-        part = _run(chosen, data, quick, only, quantity)
+        kept = keep or (keep is None and not quick)
+        suffix = "".join(f"-{word}" for word in (*only, *quantity))
+        if chosen == "gate":
+            image = truth.RESULTS / f"gate{suffix}.png" if kept else None
+            part = gate.run(data, quick, only, runs, seeds, image)
+        else:
+            part = _run(chosen, data, quick, only, quantity)
         rows += part
         text = tables.report(*HEADS[chosen], part)
         click.echo(text)
-        if keep or (keep is None and not quick):
-            suffix = "".join(f"-{word}" for word in (*only, *quantity))
+        if kept:
             tables.save(truth.RESULTS, chosen + suffix, text, part)
     if csv_file is not None:
         csv_file.write_text(tables.to_csv(rows))
