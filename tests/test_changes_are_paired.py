@@ -11,7 +11,8 @@ import pytest
 from scipy.stats import t as student
 
 from hessdiag.check import change as changing
-from hessdiag.check.change import FLOORS, change, common_blocks, level
+from hessdiag.check.change import change, common_blocks, level
+from hessdiag.check.comparable import NUMERIC_FLOOR
 from hessdiag.check.recorded import Recorded
 from hessdiag.spectral.interval import mean_interval
 
@@ -70,7 +71,7 @@ def test_an_absolute_change_is_the_mean_of_differences(n):
     b, x = rng.gamma(2, 1, (2, n))
     found = change(probed(b), probed(x), relative=False, confidence=0.95)
     _, lo, hi = mean_interval(x - b, 0.95)
-    slack = FLOORS["float64"] * max(b.mean(), x.mean())
+    slack = NUMERIC_FLOOR["float64"] * max(b.mean(), x.mean())
     assert (found.value, found.lo, found.hi) == pytest.approx(((x - b).mean(), lo - slack, hi + slack), rel=1e-12)
 
 
@@ -89,7 +90,7 @@ def test_a_relative_change_is_of_the_baselines_size(sign):
     assert (found.value > 0) == (sign > 0)
 
 
-@pytest.mark.parametrize("dtype", FLOORS)
+@pytest.mark.parametrize("dtype", NUMERIC_FLOOR)
 @pytest.mark.parametrize("draws", [(0, 0), (16, 16), (64, 16)])
 @pytest.mark.parametrize("relative", [False, True])
 def test_the_same_record_has_not_changed(dtype, draws, relative):
@@ -99,7 +100,7 @@ def test_the_same_record_has_not_changed(dtype, draws, relative):
     base = probed(probes, labels[: draws[0]], dtype=dtype)
     new = probed(probes[:32], labels[: draws[1]], dtype=dtype)
     found = change(base, new, relative=relative, confidence=0.95)
-    room = FLOORS[dtype] * (1.0 if relative else max(base.value, new.value)) * 1.1
+    room = NUMERIC_FLOOR[dtype] * (1.0 if relative else max(base.value, new.value)) * 1.1
     assert abs(found.value) <= 1e-12
     assert -room <= found.lo <= 0 <= found.hi <= room
 

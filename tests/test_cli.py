@@ -347,7 +347,7 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
         "test_doctor_names_the_fault",
     ),
     "data error from one batch": (
-        lambda m: m.setattr("hessdiag.analysis.population.FEWEST_BLOCKS", 0),
+        lambda m: m.setattr("hessdiag.spectral.interval.FEWEST_BLOCKS", 0),
         "test_a_single_sample_is_measured",
     ),
 }

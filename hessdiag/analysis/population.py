@@ -7,21 +7,18 @@ sample is biased outwards by its own noise, which this does not contain.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.results import DataError
 from hessdiag.samples import row_count
+from hessdiag.spectral.interval import block_spread
 
 Array = NDArray[np.float64]
 Blocks = tuple[Array, Array, Sequence[int]]  # per batch: the quantity, the weight, the examples in it
-
-FEWEST_BLOCKS = 6  # with fewer the t-interval is 2.8 standard errors and more: no help to anyone
 
 
 def data_error(
@@ -40,17 +37,10 @@ def data_error(
     Returns:
         The error; None with fewer than 6 blocks that count.
     """
-    counted = weights > 0
-    values, weights = values[counted], weights[counted]
-    n = len(values)
-    if n < FEWEST_BLOCKS:
+    spread = block_spread(values, weights, confidence)
+    if spread is None:
         return None
-    share = weights / weights.sum()
-    mean = float((share * values).sum())
-    # the ratio estimator's variance: blocks of unequal weight vary in both
-    variance = n / (n - 1) * float(np.square(share * (values - mean)).sum())
-    stderr = math.sqrt(variance)
-    half = float(student.ppf((1 + confidence) / 2, n - 1)) * stderr
+    stderr, half, n = spread
     return DataError(
         stderr=stderr,
         lo=centre - half,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from torch import Tensor
 
 from hessdiag.analysis.population import batch_error, by_batch, data_error
@@ -18,7 +17,7 @@ from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Prov
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms, rademacher
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.spectral.interval import mean_interval, sum_half
 
 Array = NDArray[np.float64]
 
@@ -170,12 +169,7 @@ def _sum(sources: list[Array], confidence: float) -> tuple[float, float, float]:
     parts = [
         (float(samples.var(ddof=1)) / len(samples), len(samples) - 1) for samples in sources if len(samples) > 1
     ]
-    variance = math.fsum(part for part, _ in parts)
-    if variance == 0:
-        return value, 0.0, 0.0
-    freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in parts)
-    stderr = math.sqrt(variance)
-    return value, stderr, float(student.ppf((1 + confidence) / 2, freedom)) * stderr
+    return value, math.sqrt(math.fsum(part for part, _ in parts)), sum_half(parts, confidence)
 
 
 def _by_batch(per_example: Tensor, operator: Curvature) -> Tensor:

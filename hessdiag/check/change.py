@@ -18,18 +18,15 @@ from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
+from hessdiag.check.comparable import NUMERIC_FLOOR
 from hessdiag.check.recorded import Recorded
 from hessdiag.check.verdict import Interval
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.spectral.interval import block_spread, mean_interval, sum_half
 
 Array = NDArray[np.float64]
 
 FEWEST_PAIRS = 4  # with fewer the skewness, and so the interval, is noise: the corners are wider and hold
-FEWEST_BLOCKS = 6  # as for error bars over data: with fewer the t-interval helps nobody
-FLOORS = {"float32": 1e-4, "float64": 1e-9}
-"""Relative rounding that differs between machines, threads and batch sizes: a paired difference is no surer."""
 
 
 def level(metric: Recorded, *, confidence: float, population: bool = False) -> Interval | None:
@@ -137,13 +134,13 @@ def _paired(
     first = _linearized(*pairs[0], b, n, relative)
     stderr, lo, hi = mean_interval(first, confidence)
     value = float(first.mean())
-    slack = FLOORS.get(new.dtype, FLOORS["float32"]) * max(abs(base.value), abs(new.value))
+    slack = NUMERIC_FLOOR.get(new.dtype, NUMERIC_FLOOR["float32"]) * max(abs(base.value), abs(new.value))
     slack /= abs(b) if relative else 1.0
     if len(pairs) > 1:
         draws_b, draws_n = pairs[1]
         draws = _linearized(draws_b - draws_b.mean() + b, draws_n - draws_n.mean() + n, b, n, relative)
-        sources = [(stderr, len(first) - 1), (float(draws.std(ddof=1)) / math.sqrt(len(draws)), len(draws) - 1)]
-        half = _half(sources, confidence)
+        sources = [(stderr**2, len(first) - 1), (float(draws.var(ddof=1)) / len(draws), len(draws) - 1)]
+        half = sum_half(sources, confidence)
         lo, hi = min(lo, value - half), max(hi, value + half)
     method = "paired resolved share" if new.kind == "bracket" else f"{len(first)} pairs of probes"
     return Interval(value, lo - slack, hi + slack, method)
@@ -166,15 +163,10 @@ def _corners(base: Recorded, new: Recorded, relative: bool) -> Interval:
 
 def _over_data(sampled: Interval, values: Array, weights: Array, confidence: float) -> Interval | None:
     """An interval for the sample set widened by what other samples would do: the spread of a weighted mean."""
-    counted = weights > 0
-    values, weights = values[counted], weights[counted]
-    blocks = len(values)
-    if blocks < FEWEST_BLOCKS:
+    spread = block_spread(values, weights, confidence)
+    if spread is None:
         return None
-    shares = weights / weights.sum()
-    spread = shares * (values - (shares * values).sum())
-    stderr = math.sqrt(blocks / (blocks - 1) * float(np.square(spread).sum()))
-    half = float(student.ppf((1 + confidence) / 2, blocks - 1)) * stderr
+    _, half, blocks = spread
     down, up = sampled.value - sampled.lo, sampled.hi - sampled.value
     return Interval(
         sampled.value,
@@ -182,15 +174,6 @@ def _over_data(sampled: Interval, values: Array, weights: Array, confidence: flo
         sampled.value + math.hypot(half, up),
         f"{sampled.method}, {blocks} batches",
     )
-
-
-def _half(sources: list[tuple[float, int]], confidence: float) -> float:
-    """Half the t-interval of a sum of independent means; degrees of freedom by Welch and Satterthwaite."""
-    variance = math.fsum(stderr**2 for stderr, _ in sources)
-    if variance == 0:
-        return 0.0
-    freedom = variance**2 / math.fsum(stderr**4 / degrees for stderr, degrees in sources if stderr > 0)
-    return float(student.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,18 @@ def surroundings(base_env: Mapping[str, Any], new_env: Mapping[str, Any]) -> tup
     return tuple(found)
 
 
+def paired(metric: str, base: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the samples of a metric pair probe by probe: the same seed, and steps where they matter.
+
+    Args:
+        metric: its name.
+        base: fingerprint recorded.
+        new: fingerprint measured.
+    """
+    alike = ("seed", "steps") if metric in SHARES else ("seed",)
+    return all(base.get(name) == new.get(name) for name in alike)
+
+
 def same_weights(base: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two fingerprints are of the same weights; unknown weights are not."""
     weights = new.get("weights_sha256")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hessdiag.check.budgets import Scope
 from hessdiag.check.change import change
-from hessdiag.check.comparable import differences, explain
+from hessdiag.check.comparable import differences, explain, paired
 from hessdiag.check.recorded import Entry
 from hessdiag.check.subject import Source
 from hessdiag.check.verdict import Interval
@@ -72,8 +72,8 @@ def compare(
 def _compared(name: str, a: Entry, b: Entry, confidence: float) -> Compared:
     one, other = a.metrics[name], b.metrics[name]
     relative = not one.lo <= 0 <= one.hi
-    paired = name != "negative_mass" or a.fingerprint.get("steps") == b.fingerprint.get("steps")
-    difference = change(one, other, relative=relative, confidence=confidence, paired=paired)
+    pairs = paired(name, a.fingerprint, b.fingerprint)
+    difference = change(one, other, relative=relative, confidence=confidence, paired=pairs)
     return Compared(
         metric=name,
         first=Interval(one.value, one.lo, one.hi),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hessdiag.check.budgets import Budget, Scope
-from hessdiag.check.comparable import differences, explain, reproduced, surroundings
+from hessdiag.check.comparable import differences, explain, paired, reproduced, surroundings
 from hessdiag.check.config import Config, ConfigError
 from hessdiag.check.decide import Evidence, decide, needs_floor, probes_needed
 from hessdiag.check.recorded import Entry
@@ -25,7 +25,6 @@ from hessdiag.settings import Settings
 LOOKS = 2
 SPARE = 1.3  # the spread that says how many probes are needed is itself an estimate
 FINER = 0.1  # of rtol, where an extreme's certificate straddles the limit
-EXACT_CHANGE_STEPS = ("negative_mass",)  # metrics whose value depends on the number of steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +191,12 @@ class Gate:
             missing = f"{budget.scope.label}: {budget.metric} was not measured"
         elif recorded is None and not missing:
             missing = f"{budget.scope.label}: the baseline has no {budget.metric}: record it with baseline update"
-        alike = ("seed", "steps") if budget.metric in EXACT_CHANGE_STEPS else ("seed",)
-        paired = bool(base and new) and all(base.fingerprint.get(k) == new.fingerprint.get(k) for k in alike)  # type: ignore[union-attr]
         return Evidence(
             measured=measured,
             baseline=recorded,
-            paired=paired,
+            paired=base is not None
+            and new is not None
+            and paired(budget.metric, base.fingerprint, new.fingerprint),
             missing=missing,
             confidence=self.plan.look_confidence,
             samples=int(new.fingerprint.get("samples", 0)) if new else 0,

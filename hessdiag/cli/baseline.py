@@ -97,9 +97,8 @@ def record(config: Config, reason: str, *, fresh: bool, quiet: bool) -> dict[Sco
     Raises:
         NoVerdictError: no budget is on, or a scope has no parameters.
     """
-    from dataclasses import replace
-
     from hessdiag.check.gate import Plan
+    from hessdiag.check.subject import entry_of
     from hessdiag.sources.git import commit
 
     plan = Plan.of(config)
@@ -116,7 +115,7 @@ def record(config: Config, reason: str, *, fresh: bool, quiet: bool) -> dict[Sco
     with display(quiet=quiet) as report:
         subject = subject_of(config, report, fresh=fresh, quiet=quiet)
         for scope, metrics in plan.scopes().items():
-            entry = subject.entry(scope, metrics, **asked)
-            entries[scope] = replace(entry, reason=reason, env={**entry.env, **({"commit": at} if at else {})})
+            subject.entry(scope, metrics, **asked)
+            entries[scope] = entry_of(subject.analyses[scope.label], reason, at)
     say([f"{subject.products} products"], quiet=quiet)
     return entries

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import click
 
 from hessdiag.cli.gating import CONFIG, REFERENCE, read_config, subject_of
 from hessdiag.cli.options import options
-from hessdiag.cli.output import say
+from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
 from hessdiag.errors import HessdiagError, NoVerdictError, OutputError, UsageError, one_line
 
@@ -121,8 +122,6 @@ def _checked(
         gate = Gate(plan, base, new)
         found = gate.run(**facts)
     measured = next(iter(gate.measured.values()), None)
-    from dataclasses import replace
-
     return replace(
         found, environment=dict(measured.env) if measured else {}, cost=int(getattr(new, "products", 0))
     )
@@ -172,7 +171,7 @@ def _none() -> Source:
 
 def _write(report: Report, targets: list[tuple[str, Path | None]], config: Config, *, shown: bool = True) -> None:
     """Print and write the report in every format asked for, and what the surroundings expect."""
-    from hessdiag.check.writers import FORMATS, json_text, markdown, metrics, workflow_commands
+    from hessdiag.check.writers import FORMATS, json_text, markdown, metrics, terminal, workflow_commands
     from hessdiag.files import write_whole
 
     for name, path in targets:
@@ -180,7 +179,7 @@ def _write(report: Report, targets: list[tuple[str, Path | None]], config: Confi
             write_whole(path, FORMATS[name](report))
     on_stdout = [name for name, path in targets if path is None]
     if shown and (not on_stdout or "text" in on_stdout):
-        _show(report)
+        draw(lambda width: terminal(report, width), width=110)
     for name in on_stdout:
         if name != "text":
             click.echo(FORMATS[name](report), nl=False)
@@ -197,17 +196,6 @@ def _write(report: Report, targets: list[tuple[str, Path | None]], config: Confi
         write_whole(folder / "check.json", json_text(report))
     except (OSError, OutputError) as error:  # the verdict stands without them
         say([f"not written: {one_line(error)}"], quiet=False)
-
-
-def _show(report: Report) -> None:
-    from rich.console import Console
-
-    from hessdiag.check.writers import terminal
-
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    with console.capture() as shown:
-        console.print(terminal(report, console.width))
-    click.echo(shown.get(), nl=False)
 
 
 def _failed(error: HessdiagError, facts: dict[str, Any]) -> Report:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli.options import MEASUREMENT, OUTPUT, SAMPLES, load, options, settings
-from hessdiag.cli.output import say
+from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
 from hessdiag.errors import UsageError
 
 if TYPE_CHECKING:
-    from hessdiag.check.comparison import Compared
     from hessdiag.check.subject import Source
     from hessdiag.results import Analysis
 
@@ -86,7 +85,9 @@ def compare(
     if as_json:
         click.echo(json.dumps({"first": first, "second": second, "metrics": [row.to_dict() for row in rows]}))
     else:
-        _show(rows, first, second)
+        from hessdiag.check.writers import comparison
+
+        draw(lambda _: comparison(rows, first, second), width=140)
     if html is not None:
         from hessdiag.files import write_whole
         from hessdiag.present import page
@@ -106,14 +107,3 @@ def _require_runs(*paths: str) -> None:
                 f"compare {path}: to measure checkpoints give --problem FACTORY; or name two folders of analyze -o"
             )
             raise UsageError(msg)
-
-
-def _show(rows: list[Compared], first: str, second: str) -> None:
-    from rich.console import Console
-
-    from hessdiag.check.writers import comparison
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    with console.capture() as shown:
-        console.print(comparison(rows, first, second))
-    click.echo(shown.get(), nl=False)

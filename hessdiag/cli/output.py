@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +21,19 @@ OPTIONAL = ("spectrum.csv", "layers.csv", *(f"{name}.svg" for name in PLOTS))
 
 def show(analyses: Mapping[str, Analysis]) -> None:
     """Print the table of one or several analyses on stdout."""
-    from rich.console import Console
-
     from hessdiag.present import terminal_table
 
-    width = None if sys.stdout.isatty() else 120
-    console = Console(width=width, highlight=False)
-    with console.capture() as table:  # rich itself would end the program when a reader has gone
-        console.print(terminal_table(analyses))
-    click.echo(table.get(), nl=False)
+    draw(lambda _: terminal_table(analyses), width=120)
+
+
+def draw(what: Callable[[int], Any], *, width: int) -> None:
+    """Print something of rich on stdout, made for the terminal's width, or for ``width`` where it is none."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else width, highlight=False)
+    with console.capture() as shown:  # rich itself would end the program when a reader has gone
+        console.print(what(console.width))
+    click.echo(shown.get(), nl=False)
 
 
 def say(lines: Any, *, quiet: bool) -> None:

@@ -112,15 +112,9 @@ class Functional:
         with self.measuring():
             total = self.total(self.theta, batch)
         names: dict[str, None] = {}
-        seen, stack = set(), [total.grad_fn]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
+        for node in graph_nodes(total):
             custom = isinstance(node, torch.autograd.function.BackwardCFunction)
             names[f"custom {node.name().removesuffix('Backward')}" if custom else node.name()] = None
-            stack += [parent for parent, _ in node.next_functions]
         return tuple(names)
 
     @contextmanager
@@ -169,6 +163,18 @@ class Functional:
                     f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite: take an earlier checkpoint"
                 )
                 raise NonFiniteError(msg)
+
+
+def graph_nodes(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
+    """The autograd nodes behind a tensor, each once."""
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack += [parent for parent, _ in node.next_functions]
 
 
 def _measuring_dtype(tensors: list[Tensor]) -> torch.dtype:

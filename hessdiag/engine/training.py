@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hessdiag.engine.functional import graph_nodes
 from hessdiag.engine.ranks import Pieces, mean_over_ranks
 from hessdiag.errors import MeasurementError, UsageError, one_line
 
@@ -207,14 +208,7 @@ def _second_order() -> Iterator[None]:
 
 def _wrong_third_order(loss: Tensor) -> bool:
     """Whether the graph holds a layer whose third derivatives torch 2.13 computes wrongly, without an error."""
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = node.name()
-        if "LayerNorm" in name or ("BatchNorm" in name and getattr(node, "_saved_training", True)):
-            return True
-        stack += [parent for parent, _ in node.next_functions]
-    return False
+    return any(
+        "LayerNorm" in node.name() or ("BatchNorm" in node.name() and getattr(node, "_saved_training", True))
+        for node in graph_nodes(loss)
+    )

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from hessdiag.errors import UsageError
 from hessdiag.results import at_least
 
+FEWEST_BLOCKS = 6  # with fewer the t-interval is 2.8 standard errors and more: no help to anyone
 SKEWNESS_NEEDS = 4  # with fewer samples the skewness is noise, and the interval is the plain t
 
 
@@ -51,6 +52,43 @@ def mean_interval(
         mean - stderr * max(_untransformed(quantile, skew), 0.0),
         mean - stderr * min(_untransformed(-quantile, skew), 0.0),
     )
+
+
+def block_spread(
+    values: NDArray[np.float64], weights: NDArray[np.float64], confidence: float
+) -> tuple[float, float, int] | None:
+    """Standard error, half interval and number of blocks of a weighted mean over independent blocks of data.
+
+    Args:
+        values: (blocks,) of the quantity.
+        weights: (blocks,) what each block's mean stands for; those without weight do not count.
+        confidence: of the interval.
+
+    Returns:
+        None with fewer than 6 blocks that count.
+    """
+    counted = weights > 0
+    values, weights = values[counted], weights[counted]
+    blocks = len(values)
+    if blocks < FEWEST_BLOCKS:
+        return None
+    shares = weights / weights.sum()
+    # the ratio estimator's variance: blocks of unequal weight vary in both
+    spread = shares * (values - (shares * values).sum())
+    stderr = math.sqrt(blocks / (blocks - 1) * float(np.square(spread).sum()))
+    return stderr, _quantile(confidence, blocks - 1) * stderr, blocks
+
+
+def sum_half(sources: list[tuple[float, int]], confidence: float) -> float:
+    """Half the t-interval of a sum of independent means, of (variance, degrees of freedom) each.
+
+    Degrees of freedom by Welch and Satterthwaite.
+    """
+    variance = math.fsum(part for part, _ in sources)
+    if variance == 0:
+        return 0.0
+    freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in sources)
+    return float(student.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
 
 
 @cache
