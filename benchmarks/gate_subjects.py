@@ -32,7 +32,7 @@ ROWS = 64  # of the identity, differentiated together
 NEAR = 0.002  # how near to its level a checkpoint is sought
 TRIES = 4
 REACH = 0.22  # change up to which the line is followed: a little beyond the last level
-VOCABULARY, CONTEXT = 40, 8  # beyond 32 outputs an example, the trace draws labels
+VOCABULARY, CONTEXT = 40, 8  # beyond 32 outputs an example, the trace draws signs at the outputs
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,11 @@ def cnn(small: bool = False) -> GateSubject:
 
 
 def gpt(small: bool = False) -> GateSubject:
-    """Transformer on characters of a Markov chain: drawn labels for tr(G), probes for tr(R)."""
+    """Transformer on characters of a Markov chain: signs at the outputs for tr(G), probes for tr(R)."""
     context = 4 if small else CONTEXT
     model = models.GPT(VOCABULARY, context, 4 if small else 8, layers=1)
     text = characters(24, context + 1)
-    about = "one-block GPT, trace from drawn labels and probes on R"
+    about = "one-block GPT, trace from signs at the outputs and probes on R"
     return _trained("gpt", about, model, (text[:, :-1].contiguous(), text[:, 1:].contiguous()), (12, 16, 24))
 
 

@@ -238,7 +238,7 @@ def test_what_the_seeds_showed_is_what_a_user_gets():
 
 @functools.cache
 def drawn(draws: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """tr(G) of single draws of labels, over the vocabulary of 40, and of every tensor."""
+    """tr(G) of single draws of signs at the outputs, over the vocabulary of 40, and of every tensor."""
     found = gauss_newton_trace(operator(many_words(), batch_size=100), seed=3, draws=draws)
     assert not found.exact
     return found.draws.numpy(), found.per_tensor.numpy()
@@ -257,11 +257,47 @@ def is_unbiased(values: np.ndarray, true) -> bool:
     return bool((np.abs(values.mean(axis=0) - true) < 4.5 * spread + 1e-12).all())
 
 
-def test_drawn_labels_are_unbiased():
+def test_signs_at_the_outputs_are_unbiased():
     whole, tensors = drawn()
     assert is_unbiased(whole, gauss_newton_blocks().sum())
     assert is_unbiased(tensors, gauss_newton_blocks())
     assert tensors.sum(1) == pytest.approx(whole, rel=1e-10)
+
+
+def wide(targets, criterion="cross_entropy", classes=40):
+    """A head of 40 outputs an example, whatever the targets."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, classes))
+    return Problem(model.double(), {"train": (models.randn(24, 5), targets)}, criterion=criterion)
+
+
+def positions():
+    """Classes second, 3 x 2 positions, every fifth of which does not count."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 7, 1))
+    targets = models.labels(24 * 6, 7).view(24, 3, 2)
+    targets.view(-1)[::5] = -100
+    return Problem(model.double(), {"train": (models.randn(24, 1, 3, 2), targets)}, criterion="cross_entropy")
+
+
+WIDE = {
+    "squared error": lambda: wide(models.randn(24, 40), "mse"),
+    "soft targets of unequal sums": lambda: wide(models.randn(24, 40).abs()),
+    "positions that do not count": positions,
+}
+
+
+@pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
+def test_every_built_in_loss_has_its_root(make):
+    found = gauss_newton_trace(operator(make()), seed=2, draws=300)
+    assert not found.exact
+    assert is_unbiased(found.draws.numpy(), float(operator(make(), kind="ggn").dense().trace()))
+
+
+def test_draws_do_not_depend_on_batches_or_their_number():
+    short = gauss_newton_trace(operator(many_words(), batch_size=100), seed=3, draws=5).draws
+    long = gauss_newton_trace(operator(many_words(), batch_size=5), seed=3, draws=9).draws
+    assert torch.allclose(short, long[:5], rtol=1e-10)
 
 
 def test_a_vocabulary_has_an_interval_of_both_sources():
@@ -269,7 +305,7 @@ def test_a_vocabulary_has_an_interval_of_both_sources():
     true = float(diagonal(many_words).sum())
     assert found.estimate.lo <= true <= found.estimate.hi
     assert found.estimate.stderr < 0.1 * true
-    assert "draws of labels, tr(R) from probes inside 9 of 12" in found.estimate.provenance.method
+    assert "draws of signs at the outputs, tr(R) from probes inside 9 of 12" in found.estimate.provenance.method
     for layer in found.layers:
         assert layer.kind == "probes"
         assert layer.lo <= blocks(many_words)[layer.name] <= layer.hi
@@ -342,19 +378,13 @@ REASONS = {
         lambda: Problem(net().model, net().data, criterion=contrastive, weight=lambda b: len(b[1])),
         "a weight of its own",
     ),
-    "many outputs and probabilities as targets": (
+    "many outputs and a criterion of one's own": (
         lambda: Problem(
             nn.Linear(5, 40).double(),
-            {"train": (models.randn(9, 5), torch.full((9, 40), 0.025))},
-            criterion="cross_entropy",
+            {"train": (models.randn(9, 5), models.randn(9, 40))},
+            criterion=lambda outputs, batch: F.huber_loss(outputs, batch[1]),
         ),
-        "per-example gradients fail here",
-    ),
-    "many outputs and squared error": (
-        lambda: Problem(
-            nn.Linear(5, 40).double(), {"train": (models.randn(9, 5), models.randn(9, 40))}, criterion="mse"
-        ),
-        "labels can be drawn for cross_entropy only",
+        "known for cross_entropy and mse only",
     ),
 }
 
@@ -414,13 +444,22 @@ def test_this_coverage_would_notice(breakage):
     assert not honest(breakage(over_seeds()[0]), float(diagonal(gelu).sum()))
 
 
-def test_labels_of_the_data_instead_of_the_model_would_be_noticed(monkeypatch):
-    def of_the_data(outputs, piece, generator):
-        leaf = outputs.detach().requires_grad_()
-        loss = F.cross_entropy(leaf.flatten(0, 1), piece[1].flatten(), reduction="sum")
-        (slope,) = torch.autograd.grad(loss, leaf)
-        return torch.ones(len(outputs), 1, dtype=torch.float64), slope[:, None]
+BROKEN_ROOTS = {
+    "the loss of the data's labels instead of the model's": lambda f, outputs, piece, g: slope_of_the_data(
+        outputs, piece
+    ),
+    "the projection is left out": lambda f, outputs, piece, g: outputs.double().softmax(-1).sqrt().to(outputs),
+}
 
-    monkeypatch.setattr(gauss_newton, "_drawn_slopes", of_the_data)
+
+def slope_of_the_data(outputs, piece):
+    leaf = outputs.detach().requires_grad_()
+    loss = F.cross_entropy(leaf.flatten(0, 1), piece[1].flatten(), reduction="sum")
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.parametrize("breakage", BROKEN_ROOTS.values(), ids=BROKEN_ROOTS)
+def test_a_wrong_root_would_be_noticed(breakage, monkeypatch):
+    monkeypatch.setattr(gauss_newton, "_signed_root", breakage)
     values = gauss_newton_trace(operator(many_words(), batch_size=100), draws=2).draws.numpy()
     assert not is_unbiased(values, gauss_newton_blocks().sum())

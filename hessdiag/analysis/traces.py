@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hessdiag.analysis.population import batch_error, by_batch, data_error
 from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.gauss_newton import LABEL_DRAWS, GaussNewtonTrace, curved_tensors, gauss_newton_trace
+from hessdiag.engine.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, curved_tensors, gauss_newton_trace
 from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
@@ -27,7 +27,7 @@ class ModelTrace:
     """tr(H) by way of the model's outputs.
 
     Attributes:
-        estimate: kind "exact" if no labels were drawn and no tensor needed probes.
+        estimate: kind "exact" if no signs were drawn at the outputs and no tensor needed probes.
         layers: the same per tensor.
         note: how it was had, for the reader.
         products: with R.
@@ -42,7 +42,7 @@ class ModelTrace:
 def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
     """tr(H), or tr(G), through per-example gradients.
 
-    Cost: C backward passes of per-example gradients for C outputs per example, or 16 gradients with drawn labels;
+    Cost: C backward passes of per-example gradients for C outputs per example, or 16 with random signs at the outputs;
     ``settings.probes`` products with R where some tensor is curved.
 
     Returns:
@@ -50,7 +50,7 @@ def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
     """
     if operator.way == "finite_difference":
         return "second derivatives are not to be had here"
-    draws = max(LABEL_DRAWS, settings.probes // 2)  # an escalated check must shrink this error too
+    draws = max(OUTPUT_DRAWS, settings.probes // 2)  # an escalated check must shrink this error too
     gauss_newton = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
     if isinstance(gauss_newton, str):
         return gauss_newton
@@ -125,7 +125,7 @@ class _Parts:
         return "exact" if self.G.exact and self.R is None else "probes"
 
     def note(self) -> str:
-        first = "tr(G) exactly" if self.G.exact else f"tr(G) from {self.G.gradients} draws of labels"
+        first = "tr(G) exactly" if self.G.exact else f"tr(G) from {self.G.gradients} draws of signs at the outputs"
         if self.operator.kind == "ggn":
             return first
         if self.R is None:

@@ -18,7 +18,7 @@ class Recorded:
     Attributes:
         value: as `hessdiag.results.Metric`, like the four after it.
         per_probe: values of the probes in the order of their index, whose mean is ``value``; empty if none.
-        per_draw: values of tr(G) per draw of labels: a second source of error, see `Estimate`.
+        per_draw: values of tr(G) per draw of signs at the outputs: a second source of error, see `Estimate`.
         block_values: per batch, for claims about the population; empty if none.
         block_weights: what each batch's mean stands for.
         block_examples: examples per batch: where the batches' limits lie.

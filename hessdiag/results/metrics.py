@@ -81,7 +81,7 @@ class Estimate(Metric):
 
     stderr: float  # same units; 0.0 only where kind is "exact"
     per_probe: tuple[float, ...] = ()  # values, one per probe, of mean ``value``: what makes pairs possible
-    per_draw: tuple[float, ...] = ()  # tr(G) per draw of labels where probes see R only: an error of its own
+    per_draw: tuple[float, ...] = ()  # tr(G) per draw of output signs where probes see R only: an error of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
