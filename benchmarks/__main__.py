@@ -13,6 +13,14 @@ HEADS = {
     ),
     "products": ("Cost of a product", "Gradients per product; ratio_to_best_peer is against the cheapest peer."),
     "wrong": ("Wrong answers", "Closed-form cases put to every tool; value is its answer."),
+    "steps": (
+        "Cost of a step",
+        "Gradients per step of a regularizer; ratio_to_best_peer is against SAM as two plain passes, in pairs.",
+    ),
+    "closed_form": (
+        "The closed form of a three-layer network",
+        "Wolkowicz-Styan bound by formula, in both orders, alone and with its gradient; and a step of HSR.",
+    ),
     "startup": ("Startup", "The ratio is to `python -c 'import click'`."),
     "checkpoints": (
         "Real checkpoints",
@@ -27,12 +35,14 @@ HEADS = {
 
 
 @click.command()
-@click.argument("name", type=click.Choice([*HEADS, "truth", "all"]), default="all")
+@click.argument("name", type=click.Choice([*HEADS, "papers", "truth", "all"]), default="all")
 @click.option("--data", type=click.Path(exists=True, file_okay=False), help="Folder of data and checkpoints.")
 @click.option("--device", default="cpu", show_default=True, help="Where independent truths are computed.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all rows here.")
 @click.option("--quick", is_flag=True, help="Smoke run on the digits MLP, under a minute, no data needed.")
-@click.option("--only", multiple=True, help="Workloads to run, instead of all (peers, checkpoints, gate, truth).")
+@click.option(
+    "--only", multiple=True, help="Workloads to run, instead of all (peers, checkpoints, gate, truth), or papers."
+)
 @click.option("--quantity", multiple=True, help="lambda_max or trace, instead of both (peers).")
 @click.option("--seeds", type=click.IntRange(1), help="Runs per sharper checkpoint, instead of 40 (gate).")
 @click.option("--runs", type=click.IntRange(1), help="Runs of the same checkpoint, instead of 500 (gate).")
@@ -57,6 +67,9 @@ def main(
     if name == "truth":
         _truths(data, device, only)
         return
+    if name == "papers":
+        _papers(data, quick, only, keep or (keep is None and not quick))
+        return
     rows: list[tables.Row] = []
     for chosen in HEADS if name == "all" else (name,):
         kept = keep or (keep is None and not quick)
@@ -76,7 +89,7 @@ def main(
 
 
 def _run(name: str, data: str | None, quick: bool, only: tuple[str, ...], quantity: tuple[str, ...]) -> list:
-    from benchmarks import checkpoints, coverage, peers, products, startup, wrong
+    from benchmarks import checkpoints, closed_form, coverage, peers, products, startup, steps, wrong
 
     if name == "peers":
         return peers.run(data, quick, only, quantity)
@@ -84,8 +97,26 @@ def _run(name: str, data: str | None, quick: bool, only: tuple[str, ...], quanti
         return products.run(data, quick, only)
     if name == "checkpoints":
         return checkpoints.run(data, quick, only)
-    runner = {"wrong": wrong.run, "startup": startup.run, "coverage": coverage.run}[name]
+    runner = {
+        "wrong": wrong.run,
+        "steps": steps.run,
+        "closed_form": closed_form.run,
+        "startup": startup.run,
+        "coverage": coverage.run,
+    }[name]
     return runner(data, quick)
+
+
+def _papers(data: str | None, quick: bool, only: tuple[str, ...], kept: bool) -> None:
+    from benchmarks.papers import PAPERS, reproduce
+    from benchmarks.papers.claims import markdown, save
+    from benchmarks.truth import RESULTS
+
+    for paper in only or PAPERS:
+        outcome = reproduce(paper, data, quick)
+        click.echo(markdown(outcome, None))
+        if kept:
+            save(outcome, RESULTS, paper)
 
 
 def _truths(data: str | None, device: str, only: tuple[str, ...]) -> None:

@@ -71,6 +71,8 @@ class SymmetricOperator(ABC):
         if rows.dim() != 2 or rows.shape[1] != self.size:
             msg = f"a vector of shape {tuple(rows.shape)} was given to an operator of size {self.size}"
             raise UsageError(msg)
+        if not len(rows):
+            return rows.to(device=self.device, dtype=self.dtype)
         result = self._apply(rows.to(device=self.device, dtype=self.dtype))
         self.products += rows.shape[0]
         if self.watch is not None:

@@ -11,8 +11,17 @@ from torch import nn
 
 from hessdiag.engine import batch_loss
 from hessdiag.errors import UsageError
-from hessdiag.regularizers import ASAM, NSO, SAM, LabelNoise, wrapper
-from tests.training_runs import KINDS, X, Y, loss_of, net, same
+from hessdiag.regularizers import ASAM, HSR, NSO, SAM, LabelNoise, SpectralRadius, TracePenalty, wrapper
+from tests.training_runs import KINDS, X, Y, loss_of, net, same, state
+
+ALL = KINDS | {
+    "LabelNoise": lambda optimizer: LabelNoise(optimizer, sigma=0.1),
+    "SpectralRadius": lambda optimizer: SpectralRadius(optimizer, mu=0.1),
+    "TracePenalty": lambda optimizer: TracePenalty(optimizer, mu=0.1),
+    "TracePenalty, differences": lambda optimizer: TracePenalty(optimizer, mu=0.1, third="difference"),
+    "HSR": lambda optimizer: HSR(optimizer, mu=0.1, probes=1),
+}
+SEVERAL = ("SAM", "ASAM", "NSO", "TracePenalty, differences")  # these pass over the batch more than once
 
 
 def bad_closures() -> dict[str, tuple]:
@@ -54,14 +63,38 @@ def bad_closures() -> dict[str, tuple]:
 
 
 def bad_closures_are_refused():
-    for make in KINDS.values():
+    for name, make in ALL.items():
         for model, closure, words in bad_closures().values():
+            if words == "anew" and name not in SEVERAL:
+                continue  # one pass over a graph made elsewhere is right once, and refused at the next step
             own = make(torch.optim.SGD(model.parameters(), lr=0.1))
             before = [p.detach().clone() for p in model.parameters()]
             with pytest.raises(UsageError, match=words) as caught:
                 own.step(closure)
             assert "\n" not in str(caught.value)
             assert same([p.detach() for p in model.parameters()], before)
+
+
+def a_change_in_a_later_pass_is_refused():
+    """Weights, momentum and the loss's graph: all as before, although the first pass was in order."""
+    for name in SEVERAL:
+        model, calls = net(), []
+        inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        own = ALL[name](inner)
+        own.step(loss_of(model))
+        before = state(model, inner)
+
+        def closure(model=model, calls=calls):
+            calls.append(1)
+            if len(calls) == 2:
+                with torch.no_grad():
+                    model[0].weight.mul_(0.5)
+            return loss_of(model)()
+
+        with pytest.raises(UsageError, match="in place"):
+            own.step(closure)
+        assert same(state(model, inner), before)
+        assert own.steps == 1
 
 
 PARAMS = [nn.Parameter(torch.ones(2))]
@@ -76,6 +109,11 @@ BAD_SETTINGS = {
     "rho of a group": (lambda: SAM(torch.optim.SGD([{"params": PARAMS, "rho": -1}], lr=0.1)), "rho=-1"),
     "eta": (lambda: ASAM(SGD, eta=-1.0), "eta=-1.0"),
     "sigma negative": (lambda: NSO(SGD, sigma=-0.1), "sigma=-0.1"),
+    "sigma of NSO NaN": (lambda: NSO(SGD, sigma=math.nan), "sigma=nan"),
+    "sigma scheduled NaN": (lambda: NSO(SGD, sigma=lambda step: math.nan), "sigma=nan"),
+    "mu negative": (lambda: HSR(SGD, mu=-0.1), "mu=-0.1"),
+    "mu NaN": (lambda: SpectralRadius(SGD, mu=math.nan), "mu=nan"),
+    "mu infinite": (lambda: TracePenalty(SGD, mu=math.inf), "mu=inf"),
     "sigma NaN": (lambda: LabelNoise(SGD, sigma=math.nan), "sigma=nan"),
     "draws": (lambda: NSO(SGD, draws=0), "draws=0"),
     "noise": (lambda: NSO(SGD, noise="cauchy"), "normal, uniform, laplace"),
@@ -105,7 +143,9 @@ def bad_settings_are_refused():
     assert torch.equal(PARAMS[0], torch.ones(2))
 
 
-@pytest.mark.parametrize("promise", [bad_closures_are_refused, bad_settings_are_refused])
+@pytest.mark.parametrize(
+    "promise", [bad_closures_are_refused, a_change_in_a_later_pass_is_refused, bad_settings_are_refused]
+)
 def test_promise(promise):
     promise()
 
@@ -114,12 +154,23 @@ def trusting(params):
     return torch.zeros(()), tuple(torch.zeros_like(p) for p in params)
 
 
+def unwatched(closure, params):
+    loss = closure()
+    return loss.detach(), torch.autograd.grad(loss, params)
+
+
 BROKEN = {
     "any number goes": (
         bad_settings_are_refused,
         wrapper.Regularizer,
         "_valid",
         staticmethod(lambda name, value: float(value)),
+    ),
+    "a later pass is not watched": (
+        a_change_in_a_later_pass_is_refused,
+        batch_loss,
+        "loss_and_gradient",
+        lambda c, p, **o: unwatched(c, p),
     ),
     "any closure goes": (bad_closures_are_refused, batch_loss, "loss_and_gradient", lambda c, p, **o: trusting(p)),
 }

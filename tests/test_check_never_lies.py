@@ -208,8 +208,9 @@ def test_another_commit_is_measured_beside_this_one(repository: Path) -> None:
     assert code == 4
 
 
-def test_a_limit_next_to_the_truth_gets_a_closer_look(repository: Path) -> None:
-    """tr(R) of tanh layers needs probes: the first look cannot tell, and says how many more would."""
+def test_a_limit_next_to_the_truth_gets_a_closer_look(repository: Path, monkeypatch) -> None:
+    """tr(R) of tanh layers needs probes without a closed form: the first look says how many more would tell."""
+    monkeypatch.setattr("hessdiag.analysis.measurement.network_of", lambda *_: None)
     sharper(1.2)
     call("check")
     change = next(row for row in document()["rows"] if row["metric"] == "trace")["tested"]["value"]
@@ -225,6 +226,18 @@ def test_a_limit_next_to_the_truth_gets_a_closer_look(repository: Path) -> None:
     edit("max_probes", 'on_unsure = "report"\nmax_probes', "pyproject.toml")()
     call("check", "--fresh")
     assert document()["rows"][0]["tested"]["method"] == "16 pairs of probes"
+
+
+def test_a_closed_form_needs_no_closer_look(repository: Path) -> None:
+    """Exact against exact, recorded with ten digits: a ten-thousandth of a percent is told from the limit."""
+    sharper(1.2)
+    call("check")
+    tested = next(row for row in document()["rows"] if row["metric"] == "trace")["tested"]
+    assert tested["hi"] - tested["lo"] < 1e-7
+    for room, expected in ((1e-4, "pass"), (-1e-4, "fail")):
+        configure(f'trace = {{ max_increase = "{100 * tested["value"] + room:.6f}%" }}\n')
+        call("check", "--fresh")
+        assert document()["rows"][0]["verdict"] == expected
 
 
 def test_scopes_are_matrices_of_their_own(repository: Path) -> None:

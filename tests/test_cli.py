@@ -335,7 +335,10 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
         "test_nothing_of_an_earlier_run_stays_in_its_folder",
     ),
     "a trace from products": (
-        lambda m: m.setattr("hessdiag.analysis.traces.gauss_newton_trace", lambda *_, **__: "not here"),
+        lambda m: [
+            m.setattr("hessdiag.analysis.measurement.network_of", lambda *_: None),
+            m.setattr("hessdiag.analysis.traces.gauss_newton_trace", lambda *_, **__: "not here"),
+        ],
         "test_a_trace_alone_takes_no_products",
     ),
     "options that reach nobody": (

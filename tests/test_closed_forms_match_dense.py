@@ -8,11 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from hessdiag.analysis import analyze
+from hessdiag.check import change
+from hessdiag.check.baseline_text import rounded
+from hessdiag.check.recorded import Recorded
 from hessdiag.closed_form import ThreeLayer, activation, linear, network, pairwise, plan, three_layer
 from hessdiag.closed_form.gradient import Gradients
 from hessdiag.errors import UsageError
+from hessdiag.problem import Problem
 from hessdiag.spectral import blockwise_ws
 
 TOLERANCE = 1e-10  # sums of a few hundred terms in float64: 1e-14 measured
@@ -228,21 +233,26 @@ def test_gradient_is_the_difference_quotient(order: str):
     assert along == pytest.approx(float(ends[0] - ends[1]) / (2 * step), rel=1e-7)
 
 
+def gauss_newton_of(net: ThreeLayer, x: Tensor, function, tensors) -> Tensor:
+    """Of all four tensors; differentiable where they are."""
+
+    def outputs(tensors) -> Tensor:
+        return F.linear(function(F.linear(x, tensors[0], tensors[1])), tensors[2], tensors[3])
+
+    J = torch.autograd.functional.jacobian(lambda *t: outputs(t), tuple(tensors), create_graph=True)
+    J = torch.cat([j.flatten(2) for j in J], 2)
+    p = torch.softmax(outputs(tensors), 1)
+    S = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    return torch.einsum("nca,ncd,ndb->ab", J, S, J) / len(x)
+
+
 def test_gauss_newton():
     """G = JᵀSJ from the outputs' Jacobian, and its traces' gradient by autograd."""
     net, batches, function = case("gelu", d=3, h=4, n=12)
     net = replace(net, gauss_newton=True)
     x = torch.cat([x for x, _ in batches])
     leaves = [t.clone().requires_grad_() for t in net.tensors]
-
-    def outputs(tensors) -> Tensor:
-        return F.linear(function(F.linear(x, tensors[0], tensors[1])), tensors[2], tensors[3])
-
-    J = torch.autograd.functional.jacobian(lambda *t: outputs(t), tuple(leaves), create_graph=True)
-    J = torch.cat([j.flatten(2) for j in J], 2)
-    p = torch.softmax(outputs(leaves), 1)
-    S = torch.diag_embed(p) - p[:, :, None] * p[:, None]
-    G = torch.einsum("nca,ncd,ndb->ab", J, S, J) / len(x)
+    G = gauss_newton_of(net, x, function, leaves)
     for quantity in QUANTITIES:
         true = torch.autograd.grad(of_matrix(G, quantity), leaves, retain_graph=True)
         for order in ORDERS:
@@ -281,6 +291,102 @@ def test_the_plan_takes_the_order_that_is_cheaper():
     assert both.pairwise.seconds > 0 and both.linear.memory > 0 and both.cost is both.linear
     net, batches, _ = case()
     assert three_layer(net, batches).order == plan(net, 17).order
+
+
+NAMES = ("trace", "frobenius_squared", "effective_rank", "ws_upper", "ws_lower")
+MODULES = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+
+
+def posed(name: str, batches: Batches, net: ThreeLayer, criterion="cross_entropy") -> Problem:
+    """The network as a user's model, on data in batches."""
+    model = nn.Sequential(nn.Linear(4, 5), MODULES[name](), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), net.tensors, strict=True):
+            parameter.copy_(value)
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return Problem(model, {"train": (x, y)}, criterion=criterion)
+
+
+def off_by(problem: Problem, H: Tensor, **options) -> dict[str, float]:
+    """Relative distance of everything `analyze` says of a matrix that is known; nothing may be an estimate."""
+    found = analyze(problem, NAMES, batch_size=5, **options)
+    kinds = {name: metric.kind for name, metric in found.metrics.items()}
+    assert kinds == dict.fromkeys(NAMES[:3], "exact") | dict.fromkeys(NAMES[3:], "bound")
+    bounds = [found.metrics[name] for name in NAMES[3:]]
+    assert all(bound.exact_inputs for bound in (*bounds, *found.companions)) and found.cost.products == 0
+    values = torch.linalg.eigvalsh(H)
+    for bound in (*bounds, *found.companions):
+        end = values[-1] if bound.of == "lambda_max" else values[0] if bound.of == "lambda_min" else None
+        if end is not None:  # the spread is neither's
+            assert bound.lo <= end if bound.side == "lower" else end <= bound.hi
+    true = {name: float(of_matrix(H, name)) for name in NAMES if name != "effective_rank"}
+    true["effective_rank"] = true["trace"] ** 2 / true["frobenius_squared"]
+    assert all(metric.lo <= true[name] <= metric.hi for name, metric in found.metrics.items())
+    parts = torch.split(H.diagonal(), [layer.size for layer in found.layers])
+    rows = zip(found.layers, parts, strict=True)
+    apart = {layer.name: abs(layer.trace - float(part.sum())) / float(H.norm()) for layer, part in rows}
+    return apart | {n: abs(m.value - true[n]) / abs(true[n]) for n, m in found.metrics.items()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_analyze_takes_it_by_itself(name: str):
+    for seed in range(3):
+        net, batches, function = case(name, seed=seed)
+        H = dense(net, batches, function)
+        assert max(off_by(posed(name, batches, net), H).values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_analyze_on_a_part_of_the_network_and_of_the_targets(name: str):
+    net, batches, function = case(name, seed=1)
+    part = replace(net, counted=(False, False, True, True))
+    assert max(off_by(posed(name, batches, net), dense(part, batches, function), params=("2.*",)).values()) < 1e-10
+    holes = [(x, torch.where(torch.arange(len(y)) % 3 == 1, -100, y)) for x, y in batches]
+    assert max(off_by(posed(name, holes, net), dense(net, holes, function)).values()) < TOLERANCE
+    G = gauss_newton_of(net, torch.cat([x for x, _ in batches]), function, net.tensors).detach()
+    assert max(off_by(posed(name, batches, net), G, operator="ggn").values()) < TOLERANCE
+
+
+def weighted(outputs: Tensor, batch) -> Tensor:
+    """A loss whose classes count unequally: none the closed form knows."""
+    weights = torch.tensor([1.0, 2.0, 5.0], dtype=outputs.dtype)
+    return (F.cross_entropy(outputs, batch[1], reduction="none") * weights[batch[1]]).mean()
+
+
+def test_analyze_falls_back_where_it_does_not_apply():
+    net, batches, _ = case("tanh")
+    given = posed("tanh", batches, net)
+    smooth = Problem(
+        given.model, given.data, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1], label_smoothing=0.1)
+    )
+    deep = Problem(nn.Sequential(given.model, nn.Tanh(), nn.Linear(3, 3).double()), given.data, "cross_entropy")
+    sizes = Problem(given.model, given.data, criterion="cross_entropy", weight=lambda batch: 1.0)
+    for problem in (posed("tanh", batches, net, weighted), smooth, deep, sizes):
+        found = analyze(problem, ("trace", "ws_upper"), probes=8)
+        assert found.metrics["trace"].kind == "probes" and not found.metrics["ws_upper"].exact_inputs
+        assert not any("closed form" in note for note in found.notes)
+
+
+def test_the_gate_holds_exact_against_exact():
+    """Recorded with ten digits: the same checkpoint is unchanged, another is changed by what it is."""
+    net, batches, function = case("gelu")
+    other = replace(net, output=1.1 * net.output)
+    H = [dense(one, batches, function) for one in (net, other)]
+    found = [analyze(posed("gelu", batches, one), NAMES) for one in (net, other)]
+    for name in NAMES:
+        base, new = (Recorded.of(analysis.metrics[name]) for analysis in found)
+        kept = Recorded(**{k: kept_of(getattr(base, k)) for k in Recorded.__slots__})
+        same = change.change(kept, base, relative=True, confidence=0.95)
+        assert same.lo <= 0 <= same.hi and same.hi - same.lo < 1e-7
+        moved = change.change(kept, new, relative=True, confidence=0.95)
+        size = [
+            float(h.trace() ** 2 / h.square().sum() if name == "effective_rank" else of_matrix(h, name)) for h in H
+        ]
+        assert moved.lo <= (size[1] - size[0]) / abs(size[0]) <= moved.hi and moved.hi - moved.lo < 1e-7
+
+
+def kept_of(value):
+    return rounded(value) if isinstance(value, float) else value
 
 
 REFUSED = {

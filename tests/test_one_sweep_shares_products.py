@@ -27,8 +27,15 @@ NUMBERS = tuple(name for name in QUANTITIES if name != "density")
 PRICE = 1.3  # of the dearest single quantity: what is not shared is a handful of fresh products
 
 
-def digits_like(activation=nn.ReLU) -> Problem:
-    """Clusters that an MLP of 83 weights has learned in part: outliers above a bulk around zero."""
+def own(outputs: torch.Tensor, batch) -> torch.Tensor:
+    return F.cross_entropy(outputs, batch[1])
+
+
+def digits_like(activation=nn.ReLU, criterion=own) -> Problem:
+    """Clusters that an MLP of 83 weights has learned in part: outliers above a bulk around zero.
+
+    With a loss of one's own, to which the closed form of three-layer networks does not apply.
+    """
     torch.manual_seed(0)
     y = models.labels(80, 3)
     x = models.randn(80, 8, seed=2) + 2 * models.randn(3, 8, seed=3)[y]
@@ -39,12 +46,17 @@ def digits_like(activation=nn.ReLU) -> Problem:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     model.zero_grad()
-    return Problem(model, {"train": (x, y)}, criterion="cross_entropy")
+    return Problem(model, {"train": (x, y)}, criterion=criterion)
+
+
+def three_layer(activation=nn.Tanh) -> Problem:
+    """The same under the cross-entropy that is known by its name: the closed form applies."""
+    return digits_like(activation, "cross_entropy")
 
 
 @functools.cache
-def truth() -> dict[str, float]:
-    eigenvalues = torch.linalg.eigvalsh(models.dense_hessian(digits_like())).numpy()
+def truth(activation=nn.ReLU) -> dict[str, float]:
+    eigenvalues = torch.linalg.eigvalsh(models.dense_hessian(digits_like(activation))).numpy()
     d, t1, t2 = len(eigenvalues), eigenvalues.sum(), np.square(eigenvalues).sum()
     m, s = t1 / d, math.sqrt(t2 / d - (t1 / d) ** 2)
     return {
@@ -84,6 +96,35 @@ def test_the_count_is_that_of_the_engine(monkeypatch):
     found = analyze(digits_like(nn.Tanh), **SMALL)
     assert sum(calls) == found.cost.products  # of H, and of R for the trace; the preflight works on a piece
     assert found.metrics["trace"].kind == "probes"
+
+
+def test_the_closed_form_takes_the_place_of_the_probes():
+    subject = Measurement(three_layer(), Settings(**SMALL))
+    assert ", and the closed form of a three-layer network for the traces" in subject.forecast()
+    found = subject.run()
+    exact = ("trace", "frobenius_squared", "effective_rank")
+    assert {found.metrics[name].kind for name in exact} == {"exact"}
+    assert found.metrics["ws_upper"].exact_inputs and all(bound.exact_inputs for bound in found.companions)
+    true = truth(nn.Tanh)
+    assert {name: found.metrics[name].value for name in (*exact, "ws_upper", "ws_lower")} == pytest.approx(
+        {name: true[name] for name in (*exact, "ws_upper", "ws_lower")}, rel=1e-9
+    )
+    assert all(m.lo <= true[name] <= m.hi for name, m in found.metrics.items())
+    # the density's probes are there for the density alone
+    assert found.cost.products == products(("lambda_max", "lambda_min", "density"), three_layer)
+    assert products((*exact, "ws_upper", "ws_lower"), three_layer) == 0
+
+
+def test_the_forecast_counts_what_will_be_taken():
+    for make in (digits_like, three_layer):
+        asked = ("lambda_max", "frobenius_squared")
+        subject = Measurement(make(), Settings(quantities=asked, **SMALL))
+        extremes = Measurement(make(), Settings(quantities=("lambda_max",), **SMALL))
+        probes = subject.products - extremes.products
+        assert probes == (12 if make is digits_like else 0)
+        taken = subject.run().cost.products - extremes.run().cost.products
+        assert taken == probes
+        assert f"about {subject.products} products" in subject.forecast()
 
 
 def test_every_number_is_there():

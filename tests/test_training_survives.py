@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import math
@@ -11,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from hessdiag.engine import batch_loss, restoring
 from hessdiag.errors import HessdiagError, NonFiniteError
-from hessdiag.regularizers import NSO, SAM
+from hessdiag.regularizers import NSO, SAM, TracePenalty
 from tests.models import randn
-from tests.training_runs import KINDS, PASSES, X, Y, loss_of, near, net, same, sgd, state
+from tests.training_runs import KINDS, PASSES, Net, X, Y, close, flat, loss_of, near, net, same, sgd, state
 
 # ------------------------------------------------------------------------------------------------- what it does
 
@@ -88,6 +90,42 @@ def autocast_around_the_step_sees_each_pass():
     with torch.autocast("cpu", torch.bfloat16):
         SAM(sgd(around), rho=2.0).step(lambda: F.cross_entropy(around(X.float()).float(), Y))
     near(state(around), state(inside), 1e-7)
+
+
+class Doubled(nn.Module):
+    """A parametrization whose graph keeps nothing: torch would not notice that it is used a second time."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + weight
+
+
+def parametrized_layers() -> list[nn.Module]:
+    torch.manual_seed(1)
+    layers = [nn.Linear(6, 6), parametrizations.weight_norm(nn.Linear(6, 6))]
+    parametrize.register_parametrization(layers[0], "weight", Doubled())
+    return layers
+
+
+def parametrized_weights_follow_each_pass():
+    """Against the definitions by torch.func, with parametrize.cached() around the step too."""
+    for index in range(len(parametrized_layers())):
+        for around in (contextlib.nullcontext, parametrize.cached):
+            nets = [Net(parametrized_layers()[index]) for _ in range(3)]
+            gradient, theta = torch.func.grad(nets[0].loss), nets[0].theta
+            g = gradient(theta)
+            expected = [gradient(theta + 0.3 * g / g.norm())]
+            noisy = NSO(nets[1].sgd(), sigma=0.2)
+            u = flat(noisy.perturbation(tuple(nets[1].params), (0.2,) * len(nets[1].params), 0))
+            expected.append((gradient(theta + u) + gradient(theta - u)) / 2)
+            trace = TracePenalty(nets[2].sgd(), mu=0.5)
+            v = flat(trace.signs(tuple(nets[2].params), 0))
+            product = torch.func.grad(lambda t, v=v, f=gradient: v @ f(t))
+            form = torch.func.grad(lambda t, v=v, f=product: v @ f(t))
+            expected.append(g + 0.5 * form(theta))
+            kinds = (SAM(nets[0].sgd(), rho=0.3), noisy, trace)
+            for one, own, right in zip(nets, kinds, expected, strict=True):
+                with around():
+                    close(one.stepped(own), right, 1e-10)
 
 
 def clipping_bounds_the_gradient():
@@ -272,6 +310,7 @@ PROMISES = [
     scaled_steps_are_unscaled_steps,
     overflow_skips_the_step,
     autocast_around_the_step_sees_each_pass,
+    parametrized_weights_follow_each_pass,
     clipping_bounds_the_gradient,
     frozen_weights_stay,
     a_weight_without_gradient_in_a_pass_is_put_back,
@@ -328,7 +367,13 @@ BROKEN = {
         leaving_statistics,
     ),
     "no replay": (dropout_masks_agree, restoring.Randomness, "replay", lambda self: None),
-    "casts kept": (autocast_around_the_step_sees_each_pass, restoring, "_forget_casts", lambda: None),
+    "casts kept": (autocast_around_the_step_sees_each_pass, restoring, "_forget_copies", lambda: None),
+    "parametrized weights kept": (
+        parametrized_weights_follow_each_pass,
+        restoring,
+        "_forget_copies",
+        torch.clear_autocast_cache,
+    ),
     "no finite check": (
         faults_leave_everything,
         batch_loss.BatchLoss,

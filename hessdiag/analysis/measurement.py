@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from hessdiag.analysis.closed import network_of
+from hessdiag.analysis.needs import planned, uses_trace
 from hessdiag.analysis.record import environment, fingerprint
-from hessdiag.analysis.sweep import Sweep, planned, uses_trace
+from hessdiag.analysis.sweep import Sweep
+from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.preflight import Preflight, forecast, preflight, require_sound
 from hessdiag.errors import UsageError
@@ -18,6 +22,7 @@ from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost
 from hessdiag.samples import SampleSet, draw
 from hessdiag.settings import Settings
+from hessdiag.spectral.warm import Warm, ending
 
 LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
 
@@ -60,6 +65,7 @@ class Measurement:
         checked: the preflight, with the operator.
         settings: as asked.
         samples: the frozen sample set.
+        left: after `run`, what a run at the next checkpoint may start near; None without extremes.
     """
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
@@ -69,6 +75,7 @@ class Measurement:
         if settings.params is not None:
             problem = replace(problem, params=tuple(settings.params))
         self.settings = settings
+        self.left: Warm | None = None
         self.samples: SampleSet = draw(
             problem.data[settings.split],
             split=settings.split,
@@ -101,22 +108,35 @@ class Measurement:
         """Where it is measured."""
         return environment(self.checked)
 
+    @cached_property
+    def network(self) -> Recognized | None:
+        """The three-layer network whose closed form gives the traces, where that is worth its time."""
+        return network_of(self.operator, self.settings)
+
+    @property
+    def products(self) -> int:
+        """Products the measurement will take, about."""
+        return planned(self.settings, closed=self.network is not None)
+
     def forecast(self) -> str:
         """One line: parameters, samples, and the products, time and memory the measurement will take."""
         s, op = self.settings, self.operator
-        products = planned(self.settings)
-        seconds, memory = forecast(self.checked, products)
-        by_outputs = uses_trace(s) and op.problem.has_outputs
-        per_example = ", and per-example gradients for the trace" if by_outputs else ""
+        seconds, memory = forecast(self.checked, self.products)
+        beside = ""
+        if self.network is not None:
+            beside = ", and the closed form of a three-layer network for the traces"
+            seconds += foreseen(self.network).cost.seconds
+        elif uses_trace(s) and op.problem.has_outputs:
+            beside = ", and per-example gradients for the trace"
         hint = "; a first look: --quantities lambda_max,trace" if seconds > LONG and len(s.quantities) > 2 else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
-            f"about {products} products, {_duration(seconds)}, "
-            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})" + per_example + hint
+            f"about {self.products} products, {_duration(seconds)}, "
+            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})" + beside + hint
         )
 
-    def run(self, progress: Report | None = None) -> Analysis:
-        """Measure.
+    def run(self, progress: Report | None = None, warm: Warm | None = None) -> Analysis:
+        """Measure; where ``warm`` is given, the extremes start near what an earlier run left.
 
         Raises:
             MeasurementError: the preflight found a fault, or a product is not finite.
@@ -124,7 +144,7 @@ class Measurement:
         require_sound(self.checked)
         begun, before, spent = time.perf_counter(), self.operator.products, self.operator.seconds
         report = progress or (lambda *_: None)
-        total = planned(self.settings)
+        total = self.products
         furthest = before
 
         def watch(done: int) -> None:
@@ -134,10 +154,12 @@ class Measurement:
 
         self.operator.watch = watch
         try:
-            found = Sweep(self.operator, self.settings).run()
+            found = Sweep(self.operator, self.settings, self.network, warm).run()
         finally:
             self.operator.watch = None
         checked, op = self.checked, self.operator
+        if found.krylov is not None and found.convergence.steps:
+            self.left = ending(found.krylov, warm.turn + 1 if warm else 1)
         return Analysis(
             metrics={name: found.metrics[name] for name in self.settings.quantities if name in found.metrics},
             spectrum=found.spectrum,

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from hessdiag.analysis.closed import closed_trace
+from hessdiag.analysis.needs import DEFLATION_STEPS, needs_forms, needs_run, needs_square, uses_trace
 from hessdiag.analysis.population import batch_error
 from hessdiag.analysis.traces import ModelTrace, contradiction, model_trace, with_trace
+from hessdiag.closed_form import ClosedForm, Recognized
 from hessdiag.engine.curvature import Curvature
 from hessdiag.results import (
     Bound,
@@ -42,11 +45,10 @@ from hessdiag.spectral import (
     wolkowicz_styan,
 )
 from hessdiag.spectral.interval import mean_interval
+from hessdiag.spectral.warm import Warm
 
-DEFLATION_STEPS = 20  # where no extreme was asked for: 20 steps and 10 probes gave 0.15 % where 30 probes gave 6 %
 BASIS_BYTES = 2 << 30  # a Lanczos basis beyond 2 GiB restarts (thick restart: more products, same certificates)
 FEWEST_VECTORS = 12
-TYPICAL_EXTREMES = 40  # products the extremes take on trained networks, for the forecast
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Found:
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     krylov: Krylov | None = None
+    closed: ClosedForm | None = None
     forms: Forms | None = None
     spectrum: Spectrum | None = None
     top: tuple[RitzValue, ...] = ()
@@ -74,26 +77,41 @@ class Sweep:
     Args:
         operator: checked and ready.
         settings: what is wanted, and how much may be spent.
+        network: the three-layer network that the operator is of, where its closed form is to give the traces.
+        warm: what an earlier run left, for the extremes to start near.
     """
 
-    def __init__(self, operator: Curvature, settings: Settings) -> None:
-        self.operator, self.settings = operator, settings
+    def __init__(
+        self,
+        operator: Curvature,
+        settings: Settings,
+        network: Recognized | None = None,
+        warm: Warm | None = None,
+    ) -> None:
+        self.operator, self.settings, self.network, self.warm = operator, settings, network, warm
 
     def run(self) -> Found:
         """All quantities asked for; cost as `planned`, plus R products where the trace needs them."""
         s, found = self.settings, Found()
-        model = model_trace(self.operator, s) if uses_trace(s) else None
+        model: ModelTrace | str | None = None
+        if self.network is not None:
+            found.closed, model = closed_trace(self.operator, self.network, s.confidence)
+        elif uses_trace(s):
+            model = model_trace(self.operator, s)
         if isinstance(model, ModelTrace):
             found.products, found.layers = model.products, model.layers
             found.metrics["trace"] = model.estimate
         elif model is not None:
             found.notes.append(f"the trace comes from probes: {model}")
-        if _needs_run(s, model):
+        closed = found.closed is not None
+        if needs_run(s, model, closed=closed):
             self._extremes(found)
             self._density(found)
-            if _needs_forms(s, model):
-                self._forms(found)
-                self._moments(found)
+        if found.closed is not None:
+            self._exact_moments(found, found.closed)
+        elif needs_forms(s, model):
+            self._forms(found)
+            self._moments(found)
         return found
 
     def _extremes(self, found: Found) -> None:
@@ -113,6 +131,7 @@ class Sweep:
             seed=s.seed,
             max_steps=s.max_steps,
             max_basis=self._max_basis(found),
+            warm=self.warm,
         )
         found.krylov, found.convergence, found.top = result.krylov, result.convergence, result.top
         found.warnings += result.warnings
@@ -156,8 +175,8 @@ class Sweep:
 
     def _moments(self, found: Found) -> None:
         """Everything that follows from tr H and tr H²."""
-        s, op, values = self.settings, self.operator, found.forms
-        if values is None or found.krylov is None:
+        s, values = self.settings, found.forms
+        if values is None:
             return
         trace = found.metrics.get("trace")
         if trace is None:
@@ -176,14 +195,28 @@ class Sweep:
         square = frobenius_squared_from(values, confidence=s.confidence)
         rank = effective_rank_from(values, confidence=s.confidence)
         found.metrics |= {"frobenius_squared": square, "effective_rank": rank}
+        self._bounds(found, trace, square)
+
+    def _exact_moments(self, found: Found, closed: ClosedForm) -> None:
+        """The same by formula; probes of the density, if any, are held against it."""
+        if found.forms is not None:
+            found.warnings += contradiction(closed.trace, found.forms)
+        if needs_square(self.settings):
+            found.metrics |= {e.quantity: e for e in (closed.frobenius_squared, closed.effective_rank)}
+            self._bounds(found, closed.trace, closed.frobenius_squared)
+
+    def _bounds(self, found: Found, trace: Estimate, square: Estimate) -> None:
+        s, op = self.settings, self.operator
         measured = {
             n: found.metrics[n].value if n in found.metrics else None for n in ("lambda_max", "lambda_min")
         }
         ws = wolkowicz_styan(trace, square, op.size, confidence=s.confidence, **measured)
         found.metrics |= {"ws_upper": ws.upper, "ws_lower": ws.lower}
         found.companions = (ws.inner_max, ws.spread, frobenius_bound(square, lambda_max=measured["lambda_max"]))
-        if found.krylov.size < op.size:
+        if found.krylov is not None and found.krylov.size < op.size:
             found.companions += deflated_ws(found.krylov, trace, square, op.size, **measured)
+        if found.closed is not None:
+            found.companions += found.closed.blockwise(**measured)
 
     def _probed(self, found: Found, recorded: list[torch.Tensor]) -> np.ndarray[Any, Any] | None:
         """Unbiased values of tr H in parts, per probe (n, parts), out of what products recorded of themselves.
@@ -213,29 +246,3 @@ class Sweep:
             _, lo, hi = mean_interval(values, self.settings.confidence)
             rows.append(Layer(name=name, size=size, trace=float(values.mean()), lo=lo, hi=hi, kind="probes"))
         return tuple(rows)
-
-
-def planned(settings: Settings) -> int:
-    """Products the settings will take, about; those that a trace without probes would need are not in it."""
-    if not _needs_run(settings):
-        return 0
-    run = TYPICAL_EXTREMES if settings.wants("lambda_max", "lambda_min") else DEFLATION_STEPS
-    continued = settings.wants("density", "negative_mass")
-    dense = settings.density_probes * settings.steps if continued else 0
-    plain = settings.probes - (settings.density_probes if continued else 0) if _needs_forms(settings) else 0
-    return min(run, settings.max_steps) + dense + plain
-
-
-def uses_trace(settings: Settings) -> bool:
-    """Whether something asked for rests on tr H."""
-    return settings.wants("trace", "ws_lower", "ws_upper", "effective_rank")
-
-
-def _needs_forms(settings: Settings, model: ModelTrace | str | None = None) -> bool:
-    probed_trace = settings.wants("trace") and isinstance(model, str)
-    return probed_trace or settings.wants("frobenius_squared", "ws_lower", "ws_upper", "effective_rank")
-
-
-def _needs_run(settings: Settings, model: ModelTrace | str | None = None) -> bool:
-    wanted = settings.wants("lambda_max", "lambda_min", "density", "negative_mass")
-    return wanted or settings.top > 1 or _needs_forms(settings, model)

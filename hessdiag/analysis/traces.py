@@ -42,7 +42,7 @@ class ModelTrace:
 def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
     """tr(H), or tr(G), through per-example gradients.
 
-    Cost: C backward passes of per-example gradients for C outputs per example, or 16 with random signs at the outputs;
+    Cost: C backward passes of per-example gradients for C outputs per example, or 16 with signs at the outputs;
     ``settings.probes`` products with R where some tensor is curved.
 
     Returns:

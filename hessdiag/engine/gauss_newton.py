@@ -85,10 +85,8 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
             per_example, per_tensor = _accumulate(operator, exact, seed, draws)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         return f"per-example gradients fail here ({one_line(error, 100)})"
-    counts = torch.tensor(
-        [operator.problem.count(one) for batch in operator.batches for one in divide(batch, 1)],
-        dtype=torch.float64,
-    )
+    singles = [one for batch in operator.batches for one in divide(batch, 1)]
+    counts = torch.tensor([operator.problem.count(one) for one in singles], dtype=torch.float64)
     return GaussNewtonTrace(
         exact, per_example, per_tensor / operator.total_weight, counts, outputs if exact else draws
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.utils import parametrize
 
 from hessdiag.engine.ranks import Pieces
 
@@ -35,7 +36,7 @@ class Weights:
         with torch.no_grad():
             for param, origin in zip(self.params, self._origin, strict=True):
                 param.copy_(origin)
-        _forget_casts()
+        _forget_copies()
 
     @contextmanager
     def moved(self, moves: Pieces, scale: float = 1.0) -> Iterator[None]:
@@ -49,15 +50,17 @@ class Weights:
                     for param, origin, move in zip(self.params, self._origin, moves, strict=True):
                         if move is not None:
                             param.copy_(origin).add_(move, alpha=scale)
-                _forget_casts()
+                _forget_copies()
                 yield
             finally:
                 self.restore()
 
 
-def _forget_casts() -> None:
-    # Autocast entered around the step keeps half-precision copies of the weights from pass to pass.
+def _forget_copies() -> None:
+    # Entered around the step, both keep what they made of the weights from pass to pass: autocast its
+    # half-precision copies, parametrize.cached() the parametrized tensors.
     torch.clear_autocast_cache()
+    parametrize._cache.clear()
 
 
 class Statistics:

@@ -29,7 +29,7 @@ def kind_in_words(metric: Metric) -> str:
     sure = f"{100 * metric.confidence:.6g}%"
     if isinstance(metric, Bound):
         loose = "" if metric.looseness is None else f", {_looseness(metric.looseness)}"
-        worth = "a guarantee" if metric.exact_inputs else "from estimates, no guarantee"
+        worth = "a guarantee up to rounding" if metric.exact_inputs else "from estimates, no guarantee"
         return f"{metric.side} bound on {metric.of}{loose}; {worth}"
     if isinstance(metric, RitzValue):
         checked = f"checked by a fresh product, residual {metric.residual:.0e}"

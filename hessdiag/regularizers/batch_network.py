@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessdiag.closed_form import Gradients, Recognized, ThreeLayer, Traces, recognize, three_layer
+from hessdiag.closed_form import Gradients, Recognized, ThreeLayer, Traces, plan, recognize, three_layer
 from hessdiag.engine.batch_loss import BatchLoss
 from hessdiag.engine.ranks import Pieces, ranks
 from hessdiag.engine.seen import Seen
@@ -14,6 +16,7 @@ from hessdiag.problem import Problem
 from hessdiag.samples import draw
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of logits and loss, relative to float64
+PASS = 2e6  # multiply-adds that fit into what one gradient costs beside its own, whatever the size (measured)
 ONE_HOT = 1e-3  # targets recovered from the loss's slope are this close to a class, or they are soft
 
 
@@ -30,10 +33,14 @@ class BatchNetwork:
         self._params: tuple[Tensor, ...] = ()
         self._places: tuple[Tensor | None, ...] = ()
 
-    def traces(self, batch: BatchLoss) -> tuple[Pieces, Traces | str]:
+    def traces(self, batch: BatchLoss, most: float = math.inf) -> tuple[Pieces, Traces | str]:
         """The loss's gradient, and the traces with their gradients or why there are none; 1 gradient.
 
         The first time also about 9 gradients of 16 samples, to prove that the model is the network found in it.
+
+        Args:
+            batch: the current one.
+            most: what the traces may cost, in gradients of the batch (by multiply-adds: predicted, not timed).
         """
         with Seen(self._model) as seen:
             gradient = batch.gradient()
@@ -55,6 +62,9 @@ class BatchNetwork:
             return gradient, net
         if not float((net.forward(x) - z).abs().max()) <= tolerance * (1 + float(z.abs().max())):
             return gradient, "the model's outputs in training are not the network's (dropout?)"
+        takes = plan(net, len(x), gradient=True).cost.multiply_adds / (3 * len(x) * net.size + PASS)
+        if takes > most:
+            return gradient, f"the closed form would cost about {takes:.2g} gradients, more than {most:.2g}"
         return gradient, three_layer(net, [(x, targets)], gradient=True)
 
     def pieces(self, gradients: Gradients) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -32,7 +33,9 @@ Side = Literal["max", "min"]
 HUGE = 1e140  # past any 1/δ², and its square is still finite
 
 
-def certificate(cycles: Sequence[Cycle], ritz: float, sign: int, *, dimension: int, failure: float) -> float:
+def certificate(
+    cycles: Sequence[Cycle], ritz: float, sign: int, *, dimension: int, failure: float, stretch: float = 1.0
+) -> float:
     """The value no eigenvalue exceeds, with probability ``1 - failure`` over the start vector.
 
     Args:
@@ -41,11 +44,12 @@ def certificate(cycles: Sequence[Cycle], ritz: float, sign: int, *, dimension: i
         sign: +1 for an upper bound on lambda_max, −1 for a lower bound on lambda_min.
         dimension: d, at least 2.
         failure: probability of being wrong, in (0, 1).
+        stretch: of the start, where it leans towards a known direction (`hessdiag.spectral.warm`).
 
     Returns:
         The bound, beyond ``ritz`` in the direction of ``sign``; far beyond while the run is short.
     """
-    target = 1 / float(betaincinv(0.5, (dimension - 1) / 2, failure))
+    target = stretch / float(betaincinv(0.5, (dimension - 1) / 2, failure))
     size = max(abs(ritz), *(abs(a) for c in cycles for a in c.alphas), *(b for c in cycles for b in c.betas))
     if size == 0:
         return ritz
@@ -91,6 +95,7 @@ class Watch:
         run: the run, started uniformly on the sphere.
         which: sides to certify.
         failure: probability, per side, of being wrong.
+        stretch: of the start, see `certificate`.
         upper: no eigenvalue lies above; inf until first looked at.
         lower: no eigenvalue lies below.
         history: (products, largest and smallest Ritz value, upper, lower) after each step.
@@ -99,6 +104,7 @@ class Watch:
     run: Lanczos
     which: Sequence[Side]
     failure: float
+    stretch: float = 1.0
     upper: float = math.inf
     lower: float = -math.inf
     history: list[tuple[int, float, float, float, float]] = field(default_factory=list)
@@ -110,11 +116,13 @@ class Watch:
         if self.run.exhausted:
             self.lower, self.upper = low, high
         elif certify:
-            cycles, failure = self.run.cycles, self.failure
+            bound = partial(
+                certificate, self.run.cycles, dimension=size, failure=self.failure, stretch=self.stretch
+            )
             if "max" in self.which:
-                self.upper = min(self.upper, certificate(cycles, high, +1, dimension=size, failure=failure))
+                self.upper = min(self.upper, bound(high, +1))
             if "min" in self.which:
-                self.lower = max(self.lower, certificate(cycles, low, -1, dimension=size, failure=failure))
+                self.lower = max(self.lower, bound(low, -1))
         self.history.append((self.run.products, high, low, self.upper, self.lower))
 
     def convergence(self) -> Convergence:

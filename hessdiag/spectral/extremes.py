@@ -22,7 +22,7 @@ from hessdiag.spectral.certificate import Side, Watch
 from hessdiag.spectral.inner import gram, norms
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.lanczos import Lanczos, basis_size
-from hessdiag.spectral.probes import sphere
+from hessdiag.spectral.warm import Warm, beginning
 
 MAX_STEPS = 160
 """Trained spectra need 15 (lambda_max alone) to 50; a semicircle, the hardest, 140 at d = 3,000, more beyond."""
@@ -59,6 +59,7 @@ def extremes(
     max_steps: int = MAX_STEPS,
     max_basis: int | None = None,
     failure: float = 1e-6,
+    warm: Warm | None = None,
     on_step: Callable[[int, float, float], None] | None = None,
 ) -> Extremes:
     """Find lambda_max, lambda_min and the largest eigenvalues, each with a two-sided interval.
@@ -78,6 +79,7 @@ def extremes(
         max_steps: products to spend at most; what is missing then is a warning, and a wider interval.
         max_basis: most vectors held (thick restart); None holds all.
         failure: probability, per side, that the outer end of the interval is wrong.
+        warm: an earlier run's answer to start near (`hessdiag.spectral.warm`); never trusted alone.
         on_step: called after each product with (products, largest, smallest Ritz value).
 
     Returns:
@@ -90,22 +92,14 @@ def extremes(
     op = as_operator(operator)
     _require(rtol, which, top, failure)
     before = op.products
-    run = Lanczos(op, sphere(op, seed, "extremes", 0), basis_size(op, max_steps, max_basis))
-    watch = Watch(run, which, failure)
-    next_look = 2
-    for step in range(1, max_steps + 1):
-        run.step()
-        certify = step >= next_look or step == max_steps
-        watch.look(certify=certify)
-        if certify:
-            next_look = step + max(2, step // 10)  # a look costs milliseconds, a product rarely less
-        if on_step is not None:
-            on_step(run.products, *watch.history[-1][1:3])
-        if run.exhausted or (certify and not _missing(watch, rtol, top)):
-            break
+    start = beginning(op, seed, warm)
+    run = Lanczos(op, start.vector, basis_size(op, max_steps, max_basis))
+    watch = Watch(run, which, failure, start.stretch)
+    _grow(watch, rtol, top, max_steps, on_step)
     krylov = run.krylov()
     largest, smallest = _verify(op, krylov, which, top)
     settings = {"rtol": rtol, "seed": seed, "max_steps": max_steps, "failure": failure}
+    settings |= {} if warm is None else {"warm": warm.turn}
     provenance = Provenance(
         method="Lanczos", settings=settings, products=op.products - before, dtype=str(op.dtype)[6:]
     )
@@ -118,6 +112,23 @@ def extremes(
         convergence=watch.convergence(),
         warnings=(*_missing(watch, rtol, top), *_ghosts(krylov), *_unsettled(largest, rtol, report.margin)),
     )
+
+
+def _grow(
+    watch: Watch, rtol: float, top: int, max_steps: int, on_step: Callable[[int, float, float], None] | None
+) -> None:
+    """Step until everything asked for is known, or the products are spent."""
+    run, next_look = watch.run, 2
+    for step in range(1, max_steps + 1):
+        run.step()
+        certify = step >= next_look or step == max_steps
+        watch.look(certify=certify)
+        if certify:
+            next_look = step + max(2, step // 10)  # a look costs milliseconds, a product rarely less
+        if on_step is not None:
+            on_step(run.products, *watch.history[-1][1:3])
+        if run.exhausted or (certify and not _missing(watch, rtol, top)):
+            break
 
 
 @dataclass(frozen=True)

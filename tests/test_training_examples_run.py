@@ -1,0 +1,155 @@
+"""Promise: the examples of training, a plain loop and Lightning, run, learn, resume to the same bits. (12 s)"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hessdiag.errors import UsageError
+from hessdiag.regularizers import NSO, SAM
+from hessdiag.regularizers.wrapper import Regularizer
+from tests import example_lightning, example_plain_loop
+from tests.training_runs import same
+
+LEARNED = 0.9  # test accuracy; a tenth by guessing, 0.94 measured after two epochs
+# Lightning's own: no loader workers, and torch's pytree, which it imports, has moved on
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+def trainer(folder: Path, epochs: int):
+    return example_lightning.lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def fitted(folder: Path, epochs: int, resume: str | None = None, kind=example_lightning.Digits):
+    """The module and its trainer after so many epochs in all."""
+    torch.manual_seed(0)
+    module, run = kind(), trainer(folder, epochs)
+    run.fit(module, example_lightning.loader(0), ckpt_path=resume, weights_only=True)
+    return module, run
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [value.detach().clone() for value in model.state_dict().values()]
+
+
+def the_plain_loop_learns(folder: Path) -> None:
+    model, losses = example_plain_loop.train(epochs=2)
+    assert losses[1] < losses[0] / 2
+    assert example_plain_loop.accuracy(model) > LEARNED
+
+
+def the_plain_loop_resumes(folder: Path) -> None:
+    whole, _ = example_plain_loop.train(epochs=3)
+    file = folder / "run.pt"
+    example_plain_loop.train(epochs=1, file=file, total=3)
+    model, losses = example_plain_loop.train(epochs=3, file=file)
+    assert len(losses) == 2
+    assert same(weights(model), weights(whole))
+
+
+def lightning_learns(folder: Path) -> None:
+    module, run = fitted(folder, epochs=2)
+    (optimizer,) = run.optimizers
+    assert isinstance(optimizer, NSO)
+    assert optimizer.steps == run.global_step == 2 * len(example_lightning.loader(0))
+    (found,) = run.test(module, example_lightning.loader(1), verbose=False)
+    assert found["accuracy"] > LEARNED
+
+
+def lightning_resumes(folder: Path) -> None:
+    """Noise and momentum go on where the checkpoint was taken, or the bits would differ."""
+    whole, _ = fitted(folder / "whole", epochs=3)
+    _, first = fitted(folder / "parts", epochs=1)
+    saved = first.checkpoint_callback.best_model_path
+    module, second = fitted(folder / "parts", epochs=3, resume=saved)
+    assert second.optimizers[0].steps == 3 * len(example_lightning.loader(0))
+    assert same(weights(module), weights(whole))
+
+
+class Automatic(example_lightning.Digits):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = True
+
+    def training_step(self, batch, index):
+        return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+
+def automatic_optimization_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="has no graph"):
+        fitted(folder, epochs=1, kind=Automatic)
+
+
+PROMISES = [
+    the_plain_loop_learns,
+    the_plain_loop_resumes,
+    lightning_learns,
+    lightning_resumes,
+    automatic_optimization_is_refused,
+]
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_promise(promise, tmp_path):
+    promise(tmp_path)
+
+
+def no_move(self, params, pieces, scaler, scale):
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    self.inner.step()
+
+
+BROKEN = {
+    "nothing is learned, plain": (the_plain_loop_learns, SAM, "_move", no_move),
+    "nothing is learned, Lightning": (lightning_learns, NSO, "_move", no_move),
+    "steps start again": (
+        lightning_resumes,
+        Regularizer,
+        "load_state_dict",
+        lambda self, state: self.inner.load_state_dict({k: state[k] for k in ("state", "param_groups")}),
+    ),
+    "momentum is lost": (
+        the_plain_loop_resumes,
+        Regularizer,
+        "load_state_dict",
+        lambda self, state: setattr(self, "steps", state["regularizer"]["steps"]),
+    ),
+    "a loss without a graph goes": (
+        automatic_optimization_is_refused,
+        NSO,
+        "step",
+        lambda self, closure: closure(),
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage, tmp_path, monkeypatch):
+    promise, where, name, broken = breakage
+    monkeypatch.setattr(where, name, broken)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        promise(tmp_path)
