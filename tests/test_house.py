@@ -23,6 +23,7 @@ ROOMS = [
     "spectral",
     "closed_form",
     "analysis",
+    "generalization",
     "check",
     "present",
     "regularizers",

@@ -22,6 +22,8 @@ VERBS = {
     "check": "Hold a checkpoint against its budgets; the verb for CI.",
     "baseline": "Record what a check compares with.",
     "init": "Set up the check: write budgets and a first baseline.",
+    "gap": "Hold sharpness against generalization over many checkpoints.",
+    "shift": "Test checkpoints on data that move away from training.",
     "demo": "Train two small networks on digits, measure and compare them.",
     "schema": "Print the JSON Schema of run.json.",
     "completion": "Print the completion script of a shell.",
@@ -108,7 +110,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort) as error:
         return _refuse(
             error,
-            "interrupted; nothing half-written was left behind, a check goes on from its last scope",
+            "interrupted; nothing half-written was left behind: a check goes on from its last scope, gap and "
+            "--track from their last checkpoint",
             INTERRUPTED,
             debug,
         )

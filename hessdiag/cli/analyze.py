@@ -9,39 +9,53 @@ from typing import Any
 
 import click
 
-from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEM, SAMPLES, load, options, settings
+from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, load, options, settings
 from hessdiag.cli.output import say, show, write_page, write_run
 from hessdiag.cli.progress import display
+from hessdiag.errors import UsageError
+from hessdiag.sources.many import is_pattern
 
 
 @click.command(epilog=FACTORY)
-@options(PROBLEM, SAMPLES, MEASUREMENT)
+@options(PROBLEMS, SAMPLES, MEASUREMENT)
 @click.option(
     "-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write run.json, plots and report."
 )
 @click.option("--cross-check", type=click.Choice(["pyhessian"]), help="Measure again with another tool.")
+@click.option("--track", "tracked", is_flag=True, help="Follow several -c along training, in natural order.")
+@click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, for the 2/ETA line.")
 @options(OUTPUT)
 def analyze(
     *,
     factory: str,
-    checkpoint: str | None,
+    checkpoints: tuple[str, ...],
     options: tuple[str, ...],
     trust_pickle: bool,
     app_dir: str | None,
     folder: Path | None,
     cross_check: str | None,
+    tracked: bool,
+    lr: float | None,
     as_json: bool,
     quiet: bool,
     debug: bool,  # noqa: ARG001  (read from the arguments, before anything can fail)
     **measurement: Any,
-) -> None:
+) -> int:
     """Measure how sharp a checkpoint is, every number with its interval."""
     asked = settings(**measurement)
+    checkpoint = _only(checkpoints, tracked=tracked, cross_check=cross_check, lr=lr)
     if folder is not None:
         from hessdiag.files import require_writable
 
         require_writable(folder)
     quiet = quiet or as_json
+    if tracked:
+        from hessdiag.cli.track import track
+
+        def one(path: str) -> Any:
+            return load(factory, path, options, trust_pickle, app_dir)
+
+        return track(checkpoints, one, asked, folder=folder, lr=lr, as_json=as_json, quiet=quiet)
     with redirect_stdout(sys.stderr):  # what the user's code prints is no result
         built = load(factory, checkpoint, options, trust_pickle, app_dir)
 
@@ -67,3 +81,31 @@ def analyze(
     say((f"note: {note}" for note in result.notes if note not in built.notes), quiet=quiet)
     if folder is not None:
         say([f"written: {folder}/run.json, plots, {page}"], quiet=quiet)
+    return 0
+
+
+def _only(checkpoints: tuple[str, ...], *, tracked: bool, cross_check: str | None, lr: float | None) -> str | None:
+    """The one checkpoint to analyze; None where there is none, or where they are tracked.
+
+    Raises:
+        UsageError: several without --track, or options that do not go together.
+    """
+    if tracked and not checkpoints:
+        msg = "--track needs checkpoints: give -c 'run/epoch*.pt', a pattern in quotes, or several -c"
+        raise UsageError(msg)
+    if tracked and cross_check is not None:
+        msg = "--cross-check with --track: another tool measures one checkpoint; drop one of the two"
+        raise UsageError(msg)
+    if tracked:
+        return None
+    if lr is not None:
+        msg = f"--lr {lr} draws the 2/η line of a trajectory: add --track, or drop it"
+        raise UsageError(msg)
+    if len(checkpoints) > 1 or (checkpoints and is_pattern(checkpoints[0])):
+        given = " and ".join(f"-c {spec}" for spec in checkpoints[:2]) + (" ..." if len(checkpoints) > 2 else "")
+        msg = (
+            f"{given}: analyze measures one checkpoint; add --track to follow several along training, "
+            "or compare them with hessdiag gap"
+        )
+        raise UsageError(msg)
+    return checkpoints[0] if checkpoints else None

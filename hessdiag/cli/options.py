@@ -38,6 +38,19 @@ PROBLEM = (
     click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code. Only for files you made."),
     click.option("--app-dir", metavar="DIR", help="Where modules are looked for; by default here."),
 )
+PROBLEMS = (
+    PROBLEM[0],
+    click.option(
+        "-c",
+        "--checkpoint",
+        "checkpoints",
+        metavar="FILE",
+        multiple=True,
+        help="Weights: .safetensors, .pt, .pth, .th, .ckpt, .bin; FILE::KEY takes an entry of it. Several, or a "
+        "pattern in quotes, where the verb takes them.",
+    ),
+    *PROBLEM[2:],
+)
 SAMPLES = (
     click.option("--samples", type=int, metavar="N", help="Examples to measure on.  [1024, or all]"),
     click.option("--batch-size", type=int, metavar="N", help="Examples per batch; does not change the numbers."),

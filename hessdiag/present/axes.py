@@ -42,7 +42,11 @@ def prepare(ax: Axes | None, height: float = 3.6) -> Axes:
 
     figure = Figure(figsize=(7.2, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    ax = figure.add_subplot(facecolor="none")
+    return styled(figure.add_subplot(facecolor="none"))
+
+
+def styled(ax: Axes) -> Axes:
+    """New axes in the style all plots share."""
     ax.tick_params(colors=INK, labelsize=8.5, which="both", width=0.7)
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))

@@ -88,7 +88,7 @@ def density(
         UsageError: no spectrum, more than eight, or ``sigma`` not positive.
     """
     named = spectra(analysis)
-    smooth = _smooth([spectrum for _, spectrum in named.values()], sigma)
+    smooth = shared_grid([spectrum for _, spectrum in named.values()], sigma)
     curves = {name: _curve(smooth, spectrum) for name, (_, spectrum) in named.items()}
     ax = prepare(ax)
     highest = max(float(np.nanmax(curve.mean)) for curve in curves.values())
@@ -119,7 +119,7 @@ def density_frame(analysis: Source, *, sigma: float | None = None) -> pd.DataFra
     import pandas as pd
 
     named = spectra(analysis)
-    smooth = _smooth([spectrum for _, spectrum in named.values()], sigma)
+    smooth = shared_grid([spectrum for _, spectrum in named.values()], sigma)
     parts = []
     for name, (_, spectrum) in named.items():
         curve = _curve(smooth, spectrum)
@@ -137,7 +137,7 @@ def density_frame(analysis: Source, *, sigma: float | None = None) -> pd.DataFra
 def density_caption(analysis: Source, *, sigma: float | None = None) -> str:
     """What is needed to repeat and to read the picture, in one paragraph."""
     named = spectra(analysis)
-    smooth = _smooth([spectrum for _, spectrum in named.values()], sigma)
+    smooth = shared_grid([spectrum for _, spectrum in named.values()], sigma)
     several = len(named) > 1
     origins = {name: " · ".join([sweep(spectrum), *facts(one)]) for name, (one, spectrum) in named.items()}
     origin = "; ".join(f"{name}: {text}" for name, text in origins.items())
@@ -155,7 +155,8 @@ def density_caption(analysis: Source, *, sigma: float | None = None) -> str:
     return f"{origin}. {band} Stems: converged outliers. {drawing}"
 
 
-def _smooth(measured: list[Spectrum], sigma: float | None) -> Smooth:
+def shared_grid(measured: list[Spectrum], sigma: float | None = None) -> Smooth:
+    """The grid, kernel and floor on which several spectra can be drawn together."""
     if sigma is not None and not sigma > 0:
         msg = f"sigma={sigma}: the kernel needs a positive width in decades; leave it out for the default"
         raise UsageError(msg)

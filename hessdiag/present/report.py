@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hessdiag.errors import UsageError
 from hessdiag.present.convergence import convergence, convergence_caption, convergence_frame
@@ -13,31 +13,15 @@ from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulati
 from hessdiag.present.density import density, density_caption, density_frame
 from hessdiag.present.inputs import MOST_OVERLAID
 from hessdiag.present.layers import layers, layers_caption, layers_frame
+from hessdiag.present.pictures import Picture, environment, picture
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.tables import COLUMNS, metric_rows
 from hessdiag.present.text import format_metric, plain
-from hessdiag.present.vector import svg
 from hessdiag.present.words import CAVEAT, MEANING, label, reading
 from hessdiag.results import Analysis
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-
 MOST_ANALYSES = 12  # keeps the page below two megabytes
-MOST_ROWS = 25  # of a table under a figure; the rest is in the CSV files
 HEADLINES = ("lambda_max", "trace", "negative_mass", "ws_upper")
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure with its accessible table."""
-
-    svg: str
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-    rows_note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +55,6 @@ def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
     Raises:
         UsageError: none, or more than twelve analyses.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     if not 1 <= len(analyses) <= MOST_ANALYSES:
         msg = f"{len(analyses)} analyses on one page: allowed is 1 to {MOST_ANALYSES}; write several pages"
         raise UsageError(msg)
@@ -80,22 +62,19 @@ def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
     quantities = list(dict.fromkeys(name for analysis in analyses.values() for name in analysis.metrics))
     names = [run.name for run in runs]
     title = names[0] if len(names) == 1 else f"{len(names)} analyses"
-    environment = Environment(
-        loader=PackageLoader("hessdiag.present", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("run.html.j2").render(
-        title=title,
-        runs=runs,
-        columns=COLUMNS,
-        comparison=_comparison(analyses, quantities) if len(analyses) > 1 else [],
-        overlay=_overlay(analyses),
-        caveat=CAVEAT,
-        command=plain(command),
-        warned=sum(len(run.warnings) for run in runs),
+    return (
+        environment()
+        .get_template("run.html.j2")
+        .render(
+            title=title,
+            runs=runs,
+            columns=COLUMNS,
+            comparison=_comparison(analyses, quantities) if len(analyses) > 1 else [],
+            overlay=_overlay(analyses),
+            caveat=CAVEAT,
+            command=plain(command),
+            warned=sum(len(run.warnings) for run in runs),
+        )
     )
 
 
@@ -103,14 +82,14 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
     spectrum, settled = [], []
     if analysis.spectrum is not None:
         spectrum = [
-            _picture(
+            picture(
                 density(analysis, show_caption=False),
                 density_caption(analysis),
                 density_frame(analysis)[_columns(analysis, ("eigenvalue", "mean", "lo", "hi"))],
                 f"{key}-density",
                 "spectrum.csv",
             ),
-            _picture(
+            picture(
                 cumulative(analysis, show_caption=False),
                 cumulative_caption(analysis),
                 cumulative_frame(analysis),
@@ -121,12 +100,12 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
     for of in _histories(analysis):
         drawn = convergence(analysis, of=of, show_caption=False)
         frame, text = convergence_frame(analysis, of=of), convergence_caption(analysis, of=of)
-        settled.append(_picture(drawn, text, frame, f"{key}-{of}", "run.json"))
+        settled.append(picture(drawn, text, frame, f"{key}-{of}", "run.json"))
     bars = []
     if analysis.layers:
         frame = layers_frame(analysis)[["name", "size", "trace", "lo", "hi", "kind"]]
         drawn = layers(analysis, show_caption=False)
-        bars = [_picture(drawn, layers_caption(analysis), frame, f"{key}-layers", "layers.csv")]
+        bars = [picture(drawn, layers_caption(analysis), frame, f"{key}-layers", "layers.csv")]
     csv = base64.b64encode(analysis.to_frame().to_csv(index=False).encode()).decode()
     return Run(
         key=key,
@@ -166,35 +145,7 @@ def _overlay(analyses: Mapping[str, Analysis]) -> Picture | None:
     frame = density_frame(shown)
     frame = frame.pivot_table("mean", "eigenvalue", "series", sort=False).reset_index()
     drawn = density(shown, show_caption=False)
-    return _picture(drawn, density_caption(shown), frame, "overlay", "spectrum.csv", "Spectra of all analyses")
-
-
-def _picture(ax: Axes, text: str, frame: pd.DataFrame, key: str, file: str, title: str | None = None) -> Picture:
-    shows = f"{ax.get_ylabel() or 'parameter tensors'} against {ax.get_xlabel()}"
-    name = f"{title or ax.get_title(loc='left') or 'Figure'}: {shows}"
-    ax.set_title("", loc="left")  # the page has headings
-    rows, rows_note = _rows(frame, file)
-    return Picture(
-        svg=svg(ax, title=name, description=text, prefix=key + "-"),
-        caption=plain(text),
-        columns=[plain(str(column)) for column in frame.columns],
-        rows=rows,
-        rows_note=rows_note,
-    )
-
-
-def _rows(frame: pd.DataFrame, file: str) -> tuple[list[list[str]], str]:
-    stride = -(-len(frame) // MOST_ROWS)
-    rows = [[_cell(value) for value in row] for row in frame.iloc[::stride].itertuples(index=False)]
-    if stride <= 1:
-        return rows, f"All {len(frame)} rows; raw values are in {file}."
-    return rows, f"{len(rows)} of {len(frame)} rows, evenly taken; raw values are in {file}."
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "—" if value != value else f"{value:.5g}".replace("-", "−")
-    return plain(str(value))
+    return picture(drawn, density_caption(shown), frame, "overlay", "spectrum.csv", "Spectra of all analyses")
 
 
 def _headlines(analysis: Analysis) -> list[dict[str, str]]:

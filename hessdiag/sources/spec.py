@@ -67,11 +67,12 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
         if key in options:
             msg = f"-P {key} is given twice ({options[key]!r} and {text!r}): keep one"
             raise UsageError(msg)
-        options[key] = _literal(text)
+        options[key] = literal(text)
     return options
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """A JSON literal, or one of Python's True, False and None; else the text itself."""
     if text in PYTHON_LITERALS:
         return PYTHON_LITERALS[text]
     try:

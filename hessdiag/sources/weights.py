@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hessdiag.errors import LoadError, NonFiniteError
 from hessdiag.sources import archive
+from hessdiag.sources.facts import Fact, facts
 from hessdiag.sources.fit import fit
 from hessdiag.sources.spec import split_key
 
@@ -37,6 +38,7 @@ class Weights:
         key: the entry the tensors came from, '' if they were the whole file.
         stripped: prefixes removed from every name, outermost first.
         notes: one-line facts for the user.
+        facts: what the file says of its run: epoch, learning rate, hyper-parameters.
     """
 
     state: dict[str, Tensor]
@@ -45,6 +47,7 @@ class Weights:
     key: str = ""
     stripped: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path, *, key: str | None = None, trust_pickle: bool = False) -> Weights:
@@ -73,7 +76,7 @@ def read_weights(path: str | Path, *, key: str | None = None, trust_pickle: bool
     state = _tensors(chosen, file, notes)
     _refuse_non_finite(state, file)
     state, stripped = _strip(state, notes)
-    return Weights(state, str(file), sha256, found_key, stripped, tuple(notes))
+    return Weights(state, str(file), sha256, found_key, stripped, tuple(notes), facts(content, file))
 
 
 def load_into(model: nn.Module, weights: Weights) -> tuple[str, ...]:

@@ -1,0 +1,197 @@
+"""``hessdiag gap``: many checkpoints, what of their sharpness goes with generalization, one page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, options, settings
+from hessdiag.cli.output import draw, say
+from hessdiag.cli.progress import display
+from hessdiag.errors import MeasurementError
+from hessdiag.sources.spec import parse_options
+
+if TYPE_CHECKING:
+    from hessdiag.generalization.report import GapReport
+    from hessdiag.generalization.survey import Survey
+
+CACHE = Path(".hessdiag") / "cache" / "gap"
+
+MANY = (
+    PROBLEM[0],
+    click.option(
+        "-c",
+        "--checkpoint",
+        "patterns",
+        metavar="GLOB",
+        multiple=True,
+        required=True,
+        help="Checkpoints, 'runs/*/last.pt'; repeatable; ::KEY takes an entry of each.",
+    ),
+    *PROBLEM[2:],
+)
+MEASURES = (
+    click.option("--measures", metavar="GLOB", multiple=True, help="Measures to take; !GLOB leaves out.  [all]"),
+    click.option("--guard/--no-guard", default=True, show_default=True, help="Again after rescaling the layers."),
+    click.option("--test", default="test", show_default=True, help="The split generalization is judged by."),
+    click.option("--evaluate", type=int, default=5000, show_default=True, help="Most examples of a split."),
+    click.option("--init", "start", metavar="FILE", help="Weights before training, for distances from them."),
+    click.option("--rtol", type=float, default=1e-3, show_default=True, help="Relative width for the extremes."),
+    click.option("--probes", type=int, default=32, show_default=True, help="Random quadratic forms."),
+    click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
+)
+RANKING = (
+    click.option("--gap", type=click.Choice(["error", "loss"]), help="What to rank against.  [error, if classes]"),
+    click.option(
+        "--group-by", metavar="NAME", multiple=True, help="Hyper-parameters to group by.  [all that vary]"
+    ),
+    click.option("--meta-from", metavar="REGEX", help="Hyper-parameters out of paths: 'lr(?P<lr>[0-9.]+)'."),
+)
+WRITTEN = (
+    click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here."),
+    click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a tidy table."),
+    click.option("-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write page, CSV and JSON."),
+    click.option("--jobs", type=int, default=1, show_default=True, help="Checkpoints measured at once."),
+    click.option("--fresh", is_flag=True, help="Measure again what was measured before."),
+)
+
+
+@click.command(epilog=FACTORY)
+@options(MANY, SAMPLES, MEASURES, RANKING, WRITTEN, OUTPUT)
+def gap(
+    *,
+    factory: str,
+    patterns: tuple[str, ...],
+    gap: str | None,
+    group_by: tuple[str, ...],
+    html: Path | None,
+    table: Path | None,
+    folder: Path | None,
+    jobs: int,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,  # noqa: ARG001  (read from the arguments, before anything can fail)
+    **asked: Any,
+) -> None:
+    """Hold sharpness against generalization over many checkpoints.
+
+    Hyper-parameters come from Problem.meta, from the checkpoint file, from a .json beside it, or from its path.
+    What was measured is kept in .hessdiag/cache/gap: one more checkpoint costs one more measurement.
+    """
+    from hessdiag.files import require_writable
+
+    targets = _targets(folder, html, table)
+    for target in targets.values():
+        require_writable(target.parent)
+    how = _survey(factory, jobs, asked)
+
+    from hessdiag.generalization.report import GapReport
+    from hessdiag.generalization.survey import survey
+    from hessdiag.sources.many import checkpoints
+
+    files = [(one.name, one.path) for one in checkpoints(patterns)]
+    records, failures = {}, {}
+    with redirect_stdout(sys.stderr), display(quiet=quiet or as_json) as report:
+        talk = _once(quiet=quiet or as_json)
+        for number, one in enumerate(survey(files, how, jobs=jobs, report=report, say=talk), start=1):
+            if one.record is None:
+                failures[one.name] = one.reason
+            else:
+                records[one.name] = one.record
+            say([_progress(one, number, len(files))], quiet=quiet or as_json)
+            report("checkpoints", number, len(files))
+    if not records:
+        first = next(iter(failures.values()))
+        msg = f"none of {len(files)} checkpoints could be measured; the first: {first}"
+        raise MeasurementError(msg)
+    ordered = tuple(records[name] for name, _ in files if name in records)
+    result = GapReport(
+        ordered,
+        failures,
+        gap,  # type: ignore[arg-type]
+        group_by or None,
+        asked["confidence"],
+        asked["seed"],
+    )
+    _write(result, targets)
+    if as_json:
+        click.echo(result.to_json(), nl=False)
+    else:
+        from hessdiag.present.gap_text import gap_tables
+
+        draw(lambda _: gap_tables(result), width=140)
+    say([f"written: {', '.join(map(str, targets.values()))}"] if targets else [], quiet=quiet)
+    if failures:
+        msg = f"{len(failures)} of {len(files)} checkpoints could not be measured: {', '.join(failures)}"
+        raise MeasurementError(msg)
+
+
+def _targets(folder: Path | None, html: Path | None, table: Path | None) -> dict[str, Path]:
+    found = {} if folder is None else {k: folder / f"gap.{k}" for k in ("html", "csv", "json")}
+    return found | ({"html": html} if html else {}) | ({"csv": table} if table else {})
+
+
+def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
+    from hessdiag.generalization.examine import CURVATURE, Examination
+    from hessdiag.generalization.survey import Survey
+
+    names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "way", "block")
+    measured = {name: asked[name] for name in (*names, "rtol", "probes", "confidence")}
+    measured |= {"quantities": CURVATURE, "density_probes": min(8, asked["probes"])}
+    return Survey(
+        factory=factory,
+        options=parse_options(asked["options"]),
+        app_dir=asked["app_dir"],
+        trust_pickle=asked["trust_pickle"],
+        asked=Examination(
+            settings=settings(**measured),
+            measures=asked["measures"] or ("*",),
+            test=asked["test"],
+            evaluate=asked["evaluate"],
+            guard=asked["guard"],
+        ),
+        start=asked["start"],
+        from_name=asked["meta_from"],
+        cache=None if asked["fresh"] else CACHE,
+        threads=max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None,
+    )
+
+
+def _once(*, quiet: bool) -> Any:
+    """Says the first line it is given: the forecast of the first checkpoint stands for all."""
+    said: list[str] = []
+
+    def talk(line: str) -> None:
+        if not said:
+            said.append(line)
+            say([line], quiet=quiet)
+
+    return talk
+
+
+def _progress(one: Any, number: int, total: int) -> str:
+    if one.record is None:
+        return f"{number}/{total} {one.name}: {one.reason}"
+    how = "kept from before" if one.kept else f"{one.record.seconds:.1f} s"
+    return f"{number}/{total} {one.name}: {how}" + (f"; {one.reason}" if one.reason else "")
+
+
+def _write(result: GapReport, targets: dict[str, Path]) -> None:
+    from hessdiag.files import write_whole
+
+    if "csv" in targets:
+        write_whole(targets["csv"], result.to_frame().to_csv(index=False, lineterminator="\n"))
+    if "json" in targets:
+        write_whole(targets["json"], result.to_json())
+    if "html" in targets:
+        import shlex
+
+        from hessdiag.present.gap_page import gap_page
+
+        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
+        write_whole(targets["html"], gap_page(result, command))

@@ -1,0 +1,104 @@
+"""``hessdiag shift``: accuracy of checkpoints as their test data move away from the training data."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hessdiag.cli.gap import MANY
+from hessdiag.cli.options import FACTORY, OUTPUT, load, options
+from hessdiag.cli.output import draw, say
+from hessdiag.cli.progress import display
+from hessdiag.errors import HessdiagError, MeasurementError, one_line
+
+if TYPE_CHECKING:
+    from hessdiag.generalization.shift_report import ShiftReport
+
+TESTING = (
+    click.option("--tests", metavar="A,B", help="Of covariate, augmented, distance, other.  [all that can be]"),
+    click.option("--train", default="train", show_default=True, help="Split that shifts are measured from."),
+    click.option("--test", default="test", show_default=True, help="Split that is shifted."),
+    click.option("--other", metavar="SPLIT", help="Split of another source, tested against --test."),
+    click.option("--reference", metavar="NAME", help="Checkpoint the others are compared with.  [the first]"),
+    click.option("--samples", type=int, default=2000, show_default=True, help="Most examples of each split."),
+    click.option("--components", type=int, help="Principal components to shift.  [50 beyond 100 features]"),
+    click.option("--seed", type=int, default=0, show_default=True, help="Names every random stream."),
+    click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
+    click.option("-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write page, CSV and JSON."),
+)
+
+
+@click.command(epilog=FACTORY)
+@options(MANY, TESTING, OUTPUT)
+def shift(
+    *,
+    factory: str,
+    patterns: tuple[str, ...],
+    options: tuple[str, ...],
+    trust_pickle: bool,
+    app_dir: str | None,
+    tests: str | None,
+    other: str | None,
+    reference: str | None,
+    folder: Path | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,  # noqa: ARG001  (read from the arguments, before anything can fail)
+    **asked: object,
+) -> None:
+    """Test checkpoints on shifted data: reweighted, distorted, far from training, or from another source."""
+    from hessdiag.files import require_writable
+
+    if folder is not None:
+        require_writable(folder)
+    quiet = quiet or as_json
+
+    from hessdiag.generalization.shift_report import TESTS, ShiftReport, ShiftSettings, shift_curves
+    from hessdiag.sources.many import checkpoints
+
+    named = tuple(part.strip() for part in tests.split(",")) if tests else TESTS[: 4 if other else 3]
+    settings = ShiftSettings(tests=named, other=other, **asked)  # type: ignore[arg-type]
+    files = checkpoints(patterns)
+    curves, refused, failures = {}, {}, {}
+    with redirect_stdout(sys.stderr), display(quiet=quiet) as report:
+        for number, one in enumerate(files, start=1):
+            try:
+                built = load(factory, one.path, options, trust_pickle, app_dir)
+                found = dict(shift_curves(built.problem, settings))
+            except HessdiagError as error:
+                failures[one.name] = one_line(error)
+                say([f"{one.name}: {failures[one.name]}"], quiet=quiet)
+                continue
+            curves[one.name] = {test: curve for test, curve in found.items() if not isinstance(curve, str)}
+            refused[one.name] = {test: why for test, why in found.items() if isinstance(why, str)}
+            report("checkpoints", number, len(files))
+    result = ShiftReport(curves, refused, failures, reference, settings)
+    if not any(curves.values()):
+        reasons = [*failures.values(), *(why for found in refused.values() for why in found.values())]
+        msg = f"no test could be made of {len(files)} checkpoints; the first: {reasons[0]}"
+        raise MeasurementError(msg)
+    _show(result, folder, as_json=as_json, quiet=quiet)
+    if failures:
+        msg = f"{len(failures)} of {len(files)} checkpoints could not be tested: {', '.join(failures)}"
+        raise MeasurementError(msg)
+
+
+def _show(result: ShiftReport, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from hessdiag.files import write_whole
+    from hessdiag.present.shift import shift_page, shift_tables
+
+    if folder is not None:
+        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
+        write_whole(folder / "shift.html", shift_page(result, command))
+        write_whole(folder / "shift.csv", result.to_frame().to_csv(index=False, lineterminator="\n"))
+        write_whole(folder / "shift.json", result.to_json())
+    if as_json:
+        click.echo(result.to_json(), nl=False)
+    else:
+        draw(lambda _: shift_tables(result), width=120)
+    say([f"written: {folder}/shift.html, shift.csv, shift.json"] if folder else [], quiet=quiet)

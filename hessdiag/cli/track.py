@@ -1,0 +1,165 @@
+"""``hessdiag analyze --track``: one checkpoint after another, in the order of training."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hessdiag.cli.output import draw, say
+from hessdiag.cli.progress import display
+from hessdiag.errors import LoadError, OutputError, UsageError
+from hessdiag.files import write_whole
+from hessdiag.settings import Settings
+from hessdiag.sources.many import CheckpointFile, checkpoints
+
+if TYPE_CHECKING:
+    from hessdiag.results import Analysis
+    from hessdiag.results.trajectory import Point, Trajectory
+    from hessdiag.sources.factory import Built
+
+CACHE = Path(".hessdiag") / "cache"
+KEPT = "checkpoints"  # in the folder of -o
+
+
+def track(
+    patterns: tuple[str, ...],
+    load: Callable[[str], Built],
+    asked: Settings,
+    *,
+    folder: Path | None,
+    lr: float | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Measure the checkpoints, print their table and write the files of ``-o``.
+
+    Returns:
+        The exit code: 0, or 4 where a checkpoint could not be measured; the others are shown all the same.
+
+    Raises:
+        UsageError: no pattern, or a rate that is none.
+        LoadError: a pattern matches nothing, or no checkpoint could be measured.
+    """
+    if lr is not None and not 0 < lr < float("inf"):
+        msg = f"--lr {lr}: a learning rate is more than 0"
+        raise UsageError(msg)
+    files = checkpoints(patterns)
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no result
+        trajectory = _followed(files, load, asked, Kept(folder, quiet=quiet), lr, quiet=quiet)
+    _show(trajectory, folder, as_json=as_json, quiet=quiet)
+    for point in trajectory.failed:
+        click.echo(f"hessdiag: {point.name}: {point.error}", err=True)
+    if not trajectory.measured:
+        msg = f"none of {len(files)} checkpoints could be measured: mend the first and try again"
+        raise LoadError(msg)
+    return LoadError.exit_code if trajectory.failed else 0
+
+
+def _followed(
+    files: tuple[CheckpointFile, ...],
+    load: Callable[[str], Built],
+    asked: Settings,
+    kept: Kept,
+    lr: float | None,
+    *,
+    quiet: bool,
+) -> Trajectory:
+    from hessdiag.analysis.trajectory import Follower
+    from hessdiag.results.trajectory import Trajectory
+
+    follower = Follower(asked, lr, kept.recall, kept.keep, lambda line: say([line], quiet=quiet))
+    points = []
+    try:
+        for number, file in enumerate(files, 1):
+            with display(quiet=quiet) as report:
+                points.append(
+                    follower.point(
+                        file.name,
+                        file.path,
+                        lambda path=file.path: load(path),  # type: ignore[misc]
+                        lambda _, done, total: report(f"{number} of {len(files)}", done, total),  # noqa: B023
+                    )
+                )
+            say([f"{number} of {len(files)} {file.name}: {_outcome(points[-1])}"], quiet=quiet)
+    except KeyboardInterrupt:
+        say([f"{len(points)} of {len(files)} are kept: the same command goes on from there"], quiet=quiet)
+        raise
+    return Trajectory(points=tuple(points), notes=tuple(follower.notes))
+
+
+def _outcome(point: Point) -> str:
+    if point.analysis is None:
+        return "not measured"
+    if point.reused:
+        return "measured before"
+    cost = point.analysis.cost
+    return f"{cost.products} products, {cost.seconds:.3g} s"
+
+
+def _show(trajectory: Trajectory, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
+    from hessdiag.present.trajectory import evolution
+    from hessdiag.present.trajectory_page import evolution_caption, terminal_trajectory, trajectory_page
+    from hessdiag.present.vector import svg
+
+    if folder is not None:
+        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
+        write_whole(folder / "trajectory.csv", trajectory.to_frame().to_csv(index=False))
+        (folder / "evolution.svg").unlink(missing_ok=True)
+        if trajectory.measured:
+            text = svg(evolution(trajectory), title="trajectory", description=evolution_caption(trajectory))
+            write_whole(folder / "evolution.svg", text)
+        write_whole(folder / "report.html", trajectory_page(trajectory, command))
+        write_whole(folder / "trajectory.json", trajectory.to_json())
+    if as_json:
+        click.echo(trajectory.to_json(), nl=False)
+    else:
+        draw(lambda _: terminal_trajectory(trajectory), width=120)
+    if folder is not None:
+        say([f"written: {folder}/trajectory.json, trajectory.csv, evolution.svg, report.html"], quiet=quiet)
+
+
+class Kept:
+    """Finished measurements on disk, so that an interrupted trajectory goes on where it was.
+
+    Args:
+        folder: of ``-o``: they lie in its ``checkpoints``, readable names first; else in ``.hessdiag/cache``.
+        quiet: say nothing where they cannot be kept.
+    """
+
+    def __init__(self, folder: Path | None, *, quiet: bool) -> None:
+        self.folder, self.named, self.quiet = (folder / KEPT if folder else CACHE), folder is not None, quiet
+
+    def recall(self, key: str, name: str) -> Analysis | None:
+        """The measurement of that key; None where there is none that can be read."""
+        from hessdiag.results import load_run
+
+        file = self._file(key, name)
+        if not file.is_file():
+            return None
+        try:
+            return load_run(file)
+        except UsageError:
+            say([f"{file} cannot be read: measured again"], quiet=self.quiet)
+            return None
+
+    def keep(self, key: str, name: str, analysis: Analysis) -> None:
+        """Write a measurement, whole or not at all; only without ``-o`` is a failure forgiven."""
+        try:
+            if not self.named and not (self.folder.parent / ".gitignore").exists():
+                write_whole(self.folder.parent / ".gitignore", "*\n")
+            write_whole(self._file(key, name), analysis.to_json())
+        except OutputError as error:
+            if self.named:
+                raise
+            say([f"nothing is kept for a next time: {error}"], quiet=self.quiet)
+
+    def _file(self, key: str, name: str) -> Path:
+        readable = re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")[-60:]
+        return self.folder / (f"{readable}-{key}.json" if self.named else f"{key}.json")

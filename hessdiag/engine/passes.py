@@ -1,0 +1,109 @@
+"""Passes over batches at shifted parameters: many together by `torch.func.vmap`, or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessdiag.engine.curvature import Curvature, is_out_of_memory
+from hessdiag.engine.scores import normalized, right
+from hessdiag.engine.stacking import Stack, filled, stacks
+from hessdiag.errors import one_line
+
+TOGETHER = 100_000  # parameters: beyond, a copy per shift costs more than the calls it saves
+STACKED = 16  # batches in one pass
+CHUNK_BYTES = 32 * 2**20  # of shifted weights and of per-example gradients, as for tr(G)
+
+
+class Passes:
+    """Losses, hits and gradients of batches as functions of a shift of the parameters that count.
+
+    To be called while measuring (`Curvature.timed`).
+
+    Attributes:
+        together: whether passes are mapped; switched off for good by what cannot be.
+        notes: why, one line.
+    """
+
+    def __init__(self, operator: Curvature, normalize: bool) -> None:
+        self.function, self.batches, self.normalize = operator.function, operator.batches, normalize
+        self.problem = operator.problem
+        self.together = operator.size <= TOGETHER
+        self.notes: list[str] = []
+        self._theta = tuple(tensor.detach() for tensor in self.function.theta)
+        self._chunk = max(1, CHUNK_BYTES // (operator.size * self.function.theta[0].element_size()))
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """All batches, those of one shape together where passes are mapped."""
+        return stacks(self.batches, STACKED if self.together else 1)
+
+    def stacked(self, indices: tuple[int, ...]) -> tuple[Stack, ...]:
+        """Some batches, stacked; a stack's indices are places in ``indices``."""
+        if indices == tuple(range(len(self.batches))):
+            return self.stacks
+        return stacks([self.batches[index] for index in indices], STACKED if self.together else 1)
+
+    def moved(self, shift: Tensor) -> tuple[Tensor, ...]:
+        """θ + shift."""
+        return tuple(t + move for t, move in zip(self._theta, self.function.split(shift), strict=True))
+
+    def evaluate(self, shift: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """Summed loss and number of hits of a batch at θ + shift."""
+        theta = self.moved(shift)
+        if not self.problem.has_outputs:
+            return self.function.total(theta, batch), torch.zeros((), device=shift.device)
+        outputs = self.function.outputs(theta, batch)
+        hits = right(outputs, batch)
+        if self.normalize:
+            outputs = normalized(outputs, batch)
+        return self.problem.loss_sum(outputs, batch), hits.to(outputs.device)
+
+    def values(self, stack: Stack, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed losses and hits, (k, b) each, of stacked batches at θ + each row of shifts (k, P)."""
+
+        def one(row: Tensor) -> Any:
+            return self.mapped(lambda *t: self.evaluate(row, filled(stack.first, t)), stack.tensors)
+
+        parts = [self.mapped(one, (rows,)) for rows in torch.split(shifts, self._chunk)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def slopes(self, stack: Stack, shifts: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Gradients (b, P), and summed losses and hits (b,), of stacked batches, each at its row of (b, P)."""
+
+        def one(row: Tensor, *tensors: Tensor) -> Any:
+            batch = filled(stack.first, tensors)
+            return torch.func.grad_and_value(lambda r: self.evaluate(r, batch), has_aux=True)(row)
+
+        gradients, values = self.mapped(one, (shifts, *stack.tensors))
+        return gradients, values
+
+    def slope(self, stack: Stack, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The gradient (P,) of the stacked batches' summed loss at one shift, with that loss and the hits."""
+
+        def whole(row: Tensor) -> tuple[Tensor, Tensor]:
+            totals, hits = self.mapped(lambda *t: self.evaluate(row, filled(stack.first, t)), stack.tensors)
+            return totals.sum(), hits.sum()
+
+        gradient, values = torch.func.grad_and_value(whole, has_aux=True)(shift)
+        return gradient, values
+
+    def mapped(self, function: Callable[..., Any], columns: Sequence[Tensor]) -> Any:
+        """``function`` over the common first dimension of ``columns``, tensor results stacked."""
+        number = len(columns[0])
+        if self.together and number > 1:
+            try:
+                return torch.func.vmap(function)(*columns)
+            except (RuntimeError, ValueError, TypeError) as error:
+                why = "out of memory" if is_out_of_memory(error) else one_line(error, 100)
+            # what is wrong with the model itself shows again below
+            self.together = False
+            self.notes.append(f"passes go one by one here, slower but to the same numbers ({why})")
+        found = [function(*(column[index] for column in columns)) for index in range(number)]
+        leaves, shape = zip(*(torch.utils._pytree.tree_flatten(one) for one in found), strict=True)
+        columns_out = [torch.stack(parts) for parts in zip(*leaves, strict=True)]
+        return torch.utils._pytree.tree_unflatten(columns_out, shape[0])

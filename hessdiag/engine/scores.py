@@ -1,0 +1,106 @@
+"""What a model makes of each example: its loss, whether it is right, by what margin and with what confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hessdiag.errors import ProblemError
+from hessdiag.problem import IGNORE_INDEX, Problem, align_classes, target_of
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per example; with a class per position (a language model) per position that counts.
+
+    Attributes:
+        loss: (n,) float64. Its weighted mean is the loss of the sample set.
+        correct: (n,) bool, or None where there are no integer classes.
+        margin: (n,) float64, true logit minus the best other one, or None.
+        confidence: (n,) float64, largest softmax probability, or None.
+    """
+
+    loss: Tensor
+    correct: Tensor | None = None
+    margin: Tensor | None = None
+    confidence: Tensor | None = None
+
+
+def classes(outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
+    """Logits (n, classes) and integer classes (n,), -100 where a position does not count; or None."""
+    try:
+        targets = target_of(batch)
+        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            return None
+        logits, labels = align_classes(outputs, targets)
+    except ProblemError:
+        return None
+    return (logits, labels) if logits.shape[1] > 1 else None
+
+
+def right(outputs: Any, batch: Any) -> Tensor:
+    """How many positions are classified right, a scalar; 0 where there are no classes."""
+    found = classes(outputs, batch)
+    if found is None:
+        return torch.zeros(())
+    logits, labels = found
+    return (logits.argmax(-1) == labels).sum()
+
+
+def normalized(outputs: Tensor, batch: Any) -> Tensor:
+    """Logits centred over the classes and divided by their length, in the outputs' own layout.
+
+    Raises:
+        ProblemError: there are no classes.
+    """
+    found = classes(outputs, batch)
+    if found is None:
+        msg = "logits can be normalised for integer classes only"
+        raise ProblemError(msg)
+    axis = -1 if outputs.shape[-1] == found[0].shape[1] and outputs.shape[:-1] == target_of(batch).shape else 1
+    centred = outputs - outputs.mean(axis, keepdim=True)
+    tiny = torch.finfo(outputs.dtype).tiny
+    return centred / centred.square().sum(axis, keepdim=True).clamp(min=tiny).sqrt()
+
+
+def from_outputs(problem: Problem, outputs: Tensor, batch: Any) -> Scores | None:
+    """The scores of a batch from its outputs alone; None where the loss is not a built-in one."""
+    found = classes(outputs, batch)
+    if problem.criterion == "mse":
+        difference = (outputs - target_of(batch).reshape(outputs.shape)).double().square()
+        return Scores(difference.reshape(len(outputs), -1).mean(1).cpu())
+    if problem.criterion != "cross_entropy":
+        return None
+    if found is None:
+        logits, targets = align_classes(outputs, target_of(batch))
+        return Scores(-(targets * F.log_softmax(logits.double(), -1)).sum(-1).cpu())
+    logits, labels = found
+    kept = labels != IGNORE_INDEX
+    logits, labels = logits[kept].double(), labels[kept]
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return with_classes(loss, logits, labels)
+
+
+def with_classes(loss: Tensor, logits: Tensor, labels: Tensor) -> Scores:
+    """Scores of examples with logits (n, classes), float64, and labels (n,)."""
+    true = logits.gather(1, labels[:, None])[:, 0]
+    best = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    confidence = logits.softmax(1).amax(1)
+    return Scores(loss.cpu(), (logits.argmax(1) == labels).cpu(), (true - best).cpu(), confidence.cpu())
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of all batches; what one of them lacks, all lack."""
+
+    def together(name: str) -> Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        return None if any(one is None for one in found) else torch.cat(found)
+
+    return Scores(
+        torch.cat([part.loss for part in parts]), together("correct"), together("margin"), together("confidence")
+    )

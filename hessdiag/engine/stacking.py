@@ -1,0 +1,52 @@
+"""Batches of one shape as one stacked batch, so that `torch.func.vmap` passes through them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessdiag.samples import leaves, map_tensors
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Some batches of one shape.
+
+    Attributes:
+        indices: which batches they are.
+        tensors: every tensor of a batch with a first dimension of its own for the batches.
+        first: the first batch, for its structure.
+    """
+
+    indices: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+    first: Any
+
+    def batch(self, tensors: Sequence[Tensor]) -> Any:
+        """A batch with the structure of the first and these tensors."""
+        return filled(self.first, tensors)
+
+
+def filled(batch: Any, tensors: Sequence[Tensor]) -> Any:
+    """The batch with other tensors in its places."""
+    left = iter(tensors)
+    return map_tensors(batch, lambda _: next(left))
+
+
+def stacks(batches: Sequence[Any], most: int) -> tuple[Stack, ...]:
+    """The batches, those of one shape together, at most ``most`` of them in a stack; all else must be equal."""
+    alike: dict[str, list[int]] = {}
+    for index, batch in enumerate(batches):
+        shape = repr(map_tensors(batch, lambda leaf: f"{leaf.dtype} {tuple(leaf.shape)}"))
+        alike.setdefault(shape, []).append(index)
+    found = []
+    for indices in alike.values():
+        for begin in range(0, len(indices), most):
+            some = indices[begin : begin + most]
+            columns = zip(*(leaves(batches[index]) for index in some), strict=True)
+            found.append(Stack(tuple(some), tuple(torch.stack(c) for c in columns), batches[some[0]]))
+    return tuple(found)

@@ -1,0 +1,83 @@
+"""Records of checkpoints kept for a next time, by everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hessdiag import __version__
+from hessdiag.engine.curvature import Curvature
+from hessdiag.errors import OutputError, UsageError
+from hessdiag.files import write_whole
+from hessdiag.generalization.examine import Examination
+from hessdiag.generalization.record import SCHEMA, CheckpointRecord
+from hessdiag.problem import Problem
+from hessdiag.samples import draw
+from hessdiag.sources.spec import split_key
+
+SAME_LOSS = 1e-4  # relative: threads and devices move a mean loss by 1e-6, other code by more
+
+
+def digest(path: str) -> str:
+    """sha256 of a file, ``path::entry`` included.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(split_key(path)[0]).read_bytes()).hexdigest()
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise UsageError(msg) from error
+
+
+def key(*parts: Any, asked: Examination) -> str:
+    """A name for a record: of what it was made from, the versions that made it, and what was asked.
+
+    Args:
+        *parts: hashes, options and facts that the record depends on.
+        asked: the examination.
+    """
+    named = [SCHEMA, __version__, torch.__version__, sorted(asked.chosen()), asdict(asked), *parts]
+    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def read(file: Path, problem: Problem, asked: Examination) -> CheckpointRecord | None:
+    """The record, if there is one and it is still true.
+
+    The model's code and its data are not in the key: the samples must be the same, and the model must make the
+    same loss of their first batch.
+    """
+    try:
+        record = CheckpointRecord.of(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, UsageError):
+        return None
+    s = asked.settings
+    samples = draw(problem.data[s.split], split=s.split, samples=s.samples, seed=s.seed, batch_size=s.batch_size)
+    if samples.digest != record.fingerprint.get("data_sha256"):
+        return None
+    dtype = getattr(torch, s.dtype) if s.dtype else None
+    first = Curvature(problem, replace(samples, batches=samples.batches[:1]), dtype=dtype, device=s.device)
+    return record if abs(first.batch_losses[0] - record.first_loss) <= SAME_LOSS * abs(record.first_loss) else None
+
+
+def keep(file: Path, record: CheckpointRecord) -> str:
+    """Write a record; where that fails, a line saying so, since the report can be had all the same."""
+    try:
+        if not (file.parent / ".gitignore").exists():
+            write_whole(file.parent / ".gitignore", "*\n")
+        write_whole(file, record.to_json())
+    except OutputError as error:
+        return f"nothing is kept for a next time: {error}"
+    return ""
+
+
+def renamed(record: CheckpointRecord, name: str, file: str, meta: Mapping[str, Any]) -> CheckpointRecord:
+    """The record under the name, path and hyper-parameters that its file has now."""
+    return replace(record, name=name, file=file, meta=dict(meta))

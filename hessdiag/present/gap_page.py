@@ -1,0 +1,173 @@
+"""The gap report as one HTML file that needs no script, no network and no other file."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+from hessdiag.generalization.record import CheckpointRecord
+from hessdiag.generalization.registry import Measure, Reading, registry
+from hessdiag.generalization.report import GapReport
+from hessdiag.present.gap_plots import (
+    drawable,
+    gap_scatter,
+    performances,
+    performances_frame,
+    scatter_frame,
+    taus,
+    taus_frame,
+)
+from hessdiag.present.gap_rows import performance_rows, rank_rows, reading_cells, refusals, summary
+from hessdiag.present.pictures import Picture, environment, picture
+from hessdiag.present.text import plain
+
+MOST_DETAILED = 12  # checkpoints whose readings are tables of their own; a hundred would pass two megabytes
+MOST_CSV = 700_000  # bytes of the tidy table inside the page
+RESULT_CSV = "gap.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """All readings of one checkpoint, as text: (measure, value, interval, after rescaling)."""
+
+    name: str
+    facts: list[tuple[str, str]]
+    rows: list[tuple[str, str, str, str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A measure as it is defined, and in how many checkpoints it moved under rescaling."""
+
+    name: str
+    title: str
+    family: str
+    formula: str
+    source: str
+    invariant: str
+    cost: str
+    had: str
+    moved: str
+
+
+def gap_page(report: GapReport, command: str = "") -> str:
+    """The whole report as HTML text, below two megabytes for a hundred checkpoints.
+
+    Args:
+        report: the checkpoints.
+        command: what was typed to make this.
+    """
+    columns, rows = performance_rows(report)
+    csv = report.to_frame().to_csv(index=False, lineterminator="\n")
+    text: str = (
+        environment()
+        .get_template("gap.html.j2")
+        .render(
+            title=f"{len(report.records)} checkpoints against the {report.gap_kind} gap",
+            summary=summary(report),
+            caveats=report.caveats,
+            columns=columns,
+            rows=rows,
+            performance=_performance(report),
+            taus=_taus(report),
+            ranked=rank_rows(report),
+            confidence=f"{report.confidence:.0%}",
+            refusals=[(reason, ", ".join(names)) for reason, names in refusals(report)],
+            information=_information(report),
+            scatters=[_scatter(report, measure) for measure in drawable(report)],
+            details=[_detail(record, report) for record in report.records] if _few(report) else [],
+            most_detailed=MOST_DETAILED,
+            definitions=_definitions(report),
+            failures=[(plain(name), plain(reason)) for name, reason in report.failures.items()],
+            command=plain(command),
+            csv=_address(csv) if len(csv) <= MOST_CSV else "",
+            csv_name=RESULT_CSV,
+            gap=report.gap_kind,
+        )
+    )
+    return text
+
+
+def _few(report: GapReport) -> bool:
+    return len(report.records) <= MOST_DETAILED
+
+
+def _address(csv: str) -> str:
+    return f"data:text/csv;base64,{base64.b64encode(csv.encode()).decode()}"
+
+
+def _performance(report: GapReport) -> Picture | None:
+    if not any(s.loss.value is not None for r in report.records for s in r.performance.splits):
+        return None
+    text = "Mean loss of every split with its interval over examples. What lies between the splits is the gap."
+    return picture(performances(report), text, performances_frame(report), "losses", RESULT_CSV)
+
+
+def _taus(report: GapReport) -> Picture | None:
+    if report.ranks.tested == 0:
+        return None
+    text = (
+        f"Kendall's tau-b between each measure and the {report.gap_kind} gap; the interval is over runs one might "
+        "have trained, taken as independent. The cross is the group of runs where the association is weakest or "
+        "reversed. * marks measures that change when layers are rescaled while the function does not."
+    )
+    return picture(taus(report), text, taus_frame(report), "taus", RESULT_CSV)
+
+
+def _scatter(report: GapReport, measure: str) -> Picture:
+    one = registry().get(measure)
+    text = f"{one.title}: {one.formula} ({one.source}). Bars are the intervals of both numbers." if one else ""
+    return picture(
+        gap_scatter(report, measure), text, scatter_frame(report, measure), f"scatter-{measure}", RESULT_CSV
+    )
+
+
+def _information(report: GapReport) -> str:
+    ranks = report.ranks
+    if ranks.random_information is None or ranks.oracle_information is None:
+        return ""
+    best = [one for one in ranks.measures if one.information is not None]
+    if not best:
+        return ""
+    top = max(best, key=lambda one: one.information or 0.0)
+    return (
+        f"Conditional mutual information (Jiang et al. 2020, equation 9): {top.measure} reaches "
+        f"{top.information or 0.0:.3f}, the highest; a measure drawn at random stays below "
+        f"{ranks.random_information[1]:.3f} in 95 of 100 draws, the gap itself within its own intervals reaches "
+        f"{ranks.oracle_information:.3f}."
+    )
+
+
+def _detail(record: CheckpointRecord, report: GapReport) -> Detail:
+    rows = [(name, *reading_cells(record, name)) for name in report.measures]
+    facts = [(str(name), str(value)) for name, value in record.meta.items()]
+    facts += [("file", record.file), ("sha256", record.sha256 or "loaded by the factory")]
+    facts += [("rescaled", record.rescaled), ("seconds", f"{record.seconds:.1f}")]
+    facts += [(name, str(record.fingerprint[name])) for name in ("samples", "n_params", "dtype", "loss", "seed")]
+    return Detail(
+        name=plain(record.name),
+        facts=[(plain(name), plain(value)) for name, value in facts],
+        rows=rows,
+        notes=[plain(note) for note in record.notes],
+    )
+
+
+def _definitions(report: GapReport) -> list[Definition]:
+    return [_definition(one, report) for name, one in registry().items() if name in report.measures]
+
+
+def _definition(one: Measure, report: GapReport) -> Definition:
+    had = sum(isinstance(record.readings.get(one.name), Reading) for record in report.records)
+    verdicts = [record.guard[one.name].verdict for record in report.records if one.name in record.guard]
+    return Definition(
+        name=one.name,
+        title=plain(one.title),
+        family=one.family,
+        formula=plain(one.formula),
+        source=plain(one.source),
+        invariant=", ".join(sorted(one.invariances)) or "nothing",
+        cost=plain(one.cost),
+        had=f"{had} of {len(report.records)}",
+        moved=f"{verdicts.count('moved')} of {len(verdicts)}" if verdicts else "—",
+    )

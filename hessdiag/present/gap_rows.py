@@ -1,0 +1,162 @@
+"""The gap report as rows of text, for the terminal and the page alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hessdiag.generalization.means import Score
+from hessdiag.generalization.rank_results import RankStatistics
+from hessdiag.generalization.record import CheckpointRecord
+from hessdiag.generalization.registry import Reading
+from hessdiag.generalization.report import GapReport
+from hessdiag.present.text import format_interval, format_number, plain
+
+NONE = "—"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A measure against the gap, as text.
+
+    Attributes:
+        measure: its name.
+        tau: Kendall's tau-b.
+        interval: over checkpoints.
+        p: after Holm's adjustment, or why there is none.
+        readings: range of tau over the readings' own intervals.
+        worst: tau of the worst group, with its setting.
+        moved: at how many checkpoints rescaling the layers moves it.
+    """
+
+    measure: str
+    tau: str
+    interval: str
+    p: str
+    readings: str
+    worst: str
+    moved: str
+
+
+def performance_rows(report: GapReport) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a row per checkpoint: losses and scores of every split, and the gap ranked against."""
+    splits = list(dict.fromkeys(s.split for r in report.records for s in r.performance.splits))
+    scored = any(s.score.value is not None for r in report.records for s in r.performance.splits)
+    columns = ["checkpoint", *(f"loss, {split}" for split in splits)]
+    columns += [f"score, {split}" for split in splits] * scored
+    columns += [f"{report.gap_kind} gap", "interval"]
+    rows = []
+    for record in report.records:
+        by_name = {s.split: s for s in record.performance.splits}
+        losses = [_value(by_name[split].loss if split in by_name else None) for split in splits]
+        scores = [_value(by_name[split].score if split in by_name else None) for split in splits] * scored
+        gap = record.gap(report.gap_kind)
+        rows.append([plain(record.name), *losses, *scores, _value(gap), _interval(gap)])
+    return columns, rows
+
+
+def rank_rows(report: GapReport) -> list[Ranked]:
+    """A row per measure that has a tau, the strongest first."""
+    found = [one for one in report.ranks.measures if one.overall is not None]
+    return [_ranked(report, one) for one in sorted(found, key=lambda one: -abs(_tau(one)))]
+
+
+def refusals(report: GapReport) -> list[tuple[str, list[str]]]:
+    """Why measures have no tau, each reason once with the measures it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for one in report.ranks.measures:
+        if one.reason:
+            reasons.setdefault(_without_name(one.reason, one.measure), []).append(one.measure)
+    return [(plain(reason), names) for reason, names in reasons.items()]
+
+
+def reading_cells(record: CheckpointRecord, measure: str) -> tuple[str, str, str]:
+    """Value, interval and what the guard says of one reading; a refusal stands in place of the interval."""
+    one = record.readings.get(measure)
+    guard = record.guard[measure].verdict if measure in record.guard else ""
+    if one is None:
+        return NONE, "not taken", ""
+    if not isinstance(one, Reading):
+        return NONE, plain(one), guard
+    if one.kind == "exact":
+        return format_number(one.value), "exact up to rounding", guard
+    if math.isinf(one.hi):
+        return format_number(one.value), "a maximum found: the true one may be larger", guard
+    return format_number(one.value, one.lo, one.hi), format_interval(one.value, one.lo, one.hi), guard
+
+
+def summary(report: GapReport) -> list[str]:
+    """What the statistics say, in sentences."""
+    ranks, n = report.ranks, len(report.records)
+    lines = [f"{n} checkpoints, {len(report.measures)} measures, ranked against the {report.gap_kind} gap."]
+    if report.failures:
+        lines.append(f"{len(report.failures)} more could not be measured: {_names(list(report.failures))}.")
+    told = [one for one in ranks.measures if one.overall is not None]
+    if not told:
+        reason = refusals(report)
+        return [*lines, f"No measure could be ranked: {reason[0][0]}." if reason else "No measure was ranked."]
+    clear = [one for one in told if one.p_holm is not None and one.p_holm < 1 - report.confidence]
+    up = [one.measure for one in clear if _tau(one) > 0]
+    down = [one.measure for one in clear if _tau(one) < 0]
+    for names, which in ((up, "larger"), (down, "smaller")):
+        if names:
+            lines.append(f"The gap is {which} where these are larger: {_names(names)} (after Holm's adjustment).")
+    if not clear:
+        lines.append(
+            f"No measure goes with the gap beyond chance after adjusting for {ranks.tested} tried ones: the data "
+            "cannot tell."
+        )
+    best = [one for one in told if one.worst is not None and one.worst.worst < 0 < _tau(one)]
+    if best:
+        lines.append(
+            f"{len(best)} measures with a positive tau overall have a group of runs where the sign is the other: "
+            f"{_names([one.measure for one in best])}."
+        )
+    return lines
+
+
+def _ranked(report: GapReport, one: RankStatistics) -> Ranked:
+    overall, worst = one.overall, one.worst
+    moved = [record.guard[one.measure].verdict for record in report.records if one.measure in record.guard]
+    readings = NONE if one.readings_lo is None else f"[{one.readings_lo:+.2f}, {one.readings_hi:+.2f}]"
+    return Ranked(
+        measure=one.measure,
+        tau="" if overall is None else f"{overall.tau:+.2f}",
+        interval="" if overall is None else f"[{overall.lo:+.2f}, {overall.hi:+.2f}]",
+        p=NONE if one.p_holm is None else _p(one.p_holm),
+        readings=readings,
+        worst=NONE
+        if worst is None
+        else f"{worst.worst:+.2f} at {plain(worst.worst_group) or 'all'} ({worst.name})",
+        moved=f"{moved.count('moved')} of {len(moved)}" if moved else NONE,
+    )
+
+
+def _tau(one: RankStatistics) -> float:
+    return one.overall.tau if one.overall is not None else 0.0
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _value(score: Score | None) -> str:
+    if score is None or score.value is None:
+        return NONE
+    return format_number(score.value, score.lo, score.hi)
+
+
+def _interval(score: Score) -> str:
+    if score.value is None or score.lo is None or score.hi is None:
+        return plain(score.reason)
+    return format_interval(score.value, score.lo, score.hi)
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = [plain(name) for name in names[:5]]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _without_name(reason: str, measure: str) -> str:
+    return reason.replace(f"finite {measure} ", "finite value ").replace(f": {measure} is", ": the measure is")
