@@ -57,7 +57,7 @@ def run(data: str | None = None, quick: bool = False) -> list[Row]:  # noqa: ARG
 def _of(samples: int, quick: bool) -> list[Row]:
     model, x, y = subject(samples)
     unit = gradient_seconds(Problem(model, {"train": (x, y)}, criterion="cross_entropy"), [(x, y)])
-    net, repeats, peaks = network(model), 1 if quick or samples > REPEATED else 3, _peaks(samples)
+    net, repeats, peaks = network(model), 1 if quick or samples > REPEATED else 3, {} if quick else _peaks(samples)
     name = f"N={samples}, d={FEATURES}, m={UNITS}, C={CLASSES}"
     rows = []
     for gradient in (False, True):
@@ -71,7 +71,14 @@ def _of(samples: int, quick: bool) -> list[Row]:
             rows += [
                 Row(name, order, f"{quantity} [s]", seconds, None, note),
                 Row(name, order, f"{quantity} [gradients]", seconds / unit, None, f"gradient {unit:.3g} s"),
-                Row(name, order, f"{quantity} [MiB]", peak, None, "peak above the data's own"),
+                Row(
+                    name,
+                    order,
+                    f"{quantity} [MiB]",
+                    peak,
+                    None,
+                    "peak above the data's own" if peaks else "not measured",
+                ),
             ]
         right = "the faster" if taken[ahead.order] == min(taken.values()) else "NOT the faster"
         note = f"{right}: one takes {max(taken.values()) / min(taken.values()):.2g} times the other"

@@ -154,11 +154,11 @@ def truths(model: nn.Module, data: tuple[Tensor, Tensor]) -> Truths:
 
 
 def mlp(small: bool = False) -> GateSubject:
-    """GELU MLP: tr(G) exactly, probes for tr(R)."""
+    """GELU MLP: a three-layer network, whose trace is known by formula."""
     width = 8 if small else 16
     model = nn.Sequential(nn.Linear(64, width), nn.GELU(), nn.Linear(width, 10))
     inputs, labels = _digits(96)
-    about = "digits MLP with GELU, trace from probes on R"
+    about = "digits MLP with GELU, trace by formula"
     return _trained("mlp", about, model, (inputs.flatten(1), labels), (48, 64, 96))
 
 
