@@ -6,7 +6,7 @@ from importlib import import_module
 
 from benchmarks.papers.claims import Outcome
 
-PAPERS = ("sandler2021", "zhang2023", "omae2026", "gatmiry2023")
+PAPERS = ("sandler2021", "zhang2023", "omae2026", "gatmiry2023", "kaur2022")
 
 
 def reproduce(name: str, data: str | None, quick: bool) -> Outcome:
