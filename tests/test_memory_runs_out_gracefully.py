@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from hessdiag.analysis import analyze
 from hessdiag.engine import curvature, ways
@@ -148,6 +149,12 @@ def test_other_errors_pass_through(small_machine):
     assert op.notes == []
 
 
+def by_products():
+    """A criterion of its own: three-layer networks with the built-in one need no products."""
+    problem = models.mlp()
+    return Problem(problem.model, problem.data, criterion=lambda outputs, batch: cross_entropy(outputs, batch[1]))
+
+
 def test_a_whole_analysis_says_what_was_done(monkeypatch):
     options = {
         "samples": 40,
@@ -157,9 +164,9 @@ def test_a_whole_analysis_says_what_was_done(monkeypatch):
         "density_probes": 2,
         "way": "retained_graph",
     }
-    whole = analyze(models.mlp(), "frobenius_squared", **options)
+    whole = analyze(by_products(), "frobenius_squared", **options)
     monkeypatch.setitem(ways.WAYS, "retained_graph", limited(ERRORS["CUDA"], vectors=2)[0])
-    small = analyze(models.mlp(), "frobenius_squared", **options)
+    small = analyze(by_products(), "frobenius_squared", **options)
     value, wanted = (a.metrics["frobenius_squared"].value for a in (small, whole))
     assert value == pytest.approx(wanted, rel=1e-10)
     assert any("vectors travel together" in text for text in small.warnings)
