@@ -14,7 +14,7 @@ from hessdiag.cli.gap import MANY
 from hessdiag.cli.options import FACTORY, OUTPUT, load, options
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
-from hessdiag.errors import HessdiagError, MeasurementError, one_line
+from hessdiag.errors import HessdiagError, MeasurementError, UsageError, one_line
 
 if TYPE_CHECKING:
     from hessdiag.generalization.shift_report import ShiftReport
@@ -64,6 +64,9 @@ def shift(
     named = tuple(part.strip() for part in tests.split(",")) if tests else TESTS[: 4 if other else 3]
     settings = ShiftSettings(tests=named, other=other, **asked)  # type: ignore[arg-type]
     files = checkpoints(patterns)
+    if reference is not None and reference not in (names := [one.name for one in files]):
+        msg = f"--reference {reference}: there are {', '.join(names)}"
+        raise UsageError(msg)
     curves, refused, failures = {}, {}, {}
     with redirect_stdout(sys.stderr), display(quiet=quiet) as report:
         for number, one in enumerate(files, start=1):

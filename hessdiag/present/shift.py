@@ -23,7 +23,7 @@ TITLES = {
     "distance": "Test examples by their distance from the training set",
     "other": "Test set of another source",
 }
-COLUMNS = ("checkpoint", "unshifted", "slope", "over test examples", "p", "p over levels")
+COLUMNS = ("checkpoint", "least shifted", "slope", "over test examples", "p", "p over levels")
 AGAINST = ("checkpoint", "slope difference", "interval", "p (Holm)", "score difference", "p (Holm) ")
 CAVEAT = (
     "Errors are over test examples, for these checkpoints: two checkpoints say nothing about the recipes they "
@@ -76,8 +76,8 @@ def slope_rows(report: ShiftReport, test: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, curve in report.of_test(test).items():
         first = min(curve.points, key=lambda point: point.shift)
-        unshifted = format_number(first.score, first.lo, first.hi)
-        rows.append((plain(name), unshifted, *_slope(curve.slope, curve)))
+        least = format_number(first.score, first.lo, first.hi)
+        rows.append((plain(name), least, *_slope(curve.slope, curve)))
     return rows
 
 

@@ -1,0 +1,153 @@
+"""Promise: ``hessdiag shift`` shows what the tests found, for every checkpoint, and refuses in one line. (15 s)
+
+Oracle: the library's tests called directly; the page's checker.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hessdiag import Problem, cli
+from hessdiag.generalization import shift_report
+from hessdiag.generalization.shift_report import ShiftReport, ShiftSettings, shift_curves
+from hessdiag.present.shift import shift_page, slope_rows
+from hessdiag.sources import datasets
+from tests import test_page_is_self_contained as checker
+
+PROBLEM = """
+import hessdiag
+from torch import nn
+from hessdiag.sources import datasets
+
+
+def small():
+    train, test = datasets.digits()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    return hessdiag.Problem(model, {"train": train, "test": test, "again": test}, criterion="cross_entropy")
+"""
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = cli.run(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def linear(seed: int) -> nn.Module:
+    """A few steps from its start, so that it is right about nine times in ten."""
+    train, _ = datasets.digits()
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x, y = train.pixels.float() * train.scale, train.targets
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("problem.py").write_text(PROBLEM)
+    for seed in range(2):
+        torch.save(linear(seed).state_dict(), f"run{seed}.pt")
+    return tmp_path
+
+
+def test_what_the_tests_found_is_shown(folder):
+    torch.save({"0.weight": torch.zeros(3)}, "run9.pt")
+    code, out, err = call("shift", "problem.py:small", "-c", "run*.pt", "--other", "again", "-o", "out")
+    assert code == 4
+    assert "1 of 3 checkpoints could not be tested: run9" in err
+    plain = json.loads(Path("out/shift.json").read_text())
+    train, test = datasets.digits()
+    problem = Problem(linear(0), {"train": train, "test": test, "again": test}, criterion="cross_entropy")
+    asked = ShiftSettings(tests=shift_report.TESTS, other="again")
+    direct = dict(shift_curves(problem, asked))
+    for name, curve in direct.items():
+        assert plain["curves"]["run0"][name]["slope"]["value"] == pytest.approx(curve.slope.value, rel=1e-9)
+    assert plain["curves"]["run0"]["other"]["slope"]["value"] == pytest.approx(0.0, abs=1e-12)
+    assert all("run0" in out and title in out for title in ("Covariate shift", "Augmented", "distance", "another"))
+    html = Path("out/shift.html").read_text()
+    assert [fault for fault in checker.faults(html) if not fault.startswith("no section")] == []
+    assert "run9" in html
+
+
+def test_bad_questions_are_one_line(folder):
+    for arguments, words in {
+        ("--tests", "weather"): "allowed are covariate, augmented, distance, other",
+        ("--tests", "other"): "--other SPLIT",
+        ("--test", "none"): "split none: the problem has train, test, again",
+        ("--reference", "nobody"): "--reference nobody: there are run0, run1",
+        ("--samples", "0"): "--samples 0",
+        ("--samples", "20"): "no test could be made",
+    }.items():
+        code, _, err = call("shift", "problem.py:small", "-c", "run*.pt", *arguments)
+        assert code in (2, 4), arguments
+        assert words in err, (arguments, err)
+        assert "Traceback" not in err
+
+
+def faults(report: ShiftReport) -> list[str]:
+    """What of the curves is not on the page."""
+    html = shift_page(report)
+    found = [f"{name} is missing" for name in report.curves if name not in html]
+    for test in ("augmented", "distance"):
+        found += [f"{row} is missing" for row in slope_rows(report, test) if row[1] not in html]
+        found += [] if len(slope_rows(report, test)) == len(report.curves) else [f"{test}: rows"]
+    return found + [fault for fault in checker.faults(html) if not fault.startswith("no section")]
+
+
+BROKEN = {
+    "a checkpoint is left out": lambda patch: patch.setattr(
+        ShiftReport, "of_test", lambda self, test: dict(list(_of_test(self, test).items())[:1])
+    ),
+    "a figure without its table": lambda patch: patch.setattr(
+        "hessdiag.present.shift.environment", lambda: _without("<table>")
+    ),
+}
+_of_test = ShiftReport.of_test
+
+
+def _without(tag: str):
+    from hessdiag.present.pictures import environment
+
+    made = environment()
+    get = made.loader.get_source
+    made.loader.get_source = lambda *a: (get(*a)[0].replace(tag, "<div>"), *get(*a)[1:])
+    return made
+
+
+@pytest.fixture(scope="module")
+def report() -> ShiftReport:
+    train, test = datasets.digits()
+    settings = ShiftSettings(tests=("augmented", "distance"))
+    curves = {
+        f"run{seed} <b>": dict(
+            shift_curves(
+                Problem(linear(seed), {"train": train, "test": test}, criterion="cross_entropy"), settings
+            )
+        )
+        for seed in range(2)
+    }
+    return ShiftReport({name.replace("<b>", "b"): found for name, found in curves.items()}, settings=settings)
+
+
+def test_the_page_shows_every_curve(report):
+    assert faults(report) == []
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_this_promise_would_notice(name, report, monkeypatch):
+    BROKEN[name](monkeypatch)
+    assert faults(report) != []
