@@ -44,6 +44,24 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
     return target
 
 
+def keep(path: str | Path, content: str) -> str:
+    """Write a file for a next time, in a folder that git ignores; where that fails, why.
+
+    A read-only checkout can be measured all the same, so this is no error.
+
+    Returns:
+        One line, or "" if it was written.
+    """
+    ignored = Path(path).parent / ".gitignore"
+    try:
+        if not ignored.exists():
+            write_whole(ignored, "*\n")
+        write_whole(path, content)
+    except OutputError as error:
+        return f"nothing is kept for a next time: {error}"
+    return ""
+
+
 def require_writable(folder: str | Path) -> Path:
     """Make ``folder`` and prove it can be written, before any long work begins.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -105,13 +105,7 @@ class Problem:
         if not trainable:
             msg = f"the model has no trainable floating-point parameters ({len(named)} in all): unfreeze some"
             raise ProblemError(msg)
-        include = [g for g in self.params if not g.startswith("!")] or ["*"]
-        exclude = [g[1:] for g in self.params if g.startswith("!")]
-        chosen = tuple(
-            name
-            for name in trainable
-            if any(fnmatchcase(name, g) for g in include) and not any(fnmatchcase(name, g) for g in exclude)
-        )
+        chosen = matching(trainable, self.params)
         if not chosen:
             some = ", ".join(trainable[:5]) + (" ..." if len(trainable) > 5 else "")
             msg = f"--params {' '.join(self.params)} matches no trainable parameter; there are {some}"
@@ -169,6 +163,17 @@ class Problem:
             msg = "cannot tell how many examples a batch holds: give Problem(weight=f(batch))"
             raise ProblemError(msg)
         return float(rows)
+
+
+def matching(names: Iterable[str], globs: Sequence[str]) -> tuple[str, ...]:
+    """The names that a glob takes in and no ``"!glob"`` leaves out; without a glob that takes in, all are in."""
+    include = [g for g in globs if not g.startswith("!")] or ["*"]
+    exclude = [g[1:] for g in globs if g.startswith("!")]
+    return tuple(
+        name
+        for name in names
+        if any(fnmatchcase(name, g) for g in include) and not any(fnmatchcase(name, g) for g in exclude)
+    )
 
 
 def target_of(batch: Any) -> Tensor:

@@ -7,25 +7,23 @@ same, sharper, of another shape, broken, or not there.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hessdiag import cli
 from hessdiag import files as files_module
 from hessdiag.analysis import Measurement
-from hessdiag.check import baseline, gate, subject, verdict
+from hessdiag.check import baseline, gate, verdict
 from hessdiag.errors import OutputError
+from tests.command import call
 
 PROBLEM = """
 import torch, hessdiag
@@ -58,13 +56,6 @@ max_probes = 64
 BUDGETS = """trace = { max_increase = "10%" }
 lambda_max = { max_increase = "10%" }
 """
-
-
-def call(*arguments: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = cli.run(arguments)
-    return code, out.getvalue(), err.getvalue()
 
 
 def sharper(factor: float, file: str = "best.safetensors", source: str = "first.safetensors") -> None:
@@ -302,7 +293,6 @@ def test_a_read_only_tree_can_be_checked(repository: Path, monkeypatch) -> None:
     def refuse(path, content):
         raise OutputError(f"cannot write {path}: read-only")
 
-    monkeypatch.setattr(subject, "write_whole", refuse)
     monkeypatch.setattr(baseline, "write_whole", refuse)
     monkeypatch.setattr(files_module, "write_whole", refuse)
     code, _out, err = call("check")

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -31,19 +31,13 @@ from hessdiag.results import QUANTITIES, json_schema
 from hessdiag.samples import draw
 from hessdiag.settings import Settings
 from hessdiag.sources import digits
+from tests.command import call
 from tests.models import dense_hessian
 
 DIGITS = "hessdiag.sources.digits:problem"
 SMALL = ("--samples", "64", "--probes", "4", "--density-probes", "2", "--steps", "5")
 PLOTS = {"density.svg", "cumulative.svg", "convergence.svg", "layers.svg"}
 TABLES = {"metrics.csv", "spectrum.csv", "layers.csv"}
-
-
-def call(*arguments: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = cli.run(arguments)
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

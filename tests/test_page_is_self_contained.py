@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Collection
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,8 +80,8 @@ class Reader(HTMLParser):
             self.open.pop()
 
 
-def faults(html: str) -> list[str]:
-    """Everything that breaks the promise, in words; empty for a good page."""
+def faults(html: str, sections: Collection[str] = SECTIONS) -> list[str]:
+    """Everything that breaks the promise, in words; empty for a good page with these sections."""
     reader = Reader()
     reader.feed(html)
     reader.close()
@@ -88,7 +89,7 @@ def faults(html: str) -> list[str]:
     found += [] if html.startswith("<!DOCTYPE html>") else ["no doctype"]
     found += ["control character"] if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", html) else []
     found += ["too large"] if len(html.encode()) > LIMIT else []
-    return found + _alone(html, reader) + _references(html, reader) + _accessible(reader)
+    return found + _alone(html, reader) + _references(html, reader) + _accessible(reader, sections)
 
 
 def _alone(html: str, reader: Reader) -> list[str]:
@@ -116,7 +117,7 @@ def _references(html: str, reader: Reader) -> list[str]:
     ]
 
 
-def _accessible(reader: Reader) -> list[str]:
+def _accessible(reader: Reader, sections: Collection[str]) -> list[str]:
     tags = Counter(tag for tag, _, _ in reader.elements)
     found = [f"{tags[tag]} <{tag}>" for tag in ("header", "nav", "main", "footer", "h1") if tags[tag] != 1]
     for tag, attributes, _ in reader.elements:
@@ -132,7 +133,7 @@ def _accessible(reader: Reader) -> list[str]:
     if not in_figure["svg"] == in_figure["table"] == in_figure["figcaption"] == tags["figure"]:
         found.append("a figure without its table or caption")
     present = {attributes.get("id") for tag, attributes, _ in reader.elements if tag == "section"}
-    return found + [f"no section {name}" for name in SECTIONS if name not in present]
+    return found + [f"no section {name}" for name in sections if name not in present]
 
 
 BROKEN = {

@@ -6,12 +6,10 @@ Oracles: dense eigenvalues by numpy, a quadratic loss whose Hessian is known, th
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +18,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hessdiag import cli
 from hessdiag.analysis.trajectory import Follower, rate_of
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.results.trajectory import Rate
@@ -28,6 +25,7 @@ from hessdiag.sources.many import checkpoints, is_pattern
 from hessdiag.spectral import warm as warming
 from hessdiag.spectral.extremes import extremes
 from hessdiag.spectral.warm import Warm, ending
+from tests.command import call
 from tests.test_page_is_self_contained import LIMIT, Reader
 
 PROBLEM = '''
@@ -67,13 +65,6 @@ SMALL = (
     "--steps",
     "4",
 )
-
-
-def call(*arguments: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = cli.run(arguments)
-    return code, out.getvalue(), err.getvalue()
 
 
 def lambda_max(scale: float) -> float:

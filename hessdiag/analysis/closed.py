@@ -15,9 +15,7 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.settings import Settings
 
 FREE = 1e10  # multiply-adds: about a second on one core, not worth an error bar
-PER_PRODUCT = (
-    6  # multiply-adds per sample and weight: a product is two gradients, a gradient three matrix products
-)
+PER_PRODUCT = 6  # multiply-adds per sample and weight: a product is two gradients of three matrix products each
 
 
 def network_of(operator: Curvature, settings: Settings) -> Recognized | None:

@@ -12,7 +12,7 @@ import torch
 
 from hessdiag.analysis.closed import network_of
 from hessdiag.analysis.needs import planned, uses_trace
-from hessdiag.analysis.record import environment, fingerprint
+from hessdiag.analysis.record import environment, fingerprint, key_of
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.curvature import Curvature
@@ -102,6 +102,11 @@ class Measurement:
     def fingerprint(self) -> dict[str, Any]:
         """What must agree before the result may be compared with another."""
         return fingerprint(self.operator, self.settings)
+
+    @property
+    def key(self) -> str:
+        """A name by all that the numbers depend on: a finished measurement is found again by it."""
+        return key_of(self.fingerprint, self.environment, self.settings)
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from hessdiag import __version__
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.preflight import Preflight
 from hessdiag.settings import Settings
+
+COMPUTED_BY = ("hessdiag", "torch", "device", "device_name", "batches")
+"""Surroundings that can move a number."""
 
 
 def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
@@ -48,6 +53,22 @@ def weights_digest(operator: Curvature) -> str:
     for tensor in operator.function.theta:
         whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
+
+
+def key_of(subject: Mapping[str, Any], surroundings: Mapping[str, Any], settings: Settings) -> str:
+    """Names a measurement by all its numbers depend on: subject, weights, settings, and what computes them.
+
+    Args:
+        subject: its `fingerprint`.
+        surroundings: its `environment`.
+        settings: as asked.
+    """
+    computed_by = {name: surroundings[name] for name in COMPUTED_BY}
+    # the fingerprint does not see the model's code: the same weights in another function have another loss
+    code = [f"{surroundings[name]:.6g}" for name in ("loss", "gradient_norm")]
+    asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block]
+    text = json.dumps([subject, computed_by, code, asked], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def environment(checked: Preflight) -> dict[str, Any]:

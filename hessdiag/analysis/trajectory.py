@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +18,6 @@ from hessdiag.spectral.warm import Warm
 RATES = ("lr", "learning_rate")
 SUBJECT = ("samples", "split", "data_sha256", "params_sha256", "loss", "operator", "dtype")
 """Fields of the fingerprint in which all checkpoints of a trajectory agree."""
-COMPUTED_BY = ("hessdiag", "torch", "device", "device_name", "batches")
 OF_ONE = (LoadError, MeasurementError, ProblemError)
 """Refusals that are about one checkpoint, not about what was asked for."""
 
@@ -98,7 +95,7 @@ class Follower:
             rate, why = rate_of(self.lr, built.weights.facts if built.weights else {}, built.problem.meta)
             self._tell(*built.notes, why)
             self.notes += [why] if why and why not in self.notes else []
-            key = key_of(measurement)
+            key = measurement.key
             found = self.recall(key, name)
             if found is not None:
                 self._warm = None  # what it found of the eigenvectors was not kept
@@ -133,14 +130,3 @@ class Follower:
             if line and line not in self._told:
                 self._told.add(line)
                 self.say(line)
-
-
-def key_of(measurement: Measurement) -> str:
-    """Names a measurement by all its numbers depend on: subject, weights, settings, and what computes them."""
-    surroundings, settings = measurement.environment, measurement.settings
-    computed_by = {name: surroundings[name] for name in COMPUTED_BY}
-    # the fingerprint does not see the model's code: the same weights in another function have another loss
-    code = [f"{surroundings[name]:.6g}" for name in ("loss", "gradient_norm")]
-    asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block]
-    text = json.dumps([measurement.fingerprint, computed_by, code, asked], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]

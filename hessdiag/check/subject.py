@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +10,14 @@ from typing import Any, Protocol
 from hessdiag.analysis import Measurement
 from hessdiag.check.budgets import METRICS, Scope
 from hessdiag.check.recorded import Entry
-from hessdiag.errors import NothingMatchedError, NoVerdictError, OutputError, UsageError
-from hessdiag.files import write_whole
+from hessdiag.errors import NothingMatchedError, NoVerdictError, UsageError
+from hessdiag.files import keep
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, load_run
 from hessdiag.settings import Settings
 
 Report = Callable[[str, int, int], None]
-COMPUTED_BY = ("hessdiag", "torch", "device", "device_name")
-SURROUNDINGS = (*COMPUTED_BY, "way", "date")
+SURROUNDINGS = ("hessdiag", "torch", "device", "device_name", "way", "date")
 
 
 class Source(Protocol):
@@ -122,7 +119,7 @@ class Subject:
         except NothingMatchedError as error:
             msg = f"{scope.label}: {error}"
             raise NoVerdictError(msg) from error
-        file = self._file(measurement, quantities)
+        file = self.cache / f"{measurement.key}.json" if self.cache is not None else None
         if file is not None and file.exists():
             try:
                 found = load_run(file)
@@ -134,29 +131,9 @@ class Subject:
         self.say(f"{scope.label}: {measurement.forecast()}")
         result = measurement.run(progress=self.report).about(self.about[0], (), self.about[1])
         self.products += result.cost.products
-        self._keep(file, result)
+        if file is not None and (why := keep(file, result.to_json())):
+            self.say(why)
         return result
-
-    def _file(self, measurement: Measurement, quantities: tuple[str, ...]) -> Path | None:
-        """Named by everything the numbers depend on: subject, weights, settings, and what computed them."""
-        if self.cache is None:
-            return None
-        subject, surroundings = measurement.fingerprint, measurement.environment
-        computed_by = {key: surroundings[key] for key in (*COMPUTED_BY, "batches")}
-        # the fingerprint does not see the model's code: the same weights in another function have another loss
-        code = [f"{surroundings[key]:.6g}" for key in ("loss", "gradient_norm")]
-        text = json.dumps([subject, computed_by, code, quantities, measurement.settings.max_steps], sort_keys=True)
-        return self.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
-
-    def _keep(self, file: Path | None, result: Analysis) -> None:
-        if file is None:
-            return
-        try:
-            if not (file.parent / ".gitignore").exists():
-                write_whole(file.parent / ".gitignore", "*\n")
-            write_whole(file, result.to_json())
-        except OutputError as error:  # a read-only checkout can be measured all the same
-            self.say(f"nothing is kept for a next time: {error}")
 
 
 def entry_of(analysis: Analysis, reason: str = "", commit: str | None = None) -> Entry:

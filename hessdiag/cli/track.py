@@ -14,8 +14,8 @@ import click
 
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
-from hessdiag.errors import LoadError, OutputError, UsageError
-from hessdiag.files import write_whole
+from hessdiag.errors import LoadError, UsageError
+from hessdiag.files import keep, write_whole
 from hessdiag.settings import Settings
 from hessdiag.sources.many import CheckpointFile, checkpoints
 
@@ -151,14 +151,11 @@ class Kept:
 
     def keep(self, key: str, name: str, analysis: Analysis) -> None:
         """Write a measurement, whole or not at all; only without ``-o`` is a failure forgiven."""
-        try:
-            if not self.named and not (self.folder.parent / ".gitignore").exists():
-                write_whole(self.folder.parent / ".gitignore", "*\n")
-            write_whole(self._file(key, name), analysis.to_json())
-        except OutputError as error:
-            if self.named:
-                raise
-            say([f"nothing is kept for a next time: {error}"], quiet=self.quiet)
+        file, text = self._file(key, name), analysis.to_json()
+        if self.named:
+            write_whole(file, text)
+        elif why := keep(file, text):
+            say([why], quiet=self.quiet)
 
     def _file(self, key: str, name: str) -> Path:
         readable = re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")[-60:]

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from hessdiag.generalization.guard import attempted, guard, remade
 from hessdiag.generalization.performance import FLOOR, Examples, Performance, performance
 from hessdiag.generalization.record import CheckpointRecord, Moved
 from hessdiag.generalization.registry import Measure, Reading, registry
-from hessdiag.problem import Problem
+from hessdiag.problem import Problem, matching
 from hessdiag.results import QUANTITIES
 from hessdiag.samples import divide, draw
 from hessdiag.settings import Settings
@@ -71,17 +70,11 @@ class Examination:
             UsageError: a glob matches none.
         """
         every = registry()
-        include = [g for g in self.measures if not g.startswith("!")] or ["*"]
-        exclude = [g[1:] for g in self.measures if g.startswith("!")]
-        for glob in (*include, *exclude):
-            if not any(fnmatchcase(name, glob) for name in every):
-                msg = f"--measures {glob}: no such measure; there are {', '.join(every)}"
+        for glob in self.measures:
+            if not matching(every, (glob.removeprefix("!"),)):
+                msg = f"--measures {glob.removeprefix('!')}: no such measure; there are {', '.join(every)}"
                 raise UsageError(msg)
-        return {
-            name: one
-            for name, one in every.items()
-            if any(fnmatchcase(name, g) for g in include) and not any(fnmatchcase(name, g) for g in exclude)
-        }
+        return {name: every[name] for name in matching(every, self.measures)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import torch
 
 from hessdiag import __version__
 from hessdiag.engine.curvature import Curvature
-from hessdiag.errors import OutputError, UsageError
-from hessdiag.files import write_whole
+from hessdiag.errors import UsageError
 from hessdiag.generalization.examine import Examination
 from hessdiag.generalization.record import SCHEMA, CheckpointRecord
 from hessdiag.problem import Problem
@@ -31,7 +29,8 @@ def digest(path: str) -> str:
         UsageError: it cannot be read.
     """
     try:
-        return hashlib.sha256(Path(split_key(path)[0]).read_bytes()).hexdigest()
+        with Path(split_key(path)[0]).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror or error}"
         raise UsageError(msg) from error
@@ -65,19 +64,3 @@ def read(file: Path, problem: Problem, asked: Examination) -> CheckpointRecord |
     dtype = getattr(torch, s.dtype) if s.dtype else None
     first = Curvature(problem, replace(samples, batches=samples.batches[:1]), dtype=dtype, device=s.device)
     return record if abs(first.batch_losses[0] - record.first_loss) <= SAME_LOSS * abs(record.first_loss) else None
-
-
-def keep(file: Path, record: CheckpointRecord) -> str:
-    """Write a record; where that fails, a line saying so, since the report can be had all the same."""
-    try:
-        if not (file.parent / ".gitignore").exists():
-            write_whole(file.parent / ".gitignore", "*\n")
-        write_whole(file, record.to_json())
-    except OutputError as error:
-        return f"nothing is kept for a next time: {error}"
-    return ""
-
-
-def renamed(record: CheckpointRecord, name: str, file: str, meta: Mapping[str, Any]) -> CheckpointRecord:
-    """The record under the name, path and hyper-parameters that its file has now."""
-    return replace(record, name=name, file=file, meta=dict(meta))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hessdiag.errors import HessdiagError, UsageError, one_line
+from hessdiag.files import keep
 from hessdiag.generalization import kept
 from hessdiag.generalization.examine import About, Examination, Report, examine
 from hessdiag.generalization.record import CheckpointRecord
@@ -155,11 +156,12 @@ def _look(name: str, path: str, how: Survey, report: Report | None, say: Say | N
     facts = {**of_file, **sidecar(path), **from_path(path, how.from_name)}
     file = how.cache / f"{_key(sha256, path, how)}.json" if how.cache else None
     if file is not None and (known := kept.read(file, built.problem, how.asked)) is not None:
-        return Finding(name, kept.renamed(known, name, path, {**facts, **built.problem.meta}), kept=True)
+        now = replace(known, name=name, file=path, meta={**facts, **built.problem.meta})
+        return Finding(name, now, kept=True)
     start = read_weights(how.start, trust_pickle=how.trust_pickle).state if how.start else None
     about = About(name=name, file=path, sha256=sha256, facts=facts, notes=built.notes)
     record = examine(built.problem, how.asked, about, start=start, report=report, say=say)
-    note = kept.keep(file, record) if file is not None else ""
+    note = keep(file, record.to_json()) if file is not None else ""
     return Finding(name, record, note)
 
 

@@ -59,6 +59,7 @@ def gap_page(report: GapReport, command: str = "") -> str:
         command: what was typed to make this.
     """
     columns, rows = performance_rows(report)
+    known = registry()
     csv = report.to_frame().to_csv(index=False, lineterminator="\n")
     text: str = (
         environment()
@@ -75,10 +76,10 @@ def gap_page(report: GapReport, command: str = "") -> str:
             confidence=f"{report.confidence:.0%}",
             refusals=[(reason, ", ".join(names)) for reason, names in refusals(report)],
             information=_information(report),
-            scatters=[_scatter(report, measure) for measure in drawable(report)],
+            scatters=[_scatter(report, measure, known.get(measure)) for measure in drawable(report)],
             details=[_detail(record, report) for record in report.records] if _few(report) else [],
             most_detailed=MOST_DETAILED,
-            definitions=_definitions(report),
+            definitions=[_definition(one, report) for name, one in known.items() if name in report.measures],
             failures=[(plain(name), plain(reason)) for name, reason in report.failures.items()],
             command=plain(command),
             csv=_address(csv) if len(csv) <= MOST_CSV else "",
@@ -115,8 +116,7 @@ def _taus(report: GapReport) -> Picture | None:
     return picture(taus(report), text, taus_frame(report), "taus", RESULT_CSV)
 
 
-def _scatter(report: GapReport, measure: str) -> Picture:
-    one = registry().get(measure)
+def _scatter(report: GapReport, measure: str, one: Measure | None) -> Picture:
     text = f"{one.title}: {one.formula} ({one.source}). Bars are the intervals of both numbers." if one else ""
     return picture(
         gap_scatter(report, measure), text, scatter_frame(report, measure), f"scatter-{measure}", RESULT_CSV
@@ -151,10 +151,6 @@ def _detail(record: CheckpointRecord, report: GapReport) -> Detail:
         rows=rows,
         notes=[plain(note) for note in record.notes],
     )
-
-
-def _definitions(report: GapReport) -> list[Definition]:
-    return [_definition(one, report) for name, one in registry().items() if name in report.measures]
 
 
 def _definition(one: Measure, report: GapReport) -> Definition:

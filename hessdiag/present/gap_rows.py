@@ -11,7 +11,7 @@ from hessdiag.generalization.rank_results import RankStatistics
 from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.generalization.registry import Reading
 from hessdiag.generalization.report import GapReport
-from hessdiag.present.text import format_interval, format_number, plain
+from hessdiag.present.text import format_interval, format_number, format_p, plain
 
 NONE = "—"
 
@@ -124,7 +124,7 @@ def _ranked(report: GapReport, one: RankStatistics) -> Ranked:
         measure=one.measure,
         tau="" if overall is None else f"{overall.tau:+.2f}",
         interval="" if overall is None else f"[{overall.lo:+.2f}, {overall.hi:+.2f}]",
-        p=NONE if one.p_holm is None else _p(one.p_holm),
+        p=NONE if one.p_holm is None else format_p(one.p_holm),
         readings=readings,
         worst=NONE
         if worst is None
@@ -135,10 +135,6 @@ def _ranked(report: GapReport, one: RankStatistics) -> Ranked:
 
 def _tau(one: RankStatistics) -> float:
     return one.overall.tau if one.overall is not None else 0.0
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _value(score: Score | None) -> str:

@@ -11,7 +11,7 @@ from hessdiag.generalization.shift import CurveDifference, ShiftCurve, Slope
 from hessdiag.generalization.shift_report import TESTS, ShiftReport
 from hessdiag.present.axes import COLOURS, LINES, heading, ink, prepare
 from hessdiag.present.pictures import Picture, environment, picture
-from hessdiag.present.text import format_interval, format_number, plain
+from hessdiag.present.text import format_interval, format_number, format_p, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,9 +170,9 @@ def _slope(slope: Slope | None, curve: ShiftCurve) -> tuple[str, str, str, str]:
     if slope is None:
         return "—", plain(curve.cannot_tell), "—", "—"
     over = slope.over_examples
-    levels = "—" if slope.over_levels is None else _p(slope.over_levels.pvalue)
+    levels = "—" if slope.over_levels is None else format_p(slope.over_levels.pvalue)
     value = format_number(slope.value, over.lo, over.hi)
-    return value, format_interval(slope.value, over.lo, over.hi), _p(over.pvalue), levels
+    return value, format_interval(slope.value, over.lo, over.hi), format_p(over.pvalue), levels
 
 
 def _difference(one: CurveDifference) -> tuple[str, ...]:
@@ -184,11 +184,7 @@ def _difference(one: CurveDifference) -> tuple[str, ...]:
         plain(one.name),
         format_number(slope.value, over.lo, over.hi),
         format_interval(slope.value, over.lo, over.hi),
-        _p(slope.adjusted),
+        format_p(slope.adjusted),
         format_number(score.value, score.over_examples.lo, score.over_examples.hi),
-        _p(score.adjusted),
+        format_p(score.adjusted),
     )
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -45,6 +45,11 @@ def format_percent(value: float, lo: float, hi: float) -> tuple[str, str]:
     return format_number(*percents) + "%", format_interval(*percents) + "%"
 
 
+def format_p(p: float) -> str:
+    """A p-value to three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def format_count(count: int) -> str:
     """``1,234,567``."""
     return f"{count:,}"
