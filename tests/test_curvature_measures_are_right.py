@@ -16,8 +16,9 @@ from hessdiag.engine.coordinates import Coordinates
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
 from hessdiag.errors import UsageError
-from hessdiag.generalization import curvature_measures, flatness, folding, noise, norms, weighted_trace
 from hessdiag.generalization.checkpoint import Checkpoint
+from hessdiag.generalization.measures import curvature as curvature_measures
+from hessdiag.generalization.measures import flatness, folding, noise, norms, weighted_trace
 from hessdiag.generalization.registry import Reading, registry
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES
@@ -513,7 +514,7 @@ def test_the_model_keeps_no_hooks():
     problem = images()
     at = checkpoint(problem)
     for name, one in MEASURES.items():
-        if one.function.__module__.rsplit(".", 1)[-1] in ("flatness", "norms", "noise", "curvature_measures"):
+        if one.function.__module__.rsplit(".", 1)[-1] in ("flatness", "norms", "noise", "curvature"):
             assert isinstance(one(at), Reading | str), name
     assert not any(module._forward_hooks for module in problem.model.modules())
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from hessdiag.generalization import survey
-from hessdiag.generalization.means import Score
 from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.generalization.report import GapReport
+from hessdiag.generalization.statistics.means import Score
 from hessdiag.present import gap_page as pages
 from hessdiag.present import gap_rows
 from hessdiag.present.gap_page import gap_page
@@ -200,6 +200,7 @@ def flipped(score_gap: Callable[..., Score]) -> Callable[..., Score]:
     return lambda self, kind: self.performance.score_gap
 
 
+RANKS = "hessdiag.generalization.statistics.ranks"
 BROKEN = {
     "the error gap has the sign of the accuracy's": lambda patch: patch.setattr(
         CheckpointRecord, "gap", flipped(CheckpointRecord.gap)
@@ -208,7 +209,9 @@ BROKEN = {
     "names not escaped": lambda patch: patch.setattr(pages, "environment", unescaped),
     "the guard is not shown": lambda patch: patch.setattr(example, "Moved", lambda **k: gap_rows.NONE),
     "refusals not said": lambda patch: patch.setattr(GapReport, "measures", ("up", "down")),
-    "two checkpoints are enough": lambda patch: patch.setattr("hessdiag.generalization.ranks.FEWEST", 0),
+    "two checkpoints are enough": lambda patch: patch.setattr(
+        "hessdiag.generalization.statistics.ranks.FEWEST", 0
+    ),
 }
 
 

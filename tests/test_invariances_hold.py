@@ -24,7 +24,7 @@ from hessdiag.problem import Problem
 from hessdiag.settings import Settings
 from tests import models
 
-MODULES = ("curvature_measures", "flatness", "norms", "noise")
+MODULES = ("curvature", "flatness", "norms", "noise")
 MINE = {n: m for n, m in registry().items() if m.function.__module__.rsplit(".", 1)[-1] in MODULES}
 SAME = 1e-8  # relative: float64, rescaled by factors that are no powers of two
 MOVES = 1e-4  # relative: what is not invariant moves by far more under factors of 2 and 3

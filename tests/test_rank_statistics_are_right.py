@@ -12,9 +12,9 @@ import pytest
 from scipy.stats import kendalltau, norm
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization import environments, kendall
-from hessdiag.generalization.rank_results import Readings, RunTable
-from hessdiag.generalization.ranks import rank_report
+from hessdiag.generalization.statistics import environments, kendall
+from hessdiag.generalization.statistics.rank_results import Readings, RunTable
+from hessdiag.generalization.statistics.ranks import rank_report
 
 SAMPLES = 400  # a true 95% shows 91.7% and more (3 sigma)
 BAND = (0.917, 1.0)  # few checkpoints cover more than they say

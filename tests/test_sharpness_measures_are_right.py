@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.landscape import Landscape
-from hessdiag.generalization import adversaries, ascent, pac_bayes, perturbations, registry, tolerated
+from hessdiag.generalization import registry
 from hessdiag.generalization.checkpoint import Checkpoint
+from hessdiag.generalization.measures import adversaries, ascent, pac_bayes, perturbations, tolerated
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Estimate, Provenance
 from tests.models import attention, cnn, dense_hessian, labels, linear_regression, mlp, randn, regression, sample
@@ -32,7 +33,7 @@ MODULES = ("perturbations", "adversaries", "pac_bayes", "noise_bound", "penaltie
 MINE = {
     name: one
     for module in MODULES
-    for name, one in vars(import_module(f"hessdiag.generalization.{module}")).items()
+    for name, one in vars(import_module(f"hessdiag.generalization.measures.{module}")).items()
     if isinstance(one, registry.Measure)
 }
 ROUNDING = 1e-9  # relative, of sums in float64 in another order

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from hessdiag import Problem
-from hessdiag.generalization import shift_report
-from hessdiag.generalization.shift_report import ShiftReport, ShiftSettings, shift_curves
+from hessdiag.generalization.shift import report as shift_report
+from hessdiag.generalization.shift.report import ShiftReport, ShiftSettings, shift_curves
 from hessdiag.present.shift import shift_page, slope_rows
 from hessdiag.sources import datasets
 from tests import test_page_is_self_contained as checker

@@ -16,9 +16,9 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.papers.claims import Claim, Outcome, interval, judge, mean_and_error
 from hessdiag.engine.curvature import Curvature
-from hessdiag.generalization.shift import augmented, covariate_shift, other_source
-from hessdiag.generalization.shift_images import correct, scorer
-from hessdiag.generalization.shift_results import ShiftCurve
+from hessdiag.generalization.shift.experiments import augmented, covariate_shift, other_source
+from hessdiag.generalization.shift.images import correct, scorer
+from hessdiag.generalization.shift.results import ShiftCurve
 from hessdiag.problem import Problem
 from hessdiag.regularizers import SpectralRadius
 from hessdiag.samples import draw

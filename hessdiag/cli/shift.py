@@ -17,7 +17,7 @@ from hessdiag.cli.progress import display
 from hessdiag.errors import HessdiagError, MeasurementError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from hessdiag.generalization.shift_report import ShiftReport
+    from hessdiag.generalization.shift.report import ShiftReport
 
 TESTING = (
     click.option("--tests", metavar="A,B", help="Of covariate, augmented, distance, other.  [all that can be]"),
@@ -58,7 +58,7 @@ def shift(
         require_writable(folder)
     quiet = quiet or as_json
 
-    from hessdiag.generalization.shift_report import TESTS, ShiftReport, ShiftSettings, shift_curves
+    from hessdiag.generalization.shift.report import TESTS, ShiftReport, ShiftSettings, shift_curves
     from hessdiag.sources.many import checkpoints
 
     named = tuple(part.strip() for part in tests.split(",")) if tests else TESTS[: 4 if other else 3]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.calibration import BINS, PER_BIN, calibration_error
-from hessdiag.generalization.means import EXACT, Method, Score, difference, mean_score
+from hessdiag.generalization.statistics.calibration import BINS, PER_BIN, calibration_error
+from hessdiag.generalization.statistics.means import EXACT, Method, Score, difference, mean_score
 
 FLOOR = 0.01  # of the cross-entropy, at which Jiang et al. 2020 (section 4) stop all runs
 FLOOR_ACCURACY = 0.99  # at which Kaur et al. 2022 stop theirs

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hessdiag.errors import UsageError, one_line
-from hessdiag.generalization.means import Score
 from hessdiag.generalization.performance import Performance, SplitPerformance
 from hessdiag.generalization.registry import Reading
+from hessdiag.generalization.statistics.means import Score
 
 SCHEMA = 1
 

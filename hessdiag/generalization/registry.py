@@ -19,7 +19,7 @@ GROUP = "hessdiag.measures"
 FAMILIES = ("curvature", "sharpness", "flatness", "pac-bayes", "noise", "norms")
 INVARIANCES = ("layer rescaling", "neuron rescaling", "logit scaling", "permutation")
 MODULES = (
-    "curvature_measures",
+    "curvature",
     "perturbations",
     "adversaries",
     "pac_bayes",
@@ -176,7 +176,7 @@ def registry() -> Mapping[str, Measure]:
         UsageError: two measures of one name.
     """
     for module in MODULES:
-        import_module(f"hessdiag.generalization.{module}")
+        import_module(f"hessdiag.generalization.measures.{module}")
     every = dict(_BUILT_IN)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
         try:

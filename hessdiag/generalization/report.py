@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hessdiag.errors import UsageError
 from hessdiag.generalization.caveats import caveats
-from hessdiag.generalization.means import Score
-from hessdiag.generalization.rank_results import RankReport, Readings, RunTable
-from hessdiag.generalization.ranks import rank_report
 from hessdiag.generalization.record import SCHEMA, CheckpointRecord
 from hessdiag.generalization.registry import Reading
+from hessdiag.generalization.statistics.means import Score
+from hessdiag.generalization.statistics.rank_results import RankReport, Readings, RunTable
+from hessdiag.generalization.statistics.ranks import rank_report
 
 if TYPE_CHECKING:
     import pandas as pd

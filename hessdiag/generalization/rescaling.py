@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hessdiag.engine.functional import Functional
 from hessdiag.errors import UsageError
 from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.folding import BATCH_NORMS, norm_after
+from hessdiag.generalization.measures.folding import BATCH_NORMS, norm_after
 from hessdiag.problem import Problem
 from hessdiag.samples import divide
 

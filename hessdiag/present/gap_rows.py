@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hessdiag.generalization.means import Score
-from hessdiag.generalization.rank_results import RankStatistics
 from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.generalization.registry import Reading
 from hessdiag.generalization.report import GapReport
+from hessdiag.generalization.statistics.means import Score
+from hessdiag.generalization.statistics.rank_results import RankStatistics
 from hessdiag.present.text import format_interval, format_number, format_p, plain
 
 NONE = "—"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.shift import CurveDifference, ShiftCurve, Slope
-from hessdiag.generalization.shift_report import TESTS, ShiftReport
+from hessdiag.generalization.shift.experiments import CurveDifference, ShiftCurve, Slope
+from hessdiag.generalization.shift.report import TESTS, ShiftReport
 from hessdiag.present.axes import COLOURS, LINES, heading, ink, prepare
 from hessdiag.present.pictures import Picture, environment, picture
 from hessdiag.present.text import format_interval, format_number, format_p, plain

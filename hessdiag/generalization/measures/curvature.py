@@ -16,8 +16,8 @@ import torch
 
 from hessdiag.engine.coordinates import Map
 from hessdiag.generalization.checkpoint import Checkpoint
+from hessdiag.generalization.measures.weighted_trace import COST, weighted_trace
 from hessdiag.generalization.registry import Reading, measure
-from hessdiag.generalization.weighted_trace import COST, weighted_trace
 from hessdiag.results import Metric
 
 READ_OFF = "none beyond the curvature analysis"

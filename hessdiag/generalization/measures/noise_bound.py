@@ -6,7 +6,7 @@ import math
 
 from hessdiag.engine.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.pac_bayes import distance_squared
+from hessdiag.generalization.measures.pac_bayes import distance_squared
 from hessdiag.generalization.registry import Reading, measure
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hessdiag.errors import HessdiagError, UsageError, one_line
-from hessdiag.generalization.shift import (
+from hessdiag.generalization.shift.experiments import (
     CurveDifference,
     ShiftCurve,
     augmented,
@@ -19,8 +19,8 @@ from hessdiag.generalization.shift import (
     covariate_shift,
     other_source,
 )
-from hessdiag.generalization.shift_images import correct, scorer
-from hessdiag.generalization.shift_inputs import digest
+from hessdiag.generalization.shift.images import correct, scorer
+from hessdiag.generalization.shift.inputs import digest
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, draw
 

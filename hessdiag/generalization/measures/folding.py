@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessdiag.errors import ProblemError
 from hessdiag.generalization.checkpoint import Checkpoint, WeightLayer
-from hessdiag.generalization.observed import same_tensor_pairs
+from hessdiag.generalization.measures.observed import same_tensor_pairs
 from hessdiag.problem import target_of
 from hessdiag.samples import divide, map_tensors
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.landscape import Landscape
-from hessdiag.generalization.ascent import Norm, auto_pgd, largest_in_box
 from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.perturbations import ANDRIUSHCHENKO, NO_CLASSES
+from hessdiag.generalization.measures.ascent import Norm, auto_pgd, largest_in_box
+from hessdiag.generalization.measures.perturbations import ANDRIUSHCHENKO, NO_CLASSES
 from hessdiag.generalization.registry import Reading, exact, found, measure
 
 ASCENT_BYTES = 64 * 2**20  # of one tensor (batches, P) in float64: about eight of them are held

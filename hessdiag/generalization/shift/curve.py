@@ -11,7 +11,7 @@ from scipy.special import stdtr, stdtrit
 from scipy.stats import linregress, norm
 
 from hessdiag.errors import BudgetError, UsageError
-from hessdiag.generalization.shift_results import (
+from hessdiag.generalization.shift.results import (
     LEAST,
     Array,
     Levels,

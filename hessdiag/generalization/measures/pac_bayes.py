@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from hessdiag.generalization.checkpoint import Checkpoint
+from hessdiag.generalization.measures.tolerated import EPS, Radius, noise_radius, worst_radius
 from hessdiag.generalization.registry import Reading, measure
-from hessdiag.generalization.tolerated import EPS, Radius, noise_radius, worst_radius
 
 JIANG = "Jiang et al. 2020 (arXiv 1912.02178), equation"
 NO_START = "the initial weights are not given: distances from them are not known"

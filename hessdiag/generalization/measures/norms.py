@@ -14,8 +14,8 @@ from torch import Tensor
 from hessdiag.engine.scores import classes
 from hessdiag.errors import UsageError, one_line
 from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.folding import folded_matrices, path_outputs
-from hessdiag.generalization.noise import example_statistics
+from hessdiag.generalization.measures.folding import folded_matrices, path_outputs
+from hessdiag.generalization.measures.noise import example_statistics
 from hessdiag.generalization.registry import Reading, exact, measure
 from hessdiag.problem import IGNORE_INDEX
 

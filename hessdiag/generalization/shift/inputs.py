@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.shift_results import Array, Levels
+from hessdiag.generalization.shift.results import Array, Levels
 
 
 def rows(values: Any, name: str) -> Array:

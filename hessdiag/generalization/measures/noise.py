@@ -17,8 +17,8 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError, one_line
 from hessdiag.generalization.checkpoint import Checkpoint
+from hessdiag.generalization.measures.weighted_trace import CONFIDENCE
 from hessdiag.generalization.registry import Reading, exact, measure
-from hessdiag.generalization.weighted_trace import CONFIDENCE
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.probes import stream
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hessdiag.errors import BudgetError, UsageError
-from hessdiag.generalization.shift_results import Array
+from hessdiag.generalization.shift.results import Array
 
 CONSTANT = 1e-10  # relative variance below which a direction of the training data is taken as constant
 BLOCK = 2**24  # distances held at a time: 128 MiB

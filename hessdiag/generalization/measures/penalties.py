@@ -7,7 +7,7 @@ NSO's own terms are `sam_sharpness` and `noise_stability`.
 from __future__ import annotations
 
 from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.perturbations import NSO_SIGMA
+from hessdiag.generalization.measures.perturbations import NSO_SIGMA
 from hessdiag.generalization.registry import Reading, measure
 from hessdiag.results import Metric
 

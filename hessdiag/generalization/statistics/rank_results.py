@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.environments import Axis, SignError
-from hessdiag.generalization.kendall import Association
+from hessdiag.generalization.statistics.environments import Axis, SignError
+from hessdiag.generalization.statistics.kendall import Association
 
 Array = NDArray[np.float64]
 

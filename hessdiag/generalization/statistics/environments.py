@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdiag.generalization.means import clopper_pearson
+from hessdiag.generalization.statistics.means import clopper_pearson
 
 Array = NDArray[np.float64]
 Settings = tuple[Hashable, ...]

@@ -17,12 +17,12 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from hessdiag.errors import BudgetError, UsageError
-from hessdiag.generalization.shift_compare import CurveDifference, compare
-from hessdiag.generalization.shift_curve import curve
-from hessdiag.generalization.shift_features import Features, nearest
-from hessdiag.generalization.shift_images import STRENGTHS, crop_and_rotate
-from hessdiag.generalization.shift_inputs import digest, make_levels, per_example, rows
-from hessdiag.generalization.shift_results import LEAST, Array, ShiftCurve, ShiftPoint, Slope
+from hessdiag.generalization.shift.compare import CurveDifference, compare
+from hessdiag.generalization.shift.curve import curve
+from hessdiag.generalization.shift.features import Features, nearest
+from hessdiag.generalization.shift.images import STRENGTHS, crop_and_rotate
+from hessdiag.generalization.shift.inputs import digest, make_levels, per_example, rows
+from hessdiag.generalization.shift.results import LEAST, Array, ShiftCurve, ShiftPoint, Slope
 from hessdiag.spectral.probes import stream
 
 __all__ = [
@@ -130,7 +130,7 @@ def augmented(
 
     Args:
         inputs: test examples, (n, channels, height, width) for the default distortion.
-        score: of a batch like ``inputs``, (n,): what `shift_images.scorer` makes of a problem.
+        score: of a batch like ``inputs``, (n,): what `images.scorer` makes of a problem.
         strengths: levels. The paper's two sets are strengths 1 and 2 of the default distortion.
         augment: ``f(inputs, strength, generator)``, the distorted inputs.
         draws: distortions per example and level; an example's score is their mean.

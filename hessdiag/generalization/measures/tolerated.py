@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessdiag.generalization.ascent import STEPS, auto_pgd
 from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.perturbations import CONFIDENCE, directions
+from hessdiag.generalization.measures.ascent import STEPS, auto_pgd
+from hessdiag.generalization.measures.perturbations import CONFIDENCE, directions
 from hessdiag.spectral.interval import mean_interval
 
 DROP = 0.1  # of accuracy

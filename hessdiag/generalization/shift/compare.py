@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.shift_curve import (
+from hessdiag.generalization.shift.curve import (
     LEAST_EITHER,
     RESAMPLES,
     line_weights,
@@ -16,7 +16,7 @@ from hessdiag.generalization.shift_curve import (
     over_levels,
     resampled_means,
 )
-from hessdiag.generalization.shift_results import Array, ShiftCurve, Uncertainty
+from hessdiag.generalization.shift.results import Array, ShiftCurve, Uncertainty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from hessdiag.engine.coordinates import Map
 from hessdiag.generalization.checkpoint import Checkpoint, WeightLayer
-from hessdiag.generalization.curvature_measures import NO_ANALYSIS
-from hessdiag.generalization.observed import input_spread, passages
+from hessdiag.generalization.measures.curvature import NO_ANALYSIS
+from hessdiag.generalization.measures.observed import input_spread, passages
+from hessdiag.generalization.measures.weighted_trace import COST, weighted_trace
 from hessdiag.generalization.registry import Reading, measure
-from hessdiag.generalization.weighted_trace import COST, weighted_trace
 from hessdiag.problem import IGNORE_INDEX, align_classes, target_of
 
 SOURCE = "Petzka et al. 2021, Definition 3"

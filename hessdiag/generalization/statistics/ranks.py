@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.environments import (
+from hessdiag.generalization.statistics.environments import (
     PairSigns,
     Settings,
     axes_of,
     granulated,
     sign_error,
 )
-from hessdiag.generalization.kendall import associate, holm, reread, tau_of
-from hessdiag.generalization.rank_results import RankReport, RankStatistics, RunTable
+from hessdiag.generalization.statistics.kendall import associate, holm, reread, tau_of
+from hessdiag.generalization.statistics.rank_results import RankReport, RankStatistics, RunTable
 
 Array = NDArray[np.float64]
 

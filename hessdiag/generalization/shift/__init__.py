@@ -1,0 +1,1 @@
+"""How a score falls as the test data move away from the training data."""
