@@ -12,7 +12,7 @@ from hessdiag.results import QUANTITIES, at_least
 
 OPERATORS = ("hessian", "ggn")
 DTYPES = ("float32", "float64")
-WAYS = ("auto", "retained_graph", "double_backward", "forward_over_reverse", "finite_difference")
+WAYS = ("auto", "retained_graph", "stacked_graph", "double_backward", "forward_over_reverse", "finite_difference")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hessdiag.engine import curvature, planner
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.ways import EXACT_WAYS
 from tests import models
@@ -67,6 +68,44 @@ def test_hessian_is_gauss_newton_plus_residual(name, way):
         assert float(R.abs().max()) < 1e-14 * float(G.abs().max())
 
 
+@pytest.mark.parametrize("kind", ["hessian", "ggn", "residual"])
+@pytest.mark.parametrize("name", ["mlp", "cnn, BatchNorm in evaluation mode", "attention, padded tokens"])
+def test_batches_passed_together_keep_each_its_own_form(name, kind):
+    """What error bars over data are made of: v·H_b v of every batch, the last one shorter than the others."""
+    problem, H = truth(name)
+    V = models.randn(len(H), 5, seed=3)
+    together, apart = (operator(problem, kind, way, batch_size=3) for way in ("stacked_graph", "retained_graph"))
+    together.block = 2  # several graphs
+    assert together.stackable
+    assert sorted(len(stack.indices) for stack in together.stacks)[-1] > 1
+    assert off(together @ V, (apart @ V).double()) < TOLERANCE[torch.float64]
+    assert off(torch.stack(together.forms), torch.stack(apart.forms)) < TOLERANCE[torch.float64]
+    assert off(torch.stack(together.layer_forms), torch.stack(apart.layer_forms)) < TOLERANCE[torch.float64]
+
+
+def test_the_planner_tries_batches_together_and_takes_the_faster(monkeypatch):
+    problem, _ = truth("mlp")
+    seconds = iter([4.0, 5.0, 1.0, 8.0, 2.0])  # two ways, a gradient, then all batches: apart, together
+    monkeypatch.setattr(planner, "_timed", lambda call: (call(), next(seconds)))
+    plan = planner.choose(operator(problem), fixed=False)
+    assert plan.way == "stacked_graph"
+    assert plan.seconds["stacked_graph"] == pytest.approx(1.0)
+    assert plan.agreement < 1e-12
+
+
+def test_batches_go_one_by_one_where_together_they_do_not_fit(monkeypatch):
+    problem, H = truth("mlp")
+
+    def full(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(curvature, "stacked_products", full)
+    op = operator(problem, way="stacked_graph")
+    assert misses(op, H) < TOLERANCE[torch.float64]
+    assert op.way == "retained_graph"
+    assert len(op.notes) == 1
+
+
 def test_the_gauss_newton_matrix_is_positive_semidefinite():
     problem, _ = truth("mlp")
     G = operator(problem, "ggn").dense()
@@ -110,8 +149,9 @@ def test_vectors_blocks_and_scipy_agree():
 
 BROKEN = {
     "batch means are averaged": lambda op: _equal_batches(op),
-    "half of the data is missing": lambda op: op.batches.__delitem__(slice(0, len(op.batches) // 2)),
+    "half of the data is missing": lambda op: _lose_half(op),
     "the Gauss-Newton matrix is given for H": lambda op: setattr(op, "kind", "ggn"),
+    "a stack of batches counts once": lambda op: _first_of_each_stack(op),
     "one weight is off by a thousandth": lambda op: op.function.theta[0].data.view(-1)[0].mul_(1.001),
 }
 
@@ -127,9 +167,21 @@ def _equal_batches(op):
     ways.WAYS["averaged"] = averaged
 
 
+def _lose_half(op):
+    half = len(op.batches) // 2
+    op.batches, op.weights = op.batches[half:], op.weights[half:]
+
+
+def _first_of_each_stack(op):
+    op.way = "stacked_graph"
+    op.stacks = tuple(
+        type(s)(s.indices[:1], tuple(tensor[:1] for tensor in s.tensors), s.first) for s in op.stacks
+    )
+
+
 @pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
 def test_this_promise_would_notice(breakage):
     problem, H = truth("attention, padded tokens")
-    op = operator(problem)
+    op = operator(problem, batch_size=3)
     breakage(op)
     assert misses(op, H) > 10 * TOLERANCE[torch.float64]

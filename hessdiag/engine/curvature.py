@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessdiag.engine.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.functional import Functional
-from hessdiag.engine.ways import WAYS, Kind, gradient
+from hessdiag.engine.stacking import Stack, stacks
+from hessdiag.engine.ways import WAYS, Kind, gradient, stacked_products
 from hessdiag.errors import MeasurementError, ProblemError, UsageError, one_line
 from hessdiag.operator import SymmetricOperator
 from hessdiag.problem import Problem
-from hessdiag.samples import SampleSet, divide, row_count
+from hessdiag.samples import SampleSet, divide, leaves, row_count
 
 TRIAL_EXAMPLES = 16
+STACKED_COPIES = 1_000_000  # most elements of copies of θ in one stack of batches
+STACKED_BYTES = 64 * 2**20  # most data to be held a second time
 KINDS = ("hessian", "ggn", "residual")
 
 
@@ -119,39 +123,73 @@ class Curvature(SymmetricOperator):
 
     def loss(self) -> float:
         """The mean loss on the sample set."""
-        pairs = zip(self.weights.tolist(), self.batch_losses, strict=True)
-        return math.fsum(weight * loss for weight, loss in pairs if weight) / self.total_weight
+        means = zip(self.weights.tolist(), self.batch_losses, strict=True)
+        return math.fsum(weight * mean for weight, mean in means if weight) / self.total_weight
 
     def gradient(self) -> Tensor:
         """The gradient (P,) of the mean loss, float64; one gradient."""
-        one = torch.empty(1)
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
-
-        def form(piece: Any, _: Tensor) -> Tensor:
-            return gradient(self.function, piece)[None]
 
         with self._engine():
             for batch in self.batches:
-                total += self._fitting(batch, one, form)[0].double()
+                slope = self._fitting(batch, torch.empty(1), lambda piece, _: gradient(self.function, piece)[None])
+                total += slope[0].double()
         return total / self.total_weight
+
+    @property
+    def stackable(self) -> bool:
+        """Whether several batches have one shape, and copies of θ and of the data for each stay small."""
+        shapes = [row_count(batch) for batch in self.batches]
+        held = sum(leaf.numel() * leaf.element_size() for batch in self.batches for leaf in leaves(batch))
+        return self.size * 2 <= STACKED_COPIES and held <= STACKED_BYTES and len(set(shapes)) < len(shapes)
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The batches, those of one shape together as far as their copies of θ stay small."""
+        return stacks(self.batches, max(1, STACKED_COPIES // self.size))
 
     def _apply(self, rows: Tensor) -> Tensor:
         total = torch.zeros(rows.shape, dtype=torch.float64, device=self.device)
         forms = torch.zeros(len(rows), len(self.batches), dtype=torch.float64)
-
-        def form(piece: Any, some: Tensor) -> Tensor:
-            return WAYS[self.way](self.function, self.kind, piece, some)
-
         with self._engine():
-            for index, batch in enumerate(self.batches):
-                part = self._fitting(batch, rows, form)
-                total += part
-                forms[:, index] = torch.einsum("kd,kd->k", part.double(), rows.double()).cpu()
+            for indices, products in self.by_batch(rows):
+                exact = products.double()
+                total += exact.sum(1)
+                forms[:, indices] = torch.einsum("kbd,kd->kb", exact, rows.double()).cpu()
         self.forms.extend(forms / self.weights.clamp(min=1e-300))
         total /= self.total_weight
         shares = torch.split(total * rows, [size for _, size in self.layout], dim=1)
         self.layer_forms.extend(torch.stack([share.sum(1) for share in shares], dim=1).cpu())
         return total.to(self.dtype)
+
+    def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+        """Products (k, b, P) of b batches' summed losses, with their indices: stacks of batches, or one by one."""
+        if self.way == "stacked_graph" and (found := self._stacked(rows)) is not None:
+            yield from found
+            return
+
+        def form(piece: Any, some: Tensor) -> Tensor:
+            return WAYS[self.way](self.function, self.kind, piece, some)
+
+        for index, batch in enumerate(self.batches):
+            yield [index], self._fitting(batch, rows, form)[:, None]
+
+    def _stacked(self, rows: Tensor) -> list[tuple[list[int], Tensor]] | None:
+        chunks = torch.split(rows, self.block)
+        try:
+            return [
+                (
+                    list(s.indices),
+                    torch.cat([stacked_products(self.function, self.kind, s, some) for some in chunks]),
+                )
+                for s in self.stacks
+            ]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.way = "retained_graph"
+        self.notes.append("out of memory: batches go one by one from here on; the numbers do not change")
+        return None
 
     def _fitting(self, batch: Any, rows: Tensor, form: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """``form(piece, rows)`` summed over a batch's pieces, in blocks of rows and micro-batches that fit."""
@@ -207,33 +245,6 @@ class Curvature(SymmetricOperator):
             if is_out_of_memory(error) or not is_unsupported(error):
                 raise
             raise MeasurementError(unsupported(error)) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on the CPU torch says so in a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-
-
-def is_unsupported(error: BaseException) -> bool:
-    """Whether autograd says that an operation has no second derivative."""
-    text = str(error)
-    signs = (
-        "is not implemented",
-        "does not support",
-        "not implemented for",
-        "marked with @once_differentiable",
-        "setup_context",
-        "double backward",
-    )
-    return isinstance(error, NotImplementedError) or any(sign in text for sign in signs)
-
-
-def unsupported(error: BaseException) -> str:
-    """One line naming the operation without a second derivative, and the way out."""
-    return (
-        f"an operation has no second derivative ({one_line(error, 160)}): replace it by one that has, or "
-        "--way finite_difference"
-    )
 
 
 def in_double(operator: Curvature) -> Functional | None:

@@ -106,13 +106,8 @@ class Landscape:
     def slope(self, shift: Tensor | None = None) -> Slope:
         """Loss, gradient and accuracy at θ + shift; one gradient."""
         row, positions = self._row(shift), self.positions
-        total, hits = 0.0, 0.0
-        gradient = torch.zeros(len(row), dtype=torch.float64, device=row.device)
         with self.operator.timed():
-            for stack in self._passes.stacks:
-                slope, (loss, hit) = self._passes.slope(stack, row)
-                gradient += slope.double()
-                total, hits = total + float(loss), hits + float(hit)
+            gradient, total, hits = self._passes.slope(row)
         self._count("gradients", len(self.batches))
         weight = self.operator.total_weight
         return Slope(total / weight, gradient / weight, hits / positions if positions else None)
@@ -133,7 +128,7 @@ class Landscape:
         with self.operator.timed():
             for stack in self._passes.stacked(tuple(indices)):
                 chosen = list(stack.indices)
-                slopes, (totals, _) = self._passes.slopes(stack, rows[chosen])
+                slopes, totals = self._passes.slopes(stack, rows[chosen])
                 weight = self.weights[[indices[place] for place in chosen]].clamp(min=1e-300)
                 gradients[chosen] = slopes.double() / weight.to(rows.device)[:, None]
                 losses[chosen] = totals.double().cpu() / weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessdiag.engine.curvature import Curvature, is_out_of_memory
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.scores import normalized, right
-from hessdiag.engine.stacking import Stack, filled, stacks
+from hessdiag.engine.stacking import Stack, filled, joined, stacks
 from hessdiag.errors import one_line
 
 TOGETHER = 100_000  # parameters: beyond, a copy per shift costs more than the calls it saves
 STACKED = 16  # batches in one pass
+SAME_SUM = 1e-4  # relative: rounding leaves 1e-6, batch statistics 1e-2
 CHUNK_BYTES = 32 * 2**20  # of shifted weights and of per-example gradients, as for tr(G)
 
 
@@ -72,25 +75,42 @@ class Passes:
         parts = [self.mapped(one, (rows,)) for rows in torch.split(shifts, self._chunk)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
-    def slopes(self, stack: Stack, shifts: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Gradients (b, P), and summed losses and hits (b,), of stacked batches, each at its row of (b, P)."""
+    def slopes(self, stack: Stack, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (b, P) and summed losses (b,) of stacked batches, each at its row of (b, P)."""
+        rows = shifts.detach().requires_grad_()
+        totals, _ = self.mapped(lambda r, *t: self.evaluate(r, filled(stack.first, t)), (rows, *stack.tensors))
+        if not totals.requires_grad:
+            return torch.zeros_like(shifts), totals
+        (gradients,) = torch.autograd.grad(totals.sum(), rows, materialize_grads=True)
+        return gradients, totals.detach()
 
-        def one(row: Tensor, *tensors: Tensor) -> Any:
-            batch = filled(stack.first, tensors)
-            return torch.func.grad_and_value(lambda r: self.evaluate(r, batch), has_aux=True)(row)
+    @cached_property
+    def parts(self) -> tuple[Any, ...]:
+        """The batches, or all rows as one where passes are mapped and the loss is the same sum."""
+        whole = joined(self.batches) if self.together and len(self.batches) > 1 else None
+        if whole is None:
+            return tuple(self.batches)
+        here = torch.zeros(self.function.size, dtype=self.function.dtype, device=self.function.device)
+        try:
+            with torch.no_grad():
+                apart = math.fsum(float(self.evaluate(here, batch)[0]) for batch in self.batches)
+                off = abs(float(self.evaluate(here, whole)[0]) - apart)
+        except (RuntimeError, ValueError, TypeError):
+            return tuple(self.batches)
+        return (whole,) if off <= SAME_SUM * abs(apart) else tuple(self.batches)
 
-        gradients, values = self.mapped(one, (shifts, *stack.tensors))
-        return gradients, values
-
-    def slope(self, stack: Stack, shift: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The gradient (P,) of the stacked batches' summed loss at one shift, with that loss and the hits."""
-
-        def whole(row: Tensor) -> tuple[Tensor, Tensor]:
-            totals, hits = self.mapped(lambda *t: self.evaluate(row, filled(stack.first, t)), stack.tensors)
-            return totals.sum(), hits.sum()
-
-        gradient, values = torch.func.grad_and_value(whole, has_aux=True)(shift)
-        return gradient, values
+    def slope(self, shift: Tensor) -> tuple[Tensor, float, float]:
+        """The gradient (P,) float64 of the whole summed loss at one shift, with that loss and the hits."""
+        row = shift.detach().requires_grad_()
+        gradient = torch.zeros(len(shift), dtype=torch.float64, device=shift.device)
+        loss = hits = 0.0
+        for part in self.parts:
+            total, hit = self.evaluate(row, part)
+            if total.requires_grad:
+                (slope,) = torch.autograd.grad(total, row, materialize_grads=True)
+                gradient += slope.double()
+            loss, hits = loss + float(total.detach()), hits + float(hit)
+        return gradient, loss, hits
 
     def mapped(self, function: Callable[..., Any], columns: Sequence[Tensor]) -> Any:
         """``function`` over the common first dimension of ``columns``, tensor results stacked."""

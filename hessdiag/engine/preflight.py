@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from hessdiag.engine.curvature import Curvature, is_out_of_memory
+from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
+from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.planner import Plan, choose
 from hessdiag.engine.selftest import Fault, self_test
 from hessdiag.engine.ways import EXACT_WAYS, Kind

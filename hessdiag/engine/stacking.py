@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessdiag.samples import leaves, map_tensors
+from hessdiag.samples import leaves, map_tensors, row_count
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ def filled(batch: Any, tensors: Sequence[Tensor]) -> Any:
     """The batch with other tensors in its places."""
     left = iter(tensors)
     return map_tensors(batch, lambda _: next(left))
+
+
+def joined(batches: Sequence[Any]) -> Any | None:
+    """All rows as one batch; None where the batches have no rows, or differ in more than their number."""
+    if any(row_count(batch) is None for batch in batches):
+        return None
+    if len({repr(map_tensors(batch, lambda leaf: (leaf.dtype, leaf.shape[1:]))) for batch in batches}) > 1:
+        return None
+    columns = zip(*(leaves(batch) for batch in batches), strict=True)
+    return filled(batches[0], [torch.cat(column) for column in columns])
 
 
 def stacks(batches: Sequence[Any], most: int) -> tuple[Stack, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.functional import Functional
+from hessdiag.engine.stacking import Stack, filled, stacks
 from hessdiag.errors import MeasurementError
 
 Kind = Literal["hessian", "ggn", "residual"]
@@ -58,6 +59,56 @@ def double_backward(function: Functional, kind: Kind, batch: Any, rows: Tensor) 
     return torch.cat([retained_graph(function, kind, batch, row[None]) for row in rows])
 
 
+def stacked_graph(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
+    """`stacked_products` of one batch alone, which is how this way is tried and tested; it pays with several."""
+    (stack,) = stacks([batch], 1)
+    return stacked_products(function, kind, stack, rows)[:, 0]
+
+
+def stacked_products(function: Functional, kind: Kind, stack: Stack, rows: Tensor) -> Tensor:
+    """Double backward through all batches of a stack at once, each with a copy of θ: (k, P) to (k, b, P).
+
+    For networks so small that calls cost more than arithmetic: on the digits MLP (3,466 parameters, 8 batches of
+    128) a third of `retained_graph`'s time. Holds b copies of θ and of every product.
+
+    Args:
+        function: the loss as a function of θ.
+        kind: "hessian" or "residual"; "ggn" goes batch by batch.
+        stack: of b batches, on the function's device.
+        rows: vectors (k, P).
+    """
+    number = len(stack.indices)
+    if kind == "ggn":
+        parts = [stack.batch([t[index] for t in stack.tensors]) for index in range(number)]
+        return torch.stack([_gauss_newton(function, part, rows) for part in parts], dim=1)
+    theta = tuple(t.detach().expand(number, *t.shape).requires_grad_() for t in function.theta)
+    gradient = _slopes(_stacked_scalar(function, kind, stack, theta), theta, create_graph=True)
+    live = [index for index, piece in enumerate(gradient) if piece.requires_grad]
+    if not live:
+        return torch.zeros(len(rows), number, rows.shape[1], dtype=rows.dtype, device=rows.device)
+    heads, products = [gradient[index] for index in live], []
+    for index, row in enumerate(rows, start=1):
+        pieces = [piece.expand(number, *piece.shape) for piece in function.split(row)]
+        product = torch.autograd.grad(
+            heads, theta, [pieces[i] for i in live], retain_graph=index < len(rows), materialize_grads=True
+        )
+        products.append(torch.cat([piece.reshape(number, -1) for piece in product], dim=1))
+    return torch.stack(products)
+
+
+def _stacked_scalar(function: Functional, kind: Kind, stack: Stack, theta: tuple[Tensor, ...]) -> Tensor:
+    """The sum over batches of what `_scalar` gives for each, every batch at its own copy of θ."""
+    if kind == "hessian":
+        return torch.func.vmap(lambda t, x: function.total(t, filled(stack.first, x)))(theta, stack.tensors).sum()
+    outputs = torch.func.vmap(lambda t, x: function.outputs(t, filled(stack.first, x)))(theta, stack.tensors)
+    leaf = outputs.detach().requires_grad_()
+    losses = torch.func.vmap(lambda o, x: function.problem.loss_sum(o, filled(stack.first, x)))(
+        leaf, stack.tensors
+    )
+    (slope,) = torch.autograd.grad(losses.sum(), leaf)
+    return (outputs * slope).sum()
+
+
 def forward_over_reverse(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
     """Forward mode through the gradient (``torch.func``): 4 to 5 gradients eager, what a compiler can use."""
     theta = tuple(tensor.detach() for tensor in function.theta)
@@ -86,11 +137,12 @@ def finite_difference(function: Functional, kind: Kind, batch: Any, rows: Tensor
 
 WAYS: dict[str, Way] = {
     "retained_graph": retained_graph,
+    "stacked_graph": stacked_graph,
     "double_backward": double_backward,
     "forward_over_reverse": forward_over_reverse,
     "finite_difference": finite_difference,
 }
-EXACT_WAYS = ("retained_graph", "double_backward", "forward_over_reverse")
+EXACT_WAYS = ("retained_graph", "stacked_graph", "double_backward", "forward_over_reverse")
 GRADIENT_CHANGE = {torch.float32: 3e-2, torch.float64: 2e-5}  # r*, about 4 eps^(1/3): our experiment, five models
 
 

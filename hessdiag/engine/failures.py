@@ -1,0 +1,34 @@
+"""What an exception of torch means: memory ran out, or an operation has no second derivative."""
+
+from __future__ import annotations
+
+import torch
+
+from hessdiag.errors import one_line
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on the CPU torch says so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def is_unsupported(error: BaseException) -> bool:
+    """Whether autograd says that an operation has no second derivative."""
+    text = str(error)
+    signs = (
+        "is not implemented",
+        "does not support",
+        "not implemented for",
+        "marked with @once_differentiable",
+        "setup_context",
+        "double backward",
+    )
+    return isinstance(error, NotImplementedError) or any(sign in text for sign in signs)
+
+
+def unsupported(error: BaseException) -> str:
+    """One line naming the operation without a second derivative, and the way out."""
+    return (
+        f"an operation has no second derivative ({one_line(error, 160)}): replace it by one that has, or "
+        "--way finite_difference"
+    )
