@@ -158,6 +158,14 @@ def test_principal_components_are_white():
     np.testing.assert_allclose(np.cov(known(np.c_[x, np.full(500, 7.0)]).T, bias=True), np.eye(2), atol=1e-10)
 
 
+def test_wide_inputs_have_the_same_components_as_their_covariance():
+    """More features than examples go by the small product; the oracle is the dense covariance, up to sign."""
+    x = np.random.default_rng(0).normal(size=(30, 80)) * np.linspace(3, 0.5, 80)
+    spread, axes = np.linalg.eigh(np.cov(x.T, bias=True))
+    expected = (x - x.mean(0)) @ axes[:, -5:][:, ::-1] / np.sqrt(spread[-5:][::-1])
+    np.testing.assert_allclose(np.abs(Features.of(x, components=5)(x)), np.abs(expected), atol=1e-9)
+
+
 def test_correlated_features_are_noted():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 1)) + 0.1 * rng.normal(size=(2000, 12))

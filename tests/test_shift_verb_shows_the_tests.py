@@ -6,6 +6,7 @@ Oracle: the library's tests called directly; the page's checker.
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from hessdiag import Problem
+from hessdiag.generalization.shift import features
 from hessdiag.generalization.shift import report as shift_report
 from hessdiag.generalization.shift.report import ShiftReport, ShiftSettings, shift_curves
 from hessdiag.present.shift import shift_page, slope_rows
@@ -75,6 +77,38 @@ def test_what_the_tests_found_is_shown(folder):
     assert "run9" in html
 
 
+def made(patch: pytest.MonkeyPatch) -> list[str]:
+    """What two checkpoints on the same data and a third on other data had to compute, shared and each alone."""
+    train, test = datasets.digits()
+    found: list[str] = []
+    for of, name in ((features.Weighted, "of"), (shift_report, "nearest")):
+        original = getattr(of, name)
+        patch.setattr(of, name, lambda *a, f=original, n=name, **k: found.append(n) or f(*a, **k))
+    asked, shared = ShiftSettings(tests=("covariate", "distance")), shift_report.Prepared()
+    for seed, known in ((0, train), (1, train), (0, test)):
+        problem = Problem(linear(seed), {"train": known, "test": test}, criterion="cross_entropy")
+        together, alone = dict(shift_curves(problem, asked, shared)), dict(shift_curves(problem, asked))
+        found += [f"other numbers of {name}" for name in asked.tests if together[name] != alone[name]]
+    return found
+
+
+ONCE = ["of", "nearest"] * 5  # each alone: 3; shared: one for two checkpoints, another for the other data
+
+
+def test_what_depends_on_inputs_alone_is_made_once(monkeypatch):
+    assert made(monkeypatch) == ONCE
+
+
+@pytest.mark.parametrize(
+    "get",
+    [lambda self, name, of, make: make(), lambda self, name, of, make: self._made.setdefault(name, make())],
+    ids=["made again", "kept for other data"],
+)
+def test_sharing_gone_wrong_would_be_noticed(get, monkeypatch):
+    monkeypatch.setattr(shift_report.Prepared, "get", get)
+    assert made(monkeypatch) != ONCE
+
+
 def test_bad_questions_are_one_line(folder):
     for arguments, words in {
         ("--tests", "weather"): "allowed are covariate, augmented, distance, other",
@@ -93,10 +127,12 @@ def test_bad_questions_are_one_line(folder):
 def faults(report: ShiftReport) -> list[str]:
     """What of the curves is not on the page."""
     html = shift_page(report)
-    found = [f"{name} is missing" for name in report.curves if name not in html]
+    found = [f"{name} is missing" for name in report.curves if escape(name) not in html]
     for test in ("augmented", "distance"):
         found += [f"{row} is missing" for row in slope_rows(report, test) if row[1] not in html]
         found += [] if len(slope_rows(report, test)) == len(report.curves) else [f"{test}: rows"]
+    found += [f"{name} is not in the legend" for name in report.curves if f">{escape(name)}</text>" not in html]
+    found += [] if "accuracy falls with the shift at" in html else ["the summary is missing"]
     return found + checker.faults(html, ())
 
 
@@ -104,11 +140,22 @@ BROKEN = {
     "a checkpoint is left out": lambda patch: patch.setattr(
         ShiftReport, "of_test", lambda self, test: dict(list(_of_test(self, test).items())[:1])
     ),
+    "names not escaped": lambda patch: patch.setattr("hessdiag.present.shift.environment", _unescaped),
+    "names read as formulas": lambda patch: patch.setattr("hessdiag.present.axes._verbatim", lambda legend: None),
+    "no summary": lambda patch: patch.setattr("hessdiag.present.shift.summary", lambda report: []),
     "a figure without its table": lambda patch: patch.setattr(
         "hessdiag.present.shift.environment", lambda: _without("<table>")
     ),
 }
 _of_test = ShiftReport.of_test
+
+
+def _unescaped():
+    from hessdiag.present.pictures import environment
+
+    made = environment()
+    made.autoescape = False
+    return made
 
 
 def _without(tag: str):
@@ -125,14 +172,14 @@ def report() -> ShiftReport:
     train, test = datasets.digits()
     settings = ShiftSettings(tests=("augmented", "distance"))
     curves = {
-        f"run{seed} <b>": dict(
+        f"run{seed} <b>&$x_1$": dict(
             shift_curves(
                 Problem(linear(seed), {"train": train, "test": test}, criterion="cross_entropy"), settings
             )
         )
         for seed in range(2)
     }
-    return ShiftReport({name.replace("<b>", "b"): found for name, found in curves.items()}, settings=settings)
+    return ShiftReport(curves, settings=settings)
 
 
 def test_the_page_shows_every_curve(report):

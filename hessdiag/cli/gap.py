@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ import click
 from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, options, settings
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
-from hessdiag.errors import MeasurementError
+from hessdiag.errors import MeasurementError, OutputError
 from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
+    from hessdiag.generalization.record import CheckpointRecord
     from hessdiag.generalization.report import GapReport
     from hessdiag.generalization.survey import Survey
 
@@ -75,7 +76,7 @@ def gap(
     jobs: int,
     as_json: bool,
     quiet: bool,
-    debug: bool,  # noqa: ARG001  (read from the arguments, before anything can fail)
+    debug: bool,
     **asked: Any,
 ) -> None:
     """Hold sharpness against generalization over many checkpoints.
@@ -91,44 +92,65 @@ def gap(
     how = _survey(factory, jobs, asked)
 
     from hessdiag.generalization.report import GapReport
-    from hessdiag.generalization.survey import survey
+    from hessdiag.present.text import plain
     from hessdiag.sources.many import checkpoints
 
     files = [(one.name, one.path) for one in checkpoints(patterns)]
-    records, failures = {}, {}
-    with redirect_stdout(sys.stderr), display(quiet=quiet or as_json) as report:
-        talk = _once(quiet=quiet or as_json)
-        for number, one in enumerate(survey(files, how, jobs=jobs, report=report, say=talk), start=1):
-            if one.record is None:
-                failures[one.name] = one.reason
-            else:
-                records[one.name] = one.record
-            say([_progress(one, number, len(files))], quiet=quiet or as_json)
-            report("checkpoints", number, len(files))
-    if not records:
-        first = next(iter(failures.values()))
-        msg = f"none of {len(files)} checkpoints could be measured; the first: {first}"
-        raise MeasurementError(msg)
-    ordered = tuple(records[name] for name, _ in files if name in records)
+    records, failures = _measure(files, how, jobs, quiet=quiet or as_json, debug=debug)
     result = GapReport(
-        ordered,
+        records,
         failures,
         gap,  # type: ignore[arg-type]
         group_by or None,
         asked["confidence"],
         asked["seed"],
     )
-    _write(result, targets)
+    unwritten = _write(result, targets)
     if as_json:
         click.echo(result.to_json(), nl=False)
     else:
         from hessdiag.present.gap_text import gap_tables
 
         draw(lambda _: gap_tables(result), width=140)
+    if unwritten is not None:
+        raise unwritten
     say([f"written: {', '.join(map(str, targets.values()))}"] if targets else [], quiet=quiet)
     if failures:
-        msg = f"{len(failures)} of {len(files)} checkpoints could not be measured: {', '.join(failures)}"
+        names = plain(", ".join(failures))
+        msg = f"{len(failures)} of {len(files)} checkpoints could not be measured: {names}"
         raise MeasurementError(msg)
+
+
+def _measure(
+    files: list[tuple[str, str]], how: Survey, jobs: int, *, quiet: bool, debug: bool
+) -> tuple[tuple[CheckpointRecord, ...], dict[str, str]]:
+    """Records in the order of the files, and why the others have none."""
+    from hessdiag.generalization.survey import survey
+
+    records, failures, kept = {}, {}, 0
+    with redirect_stdout(sys.stderr), display(quiet=quiet) as report:
+        found = survey(files, how, jobs=jobs, report=report, say=_once(quiet=quiet))
+        try:
+            with closing(found):
+                for number, one in enumerate(found, start=1):
+                    if one.record is None:
+                        failures[one.name] = one.reason
+                        click.echo(one.traceback if debug else "", err=True, nl=False)
+                    else:
+                        records[one.name] = one.record
+                        kept += not one.reason
+                    say([_progress(one, number, len(files))], quiet=quiet)
+                    report("checkpoints", number, len(files))
+        except KeyboardInterrupt:
+            again = "the same command" + " without --fresh" * how.fresh
+            say([f"{kept} of {len(files)} are kept: {again} goes on from there"], quiet=quiet)
+            raise
+    if not records:
+        first = next(iter(failures.values()))
+        msg = f"none of {len(files)} checkpoints could be measured; the first: {first}"
+        raise MeasurementError(msg)
+    ordered = tuple(records[name] for name, _ in files if name in records)
+    return ordered, {name: failures[name] for name, _ in files if name in failures}
 
 
 def _targets(folder: Path | None, html: Path | None, table: Path | None) -> dict[str, Path]:
@@ -157,7 +179,8 @@ def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
         ),
         start=asked["start"],
         from_name=asked["meta_from"],
-        cache=None if asked["fresh"] else CACHE,
+        cache=CACHE,
+        fresh=asked["fresh"],
         threads=max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None,
     )
 
@@ -175,23 +198,31 @@ def _once(*, quiet: bool) -> Any:
 
 
 def _progress(one: Any, number: int, total: int) -> str:
+    from hessdiag.present.text import plain
+
     if one.record is None:
-        return f"{number}/{total} {one.name}: {one.reason}"
+        return plain(f"{number}/{total} {one.name}: {one.reason}")
     how = "kept from before" if one.kept else f"{one.record.seconds:.1f} s"
-    return f"{number}/{total} {one.name}: {how}" + (f"; {one.reason}" if one.reason else "")
+    return plain(f"{number}/{total} {one.name}: {how}" + (f"; {one.reason}" if one.reason else ""))
 
 
-def _write(result: GapReport, targets: dict[str, Path]) -> None:
+def _write(result: GapReport, targets: dict[str, Path]) -> OutputError | None:
+    """Write what was asked for, each file whole or not at all; why one could not be, once all were tried."""
     from hessdiag.files import write_whole
 
-    if "csv" in targets:
-        write_whole(targets["csv"], result.to_frame().to_csv(index=False, lineterminator="\n"))
-    if "json" in targets:
-        write_whole(targets["json"], result.to_json())
-    if "html" in targets:
-        import shlex
+    texts = {"csv": lambda: result.to_frame().to_csv(index=False, lineterminator="\n"), "json": result.to_json}
+    failed = None
+    for kind, target in targets.items():
+        try:
+            write_whole(target, _page(result) if kind == "html" else texts[kind]())
+        except OutputError as error:
+            failed = failed or error
+    return failed
 
-        from hessdiag.present.gap_page import gap_page
 
-        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
-        write_whole(targets["html"], gap_page(result, command))
+def _page(result: GapReport) -> str:
+    import shlex
+
+    from hessdiag.present.gap_page import gap_page
+
+    return gap_page(result, f"hessdiag {shlex.join(click.get_current_context().obj)}")

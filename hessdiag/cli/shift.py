@@ -58,7 +58,7 @@ def shift(
         require_writable(folder)
     quiet = quiet or as_json
 
-    from hessdiag.generalization.shift.report import TESTS, ShiftReport, ShiftSettings, shift_curves
+    from hessdiag.generalization.shift.report import TESTS, Prepared, ShiftReport, ShiftSettings, shift_curves
     from hessdiag.sources.many import checkpoints
 
     named = tuple(part.strip() for part in tests.split(",")) if tests else TESTS[: 4 if other else 3]
@@ -68,11 +68,12 @@ def shift(
         msg = f"--reference {reference}: there are {', '.join(names)}"
         raise UsageError(msg)
     curves, refused, failures = {}, {}, {}
+    prepared = Prepared()
     with redirect_stdout(sys.stderr), display(quiet=quiet) as report:
         for number, one in enumerate(files, start=1):
             try:
                 built = load(factory, one.path, options, trust_pickle, app_dir)
-                found = dict(shift_curves(built.problem, settings))
+                found = dict(shift_curves(built.problem, settings, prepared))
             except HessdiagError as error:
                 failures[one.name] = one_line(error)
                 say([f"{one.name}: {failures[one.name]}"], quiet=quiet)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,47 @@ SAME_LOSS = 1e-4  # relative: threads and devices move a mean loss by 1e-6, othe
 
 
 def digest(path: str) -> str:
-    """sha256 of a file, ``path::entry`` included.
+    """sha256 of a file, ``path::entry`` included; of a folder, of the names and contents of all files below it.
+
+    Args:
+        path: as ``-c`` takes it. Links are followed, a folder that was seen already is not entered again.
 
     Raises:
         UsageError: it cannot be read.
     """
+    plain = Path(split_key(path)[0])
     try:
-        with Path(split_key(path)[0]).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        if not plain.is_dir():
+            return _of_file(plain)
+        whole = hashlib.sha256()
+        for file in sorted(_files(plain), key=lambda file: os.fsencode(file.relative_to(plain))):
+            whole.update(os.fsencode(file.relative_to(plain)) + b"\0" + bytes.fromhex(_of_file(file)))
+        return whole.hexdigest()
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
+        msg = f"{error.filename or path} cannot be read: {error.strerror or error}"
         raise UsageError(msg) from error
+
+
+def _of_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Regular files below; a pipe or socket would block, a broken link holds nothing."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()  # of two ways into one folder always the same
+        yield from (Path(here, name) for name in names if Path(here, name).is_file())
 
 
 def key(*parts: Any, asked: Examination) -> str:

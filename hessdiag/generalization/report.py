@@ -103,7 +103,8 @@ class GapReport:
         """Tidy: a row per checkpoint and number (columns `COLUMNS`); a refused one is empty, with its reason."""
         import pandas as pd
 
-        return pd.DataFrame(list(self._rows()), columns=list(COLUMNS))
+        rows = [[_encodable(cell) for cell in row] for row in self._rows()]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def to_json(self) -> str:
         """One document: records, failures, rank statistics and caveats."""
@@ -155,6 +156,11 @@ def _column(cells: Sequence[Score | Reading | str | None]) -> Readings:
 def _score(checkpoint: str, kind: str, name: str, one: Score) -> tuple[Any, ...]:
     how = one.method if one.value is not None else "refused"
     return (checkpoint, kind, name, one.value, one.lo, one.hi, how, one.reason, None, "")
+
+
+def _encodable(cell: Any) -> Any:
+    """Without what UTF-8 has not: the bytes of a file name that are no text."""
+    return cell.encode(errors="replace").decode() if isinstance(cell, str) else cell
 
 
 def _finite(value: Any) -> Any:

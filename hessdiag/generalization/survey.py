@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from functools import lru_cache
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +26,10 @@ from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.sources.factory import build_problem
 from hessdiag.sources.facts import from_path, sidecar
 from hessdiag.sources.spec import split_key, split_spec
-from hessdiag.sources.weights import read_weights
+from hessdiag.sources.weights import Weights, read_weights
 
 Say = Callable[[str], None]
+NOT_FINITE = "not finite"  # in the reason of a mean over numbers that are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,7 @@ class Survey:
         start: file of the weights before training.
         from_name: regular expression with named groups, hyper-parameters out of the file's path.
         cache: folder of records; None keeps none.
+        fresh: measure again what the cache has, and replace it.
         threads: per process.
     """
 
@@ -49,6 +57,7 @@ class Survey:
     start: str | None = None
     from_name: str | None = None
     cache: Path | None = None
+    fresh: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -75,14 +84,18 @@ class Finding:
     Attributes:
         name: of the checkpoint.
         record: None if it failed.
-        reason: why it failed, one line.
+        reason: why it failed, or why its record is not kept for a next time; one line.
         kept: whether the record was there already.
+        cache: file that the record belongs into; None where it is not to be written.
+        traceback: of what it failed by; it comes from another process as text only.
     """
 
     name: str
     record: CheckpointRecord | None
     reason: str = ""
     kept: bool = False
+    cache: Path | None = None
+    traceback: str = ""
 
 
 def survey(
@@ -92,12 +105,12 @@ def survey(
     jobs: int = 1,
     report: Report | None = None,
     say: Say | None = None,
-) -> Iterator[Finding]:
+) -> Generator[Finding, None, None]:
     """Examine files, and yield what became of each as it is done.
 
     A file that cannot be measured is a finding, not an end. Records are kept under ``how.cache`` when they are
     done, by everything they depend on, so that an interrupted survey goes on where it was, and one more file costs
-    one more examination.
+    one more examination. Closing the iterator ends its processes.
 
     Args:
         files: (name, path) of each, ``path::entry`` included.
@@ -112,38 +125,87 @@ def survey(
     if jobs < 1:
         msg = f"--jobs {jobs}: at least 1 is needed"
         raise UsageError(msg)
-    if jobs == 1 or len(files) == 1:
-        for name, path in files:
-            yield look(name, path, how, report, say)
-        return
+    alone = jobs == 1 or len(files) == 1
+    findings = _in_turn(files, how, report, say) if alone else _side_by_side(files, how, jobs)
+    try:
+        with closing(findings):
+            for one in findings:
+                yield _settled(one, how)
+    finally:
+        _weights_before.cache_clear()
+
+
+def _in_turn(
+    files: Sequence[tuple[str, str]], how: Survey, report: Report | None, say: Say | None
+) -> Generator[Finding, None, None]:
+    for name, path in files:
+        yield look(name, path, how, report, say)
+
+
+def _side_by_side(files: Sequence[tuple[str, str]], how: Survey, jobs: int) -> Generator[Finding, None, None]:
+    """Examined by processes that end when this generator does: they write nothing, so nothing is cut short."""
+    others = set(active_children())
     context = get_context("spawn")  # a forked torch hangs in its own threads
-    with ProcessPoolExecutor(min(jobs, len(files)), mp_context=context) as pool:
-        waiting: set[Future[Finding]] = {pool.submit(look, name, path, how) for name, path in files}
-        names = dict(zip(waiting, [name for name, _ in files], strict=True))
-        try:
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    error = future.exception()
-                    if error is None:
-                        yield future.result()
-                    else:  # a process that died takes the pool with it
-                        yield Finding(names[future], None, f"its process ended ({one_line(error, 120)}): --jobs 1")
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ProcessPoolExecutor(min(jobs, len(files)), mp_context=context, initializer=_serve)
+    try:
+        with _interrupts_wait():
+            names = {pool.submit(look, name, path, how): name for name, path in files}
+        for future in as_completed(names):
+            error = future.exception()
+            if error is None:
+                yield future.result()
+            else:  # a process that died takes the pool with it
+                yield Finding(names[future], None, f"its process ended ({one_line(error, 120)}): --jobs 1")
+    except BaseException:
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C waits; processes begun meanwhile never get it, where the system can do that (not on Windows)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve() -> None:
+    """In a process of the pool: leave Ctrl-C to the parent, and end when it ends, however that is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def look(name: str, path: str, how: Survey, report: Report | None = None, say: Say | None = None) -> Finding:
-    """Examine one file, or take its record from the cache."""
+    """Examine one file, or take its record from the cache; nothing is written."""
     if how.threads is not None:
         torch.set_num_threads(how.threads)
     try:
         return _look(name, path, how, report, say)
-    except HessdiagError as error:
-        return Finding(name, None, one_line(error))
-    except MemoryError as error:
-        return Finding(name, None, f"out of memory ({one_line(error, 120)}): fewer --samples")
+    except (Exception, SystemExit) as error:  # the user's model and data can raise anything
+        return Finding(name, None, _why(error), traceback=traceback.format_exc())
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, HessdiagError):
+        return one_line(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory ({one_line(error, 120)}): fewer --samples"
+    return f"unexpected {type(error).__name__}: {one_line(error, 200)} (its traceback: --debug)"
 
 
 def _look(name: str, path: str, how: Survey, report: Report | None, say: Say | None) -> Finding:
@@ -154,19 +216,41 @@ def _look(name: str, path: str, how: Survey, report: Report | None, say: Say | N
     sha256 = weights.sha256 if weights else kept.digest(path)
     of_file = weights.facts if weights else {}
     facts = {**of_file, **sidecar(path), **from_path(path, how.from_name)}
-    file = how.cache / f"{_key(sha256, path, how)}.json" if how.cache else None
-    if file is not None and (known := kept.read(file, built.problem, how.asked)) is not None:
+    start = _weights_before(how.start, how.trust_pickle) if how.start else None
+    file = how.cache / f"{_key(sha256, path, how, start)}.json" if how.cache else None
+    known = kept.read(file, built.problem, how.asked) if file is not None and not how.fresh else None
+    if known is not None:
         now = replace(known, name=name, file=path, meta={**facts, **built.problem.meta})
         return Finding(name, now, kept=True)
-    start = read_weights(how.start, trust_pickle=how.trust_pickle).state if how.start else None
     about = About(name=name, file=path, sha256=sha256, facts=facts, notes=built.notes)
-    record = examine(built.problem, how.asked, about, start=start, report=report, say=say)
-    note = keep(file, record.to_json()) if file is not None else ""
-    return Finding(name, record, note)
+    before = start.state if start else None
+    record = examine(built.problem, how.asked, about, start=before, report=report, say=say)
+    return Finding(name, record, cache=file)
 
 
-def _key(sha256: str, path: str, how: Survey) -> str:
+@lru_cache(maxsize=1)
+def _weights_before(path: str, trust_pickle: bool) -> Weights:
+    """The weights before training: the same for every checkpoint of a survey, and as large as each."""
+    return read_weights(path, trust_pickle=trust_pickle)
+
+
+def _key(sha256: str, path: str, how: Survey, start: Weights | None) -> str:
     where, _ = split_spec(how.factory)
     code = kept.digest(where) if where.endswith(".py") else ""
-    start = kept.digest(how.start) if how.start else ""
-    return kept.key(sha256, split_key(path)[1], how.factory, code, dict(how.options), start, asked=how.asked)
+    before = (start.sha256 + start.key) if start else ""
+    return kept.key(sha256, split_key(path)[1], how.factory, code, dict(how.options), before, asked=how.asked)
+
+
+def _settled(one: Finding, how: Survey) -> Finding:
+    """The finding with its record kept; a checkpoint whose loss is no number where it is judged has failed."""
+    note = ""
+    if one.record is not None and one.cache is not None:
+        try:
+            note = keep(one.cache, one.record.to_json())
+        except OSError as error:  # a cache folder of somebody else's cannot even be looked into
+            note = f"nothing is kept for a next time: {one_line(error, 120)}"
+    for split in one.record.performance.splits if one.record is not None else ():
+        if split.split in (how.asked.settings.split, how.asked.test) and NOT_FINITE in split.loss.reason:
+            reason = f"{split.loss.reason.removeprefix('cannot tell: ')} in loss on {split.split!r}"
+            return Finding(one.name, None, f"{reason}: look for overflow or log(0); try --dtype float64")
+    return replace(one, reason=note or one.reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,10 @@ from hessdiag.present.text import plain, power
 from hessdiag.present.vector import INK
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.legend import Legend
 
 Array = npt.NDArray[np.float64]
 
@@ -67,6 +70,28 @@ def note(ax: Axes, x: float, y: float, text: str, coords: Any = None, **style: A
     """Write ``text`` as it is (no mathtext), in axes fractions unless ``coords`` says otherwise."""
     place = ax.transAxes if coords is None else coords
     ax.text(x, y, plain(text), transform=place, parse_math=False, **({"fontsize": 8, "color": ink(ax)} | style))
+
+
+def legend_above(ax: Axes) -> None:
+    """Over the axes, so that it covers nothing drawn; names are never read as mathtext."""
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 4, "borderpad": 0.1}
+    _verbatim(ax.legend(frameon=False, fontsize=8, labelcolor=ink(ax), **place))
+
+
+def legend_beside(ax: Axes, lines: Sequence[Artist], names: Sequence[str], most: int = 20) -> None:
+    """Right of the axes; at most ``most`` names, and of each its last 24 characters."""
+    shown = [plain(name) if len(name) <= 24 else "…" + plain(name)[-23:] for name in names[:most]]
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False, "fontsize": 8}
+    legend = ax.legend(list(lines[:most]), shown, labelcolor=ink(ax), **place)
+    if len(names) > most:
+        legend.set_title(f"the first {most} of {len(names)}")
+        legend.get_title().set(color=ink(ax), fontsize=8)
+    _verbatim(legend)
+
+
+def _verbatim(legend: Legend) -> None:
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def heading(ax: Axes, text: str, pad: float = 8.0) -> None:
@@ -153,6 +178,16 @@ def log_axis(ax: Axes, lo: float, hi: float, axis: str = "y") -> None:
     target.set_major_locator(LogLocator(numticks=7))
     target.set_major_formatter(FuncFormatter(_decade_label))
     target.set_minor_locator(NullLocator())
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Ticks of a log axis as plain text, no mathtext, so SVG text stays text; 1, 2 and 5 below two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _=None: f"{value:g}".replace("-", "−")))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def bootstrap(samples: Array, statistic: Callable[[Array], Array] | None = None) -> tuple[Array, Array] | None:

@@ -14,6 +14,7 @@ from hessdiag.present.gap_plots import (
     performances,
     performances_frame,
     scatter_frame,
+    tau_of,
     taus,
     taus_frame,
 )
@@ -101,7 +102,11 @@ def _address(csv: str) -> str:
 def _performance(report: GapReport) -> Picture | None:
     if not any(s.loss.value is not None for r in report.records for s in r.performance.splits):
         return None
-    text = "Mean loss of every split with its interval over examples. What lies between the splits is the gap."
+    text = (
+        "Mean loss of every split with its interval over examples. What lies between the splits is the loss gap."
+    )
+    if report.gap_kind == "error":
+        text += " Measures are ranked against the error gap instead, which is in the table below."
     return picture(performances(report), text, performances_frame(report), "losses", RESULT_CSV)
 
 
@@ -109,15 +114,22 @@ def _taus(report: GapReport) -> Picture | None:
     if report.ranks.tested == 0:
         return None
     text = (
-        f"Kendall's tau-b between each measure and the {report.gap_kind} gap; the interval is over runs one might "
-        "have trained, taken as independent. The cross is the group of runs where the association is weakest or "
-        "reversed. * marks measures that change when layers are rescaled while the function does not."
+        f"Kendall's tau-b between each measure and the {report.gap_kind} gap: +1 where the measure orders the "
+        "runs as the gap does, −1 where it orders them the other way, 0 where it says nothing. The interval is "
+        "over runs one might have trained, taken as independent: one that holds 0 tells no sign. "
     )
+    if any(one.worst is not None for one in report.ranks.measures):
+        text += (
+            "The cross is the lowest tau among groups of runs that differ in one hyper-parameter only: left of 0 "
+            "it contradicts a positive tau. "
+        )
+    text += "* marks measures that change when layers are rescaled while the function does not."
     return picture(taus(report), text, taus_frame(report), "taus", RESULT_CSV)
 
 
 def _scatter(report: GapReport, measure: str, one: Measure | None) -> Picture:
-    text = f"{one.title}: {one.formula} ({one.source}). Bars are the intervals of both numbers." if one else ""
+    meaning = f"{one.title}: {one.formula} ({one.source}). " if one else ""
+    text = f"{measure}, {tau_of(report, measure)}. {meaning}Bars are the intervals of both numbers."
     return picture(
         gap_scatter(report, measure), text, scatter_frame(report, measure), f"scatter-{measure}", RESULT_CSV
     )
@@ -144,7 +156,8 @@ def _detail(record: CheckpointRecord, report: GapReport) -> Detail:
     facts = [(str(name), str(value)) for name, value in record.meta.items()]
     facts += [("file", record.file), ("sha256", record.sha256 or "loaded by the factory")]
     facts += [("rescaled", record.rescaled), ("seconds", f"{record.seconds:.1f}")]
-    facts += [(name, str(record.fingerprint[name])) for name in ("samples", "n_params", "dtype", "loss", "seed")]
+    facts += [(name, str(record.fingerprint[name])) for name in ("samples", "n_params", "dtype", "loss")]
+    facts.append(("seed of the measurement", str(record.fingerprint["seed"])))
     return Detail(
         name=plain(record.name),
         facts=[(plain(name), plain(value)) for name, value in facts],

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessdiag.errors import UsageError
+from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.generalization.registry import Reading
 from hessdiag.generalization.report import GapReport
-from hessdiag.present.axes import COLOURS, GREY, heading, ink, prepare
-from hessdiag.present.text import plain
+from hessdiag.present.axes import COLOURS, GREY, heading, ink, legend_above, legend_beside, plain_ticks, prepare
+from hessdiag.present.text import format_tau, plain
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+Look = tuple[str, str]  # colour and marker
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SHOWN = (
     *("lambda_max", "trace", "worst_sharpness_adaptive_box", "relative_flatness", "pac_bayes_flatness"),
@@ -37,33 +39,36 @@ def gap_scatter(report: GapReport, measure: str, ax: Axes | None = None) -> Axes
     Raises:
         UsageError: no checkpoint has both.
     """
+    from matplotlib.lines import Line2D
+
     frame = scatter_frame(report, measure)
     ax = prepare(ax, height=3.2)
-    groups = list(dict.fromkeys(frame["group"]))
-    for index, group in enumerate(groups):
-        part = frame[frame["group"] == group]
+    looks, legend = _looks(report)
+    for group, part in frame.groupby("group", sort=False):
+        colour, marker = looks[str(group)]
         x, y = part[measure].to_numpy(), part["gap"].to_numpy()
         ax.errorbar(
             x,
             y,
             xerr=np.abs(part[[f"{measure}_lo", f"{measure}_hi"]].to_numpy().T - x),
             yerr=np.abs(part[["gap_lo", "gap_hi"]].to_numpy().T - y),
-            fmt=MARKERS[index % len(MARKERS)],
-            color=COLOURS[index % len(COLOURS)],
+            fmt=marker,
+            color=colour,
             ecolor=GREY,
             elinewidth=0.7,
             markersize=5,
-            label=plain(group),
         )
     positive = frame[measure].min() > 0
     if positive and frame[measure].max() > 20 * frame[measure].min():
         ax.set_xscale("log")
+        plain_ticks(ax.xaxis)
     ax.axhline(0.0, color=ink(ax), linewidth=0.6)
-    if 1 < len(groups) <= len(COLOURS):
-        ax.legend(frameon=False, fontsize=8, labelcolor=ink(ax))
+    if legend:
+        dots = [Line2D([], [], linestyle="", marker=marker, color=colour) for colour, marker in legend.values()]
+        legend_beside(ax, dots, list(legend))
     ax.set_xlabel(measure)
     ax.set_ylabel(f"{report.gap_kind} gap")
-    heading(ax, f"{measure}: {_tau(report, measure)}")
+    heading(ax, f"{measure}: {tau_of(report, measure)}")
     return ax
 
 
@@ -80,9 +85,7 @@ def scatter_frame(report: GapReport, measure: str) -> pd.DataFrame:
         one, gap = record.readings.get(measure), record.gap(report.gap_kind)
         if isinstance(one, Reading) and gap.value is not None:
             hi = one.hi if np.isfinite(one.hi) else one.value
-            rows.append(
-                (record.name, _group(report, record.meta), one.value, one.lo, hi, gap.value, gap.lo, gap.hi)
-            )
+            rows.append((record.name, _group(report, record), one.value, one.lo, hi, gap.value, gap.lo, gap.hi))
     if not rows:
         msg = f"{measure}: no checkpoint has both this measure and the {report.gap_kind} gap"
         raise UsageError(msg)
@@ -113,7 +116,9 @@ def taus(report: GapReport, ax: Axes | None = None) -> Axes:
         label=f"tau-b, {report.confidence:.0%} interval over runs",
     )
     if frame["worst_group"].notna().any():
-        ax.plot(frame["worst_group"], rows, linestyle="", marker="x", color=COLOURS[1], label="worst group")
+        ax.plot(
+            frame["worst_group"], rows, linestyle="", marker="x", color=COLOURS[1], label="worst group of runs"
+        )
     moved = frame["moved"] > 0
     names = [f"{name} *" if flag else name for name, flag in zip(frame["measure"], moved, strict=True)]
     ax.set_yticks(rows, names, fontsize=8)
@@ -122,10 +127,9 @@ def taus(report: GapReport, ax: Axes | None = None) -> Axes:
     ax.axvline(0.0, color=ink(ax), linewidth=0.8)
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False, axis="y")
-    below = -0.45 / (0.3 + 0.2 * len(frame))  # inches under the axis' label, as a share of the axes
-    legend = ax.legend(frameon=False, fontsize=8, labelcolor=ink(ax), loc="upper center", ncols=2)
-    legend.set_bbox_to_anchor((0.5, below))
-    ax.set_xlabel(f"association with the {report.gap_kind} gap (* moves when the layers are rescaled)")
+    ax.grid(axis="x", color=GREY, alpha=0.18, linewidth=0.6)
+    legend_above(ax)
+    ax.set_xlabel(f"Kendall's tau-b with the {report.gap_kind} gap (* moves when the layers are rescaled)")
     heading(ax, "Which measures go with the gap")
     return ax
 
@@ -160,8 +164,9 @@ def performances(report: GapReport, ax: Axes | None = None) -> Axes:
     ax = prepare(ax, height=1.4 + 0.2 * min(len(report.records), MOST_NAMED))
     order = [record.name for record in report.records]
     place = {name: index for index, name in enumerate(order)}
+    splits = frame["split"].nunique()
     for index, (split, part) in enumerate(frame.groupby("split", sort=False)):
-        y = part["checkpoint"].map(place).to_numpy() + 0.16 * index
+        y = part["checkpoint"].map(place).to_numpy() + 0.16 * (index - (splits - 1) / 2)
         x = part["loss"].to_numpy()
         reach = np.abs(part[["lo", "hi"]].to_numpy().T - x)
         ax.errorbar(
@@ -174,13 +179,14 @@ def performances(report: GapReport, ax: Axes | None = None) -> Axes:
             elinewidth=1,
             label=plain(str(split)),
         )
-    if frame["loss"].min() > 0:
+    if 0 < 5 * frame["loss"].min() < frame["loss"].max():  # less has no two round numbers on a log axis
         ax.set_xscale("log")
+        plain_ticks(ax.xaxis)
     shown = order if len(order) <= MOST_NAMED else order[:: -(-len(order) // MOST_NAMED)]
     ax.set_yticks([place[name] for name in shown], [plain(n)[-40:] for n in shown], fontsize=8, parse_math=False)
     ax.set_ylim(len(order) - 0.3, -0.7)
     ax.grid(visible=False, axis="y")
-    ax.legend(frameon=False, fontsize=8, labelcolor=ink(ax))
+    legend_above(ax)
     ax.set_xlabel("mean loss")
     heading(ax, "Loss per split")
     return ax
@@ -212,14 +218,43 @@ def drawable(report: GapReport, measures: Sequence[str] = SHOWN) -> list[str]:
     return found
 
 
-def _group(report: GapReport, meta: object) -> str:
-    names = report.ranks.hyperparameters[:2]
-    facts = meta if isinstance(meta, dict) else {}
-    return ", ".join(f"{name}={facts[name]}" for name in names if name in facts) or "all"
-
-
-def _tau(report: GapReport, measure: str) -> str:
+def tau_of(report: GapReport, measure: str) -> str:
+    """A measure's tau with its interval over runs, or that there is none."""
     one = next((one for one in report.ranks.measures if one.measure == measure), None)
     if one is None or one.overall is None:
         return "no tau"
-    return f"tau {one.overall.tau:+.2f} [{one.overall.lo:+.2f}, {one.overall.hi:+.2f}], n = {one.n}"
+    o = one.overall
+    return f"tau {format_tau(o.tau)} [{format_tau(o.lo)}, {format_tau(o.hi)}], n = {one.n}"
+
+
+def _told(report: GapReport) -> list[str]:
+    """Hyper-parameters that points are told apart by: the first two with no more levels than there are colours."""
+    found = []
+    for name in report.ranks.hyperparameters:
+        levels = {_level(record, name) for record in report.records}
+        found += [name] * (1 < len(levels) <= len(COLOURS))
+    return found[:2]
+
+
+def _group(report: GapReport, record: CheckpointRecord) -> str:
+    return ", ".join(_level(record, name) for name in _told(report)) or "all"
+
+
+def _level(record: CheckpointRecord, name: str) -> str:
+    return f"{name}={record.meta.get(name, '?')}"
+
+
+def _looks(report: GapReport) -> tuple[dict[str, Look], dict[str, Look]]:
+    """Colour and marker of every group, and of every line of the legend.
+
+    Each group has its own of both; where there are too many, the first hyper-parameter has the colours and the
+    second the markers.
+    """
+    cells = {_group(report, record): [_level(record, name) for name in _told(report)] for record in report.records}
+    if len(cells) <= len(COLOURS):
+        looks = dict(zip(cells, zip(COLOURS, MARKERS, strict=True), strict=False))
+        return looks, looks if len(looks) > 1 else {}
+    one, two = (list(dict.fromkeys(column)) for column in zip(*cells.values(), strict=True))
+    looks = {group: (COLOURS[one.index(a)], MARKERS[two.index(b)]) for group, (a, b) in cells.items()}
+    legend = {level: (COLOURS[index], "o") for index, level in enumerate(one)}
+    return looks, legend | {level: (GREY, MARKERS[index]) for index, level in enumerate(two)}

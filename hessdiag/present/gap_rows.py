@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.generalization.registry import Reading
 from hessdiag.generalization.report import GapReport
+from hessdiag.generalization.statistics.environments import Axis
 from hessdiag.generalization.statistics.means import Score
 from hessdiag.generalization.statistics.rank_results import RankStatistics
-from hessdiag.present.text import format_interval, format_number, format_p, plain
+from hessdiag.present.text import format_interval, format_number, format_p, format_tau, listed, plain
 
 NONE = "—"
 
@@ -67,7 +67,7 @@ def refusals(report: GapReport) -> list[tuple[str, list[str]]]:
     reasons: dict[str, list[str]] = {}
     for one in report.ranks.measures:
         if one.reason:
-            reasons.setdefault(_without_name(one.reason, one.measure), []).append(one.measure)
+            reasons.setdefault(_why(report, one), []).append(one.measure)
     return [(plain(reason), names) for reason, names in reasons.items()]
 
 
@@ -89,9 +89,13 @@ def reading_cells(record: CheckpointRecord, measure: str) -> tuple[str, str, str
 def summary(report: GapReport) -> list[str]:
     """What the statistics say, in sentences."""
     ranks, n = report.ranks, len(report.records)
-    lines = [f"{n} checkpoints, {len(report.measures)} measures, ranked against the {report.gap_kind} gap."]
+    kind = report.gap_kind
+    lines = [
+        f"{n} checkpoints, {len(report.measures)} measures, ranked against the {kind} gap: {kind} on the test "
+        "split minus that on the training split, the smaller the better a run generalizes."
+    ]
     if report.failures:
-        lines.append(f"{len(report.failures)} more could not be measured: {_names(list(report.failures))}.")
+        lines.append(f"{len(report.failures)} more could not be measured: {listed(list(report.failures))}.")
     told = [one for one in ranks.measures if one.overall is not None]
     if not told:
         reason = refusals(report)
@@ -101,7 +105,7 @@ def summary(report: GapReport) -> list[str]:
     down = [one.measure for one in clear if _tau(one) < 0]
     for names, which in ((up, "larger"), (down, "smaller")):
         if names:
-            lines.append(f"The gap is {which} where these are larger: {_names(names)} (after Holm's adjustment).")
+            lines.append(f"The gap is {which} where these are larger: {listed(names)} (after Holm's adjustment).")
     if not clear:
         lines.append(
             f"No measure goes with the gap beyond chance after adjusting for {ranks.tested} tried ones: the data "
@@ -111,7 +115,7 @@ def summary(report: GapReport) -> list[str]:
     if best:
         lines.append(
             f"{len(best)} measures with a positive tau overall have a group of runs where the sign is the other: "
-            f"{_names([one.measure for one in best])}."
+            f"{listed([one.measure for one in best])}."
         )
     return lines
 
@@ -119,18 +123,33 @@ def summary(report: GapReport) -> list[str]:
 def _ranked(report: GapReport, one: RankStatistics) -> Ranked:
     overall, worst = one.overall, one.worst
     moved = [record.guard[one.measure].verdict for record in report.records if one.measure in record.guard]
-    readings = NONE if one.readings_lo is None else f"[{one.readings_lo:+.2f}, {one.readings_hi:+.2f}]"
+    lo, hi = one.readings_lo, one.readings_hi
     return Ranked(
         measure=one.measure,
-        tau="" if overall is None else f"{overall.tau:+.2f}",
-        interval="" if overall is None else f"[{overall.lo:+.2f}, {overall.hi:+.2f}]",
+        tau="" if overall is None else format_tau(overall.tau),
+        interval="" if overall is None else _between(overall.lo, overall.hi),
         p=NONE if one.p_holm is None else format_p(one.p_holm),
-        readings=readings,
-        worst=NONE
-        if worst is None
-        else f"{worst.worst:+.2f} at {plain(worst.worst_group) or 'all'} ({worst.name})",
+        readings=NONE if lo is None or hi is None else _between(lo, hi),
+        worst=NONE if worst is None else f"{format_tau(worst.worst)} {_where(worst)}",
         moved=f"{moved.count('moved')} of {len(moved)}" if moved else NONE,
     )
+
+
+def _between(lo: float, hi: float) -> str:
+    return f"[{format_tau(lo)}, {format_tau(hi)}]"
+
+
+def _where(worst: Axis) -> str:
+    """What the runs of the worst group have in common, or what alone they differ in where that is all."""
+    return f"at {plain(worst.worst_group)}" if worst.worst_group else f"over {plain(worst.name)}"
+
+
+def _why(report: GapReport, one: RankStatistics) -> str:
+    """Why there is no tau; where no checkpoint has the measure, its own reason."""
+    found = [record.readings.get(one.measure) for record in report.records]
+    said = {each for each in found if isinstance(each, str)}
+    own = len(said) == 1 and all(isinstance(each, str) for each in found)
+    return f"at no checkpoint: {said.pop()}" if own else _without_name(one.reason, one.measure)
 
 
 def _tau(one: RankStatistics) -> float:
@@ -147,11 +166,6 @@ def _interval(score: Score) -> str:
     if score.value is None or score.lo is None or score.hi is None:
         return plain(score.reason)
     return format_interval(score.value, score.lo, score.hi)
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = [plain(name) for name in names[:5]]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _without_name(reason: str, measure: str) -> str:

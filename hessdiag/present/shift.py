@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hessdiag.errors import UsageError
 from hessdiag.generalization.shift.experiments import CurveDifference, ShiftCurve, Slope
+from hessdiag.generalization.shift.images import DEGREES, PADDING
 from hessdiag.generalization.shift.report import TESTS, ShiftReport
-from hessdiag.present.axes import COLOURS, LINES, heading, ink, prepare
+from hessdiag.present.axes import COLOURS, LINES, Array, heading, legend_beside, prepare
 from hessdiag.present.pictures import Picture, environment, picture
-from hessdiag.present.text import format_interval, format_number, format_p, plain
+from hessdiag.present.text import format_interval, format_number, format_p, listed, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +24,17 @@ TITLES = {
     "distance": "Test examples by their distance from the training set",
     "other": "Test set of another source",
 }
-COLUMNS = ("checkpoint", "least shifted", "slope", "over test examples", "p", "p over levels")
-AGAINST = ("checkpoint", "slope difference", "interval", "p (Holm)", "score difference", "p (Holm) ")
+EXPLAINED = {
+    "covariate": "The same test examples, weighted anew: a dot is the accuracy if the mean of the features "
+    "moved by a random δ; the further right, the larger the move.",
+    "augmented": f"The same test examples distorted: 0 as they are, 1 turned by up to {DEGREES:g}° and moved by "
+    f"up to 1/{1 / PADDING:g} of their side, 2 by twice that.",
+    "distance": "The test examples in bins, by how far each lies from the training example nearest to it.",
+    "other": "The test set of this problem (0) and that of the other source (1): the slope is the change.",
+}
+COLUMNS = ("checkpoint", "accuracy, least shifted", "slope", "interval", "p", "p over levels")
+AGAINST = ("checkpoint", "slope difference", "interval", "p (Holm)", "accuracy difference", "p (Holm) ")
+MANY = 30  # points beyond which they are dots without bars
 CAVEAT = (
     "Errors are over test examples, for these checkpoints: two checkpoints say nothing about the recipes they "
     "were trained by; compare several seeds of each."
@@ -37,38 +47,42 @@ def shift_plot(report: ShiftReport, test: str, ax: Axes | None = None) -> Axes:
     Raises:
         UsageError: no checkpoint has this test.
     """
+    from matplotlib.lines import Line2D
+
     curves = report.of_test(test)
     if not curves:
         msg = f"{test}: no checkpoint has this test"
         raise UsageError(msg)
     ax = prepare(ax, height=3.6)
-    many = max(len(curve.points) for curve in curves.values()) > 30
-    for index, (name, curve) in enumerate(curves.items()):
+    lines = []
+    for index, curve in enumerate(curves.values()):
         x = np.array([point.shift for point in curve.points])
         y = np.array([point.score for point in curve.points])
-        colour = COLOURS[index % len(COLOURS)]
-        if many:
+        colour, style = COLOURS[index % len(COLOURS)], LINES[(index + index // len(COLOURS)) % len(LINES)]
+        if len(x) > MANY:
             ax.plot(x, y, ".", markersize=2, alpha=0.35, color=colour)
         else:
             ends = np.array([(point.lo, point.hi) for point in curve.points]).T
-            ax.errorbar(x, y, yerr=np.abs(ends - y), fmt="o", markersize=4, capsize=2, color=colour)
-        style = LINES[index % len(LINES)]
+            beside = x + _aside(x) * (index - (len(curves) - 1) / 2) / len(curves)
+            ax.errorbar(beside, y, yerr=np.abs(ends - y), fmt="o", markersize=4, elinewidth=0.8, color=colour)
         if curve.slope is not None:
             span = np.array([x.min(), x.max()])
-            ax.plot(
-                span,
-                curve.slope.intercept + curve.slope.value * span,
-                color=colour,
-                linestyle=style,
-                label=plain(name),
-            )
-        else:
-            ax.plot([], [], color=colour, linestyle=style, label=f"{plain(name)} (no line)")
-    ax.legend(frameon=False, fontsize=8, labelcolor=ink(ax))
+            line = curve.slope.intercept + curve.slope.value * span
+            ax.plot(span, line, color=colour, linestyle=style)
+        shown: Any = style if curve.slope is not None else ""
+        lines.append(Line2D([], [], color=colour, linestyle=shown, marker="o", markersize=4))
+    ax.set_ylim(top=min(ax.get_ylim()[1], 1.02))  # no accuracy is above 1, where a line may still lead
+    legend_beside(ax, lines, list(curves))
     ax.set_xlabel(next(iter(curves.values())).parameter)
     ax.set_ylabel("accuracy")
     heading(ax, TITLES[test])
     return ax
+
+
+def _aside(x: Array) -> float:
+    """Room for the points of all checkpoints at one shift: a third of what lies between two."""
+    apart = np.diff(np.unique(x))
+    return float(apart.min()) / 3 if len(apart) else 0.0
 
 
 def slope_rows(report: ShiftReport, test: str) -> list[tuple[str, ...]]:
@@ -105,24 +119,53 @@ def shift_tables(report: ShiftReport) -> Group:
             for row in rows:
                 table.add_row(*map(Text, row))
             parts.append(table)
-    parts.append(Text("\n".join(f"• {line}" for line in remarks(report))))
+    parts.append(Text("\n".join(f"• {line}" for line in (*remarks(report), CAVEAT))))
     return Group(*parts)
 
 
 def remarks(report: ShiftReport) -> list[str]:
-    """Notes of the tests, refusals with their reasons, and what the numbers do not say."""
+    """Notes of the tests, and refusals with their reasons."""
     notes = {
         f"{test}: {note}" for test in _tests(report) for c in report.of_test(test).values() for note in c.notes
     }
     refused = [f"{name}, {test}: {why}" for name, found in report.refused.items() for test, why in found.items()]
-    return [plain(line) for line in (*sorted(notes), *refused, CAVEAT)]
+    return [plain(line) for line in (*sorted(notes), *refused)]
+
+
+def summary(report: ShiftReport) -> list[str]:
+    """What each test says of the checkpoints, in a sentence."""
+    lines = []
+    for test in _tests(report):
+        told: dict[str, list[str]] = {}
+        for name, curve in report.of_test(test).items():
+            told.setdefault(_verdict(curve), []).append(name)
+        line = f"{TITLES[test]}: " + "; ".join(f"{what} at {listed(at)}" for what, at in told.items()) + "."
+        found = report.differences(test)
+        if found:
+            limit = 1 - report.settings.confidence
+            apart = [one.name for one in found if one.slope is not None and one.slope.adjusted < limit]
+            line += f" Against {_reference(report, test)} the slope differs beyond chance at "
+            line += f"{listed(apart)}." if apart else "no other."
+        lines.append(line)
+    return lines
+
+
+def _verdict(curve: ShiftCurve) -> str:
+    if curve.slope is None:
+        return "cannot tell"
+    over = curve.slope.over_examples
+    if over.lo <= 0 <= over.hi:
+        return "no change beyond chance"
+    return "accuracy falls with the shift" if over.hi < 0 else "accuracy rises with the shift"
 
 
 def shift_page(report: ShiftReport, command: str = "") -> str:
     """One HTML file: a picture with its table for every test, and the remarks."""
     sections = [
         (
+            test,
             TITLES[test],
+            EXPLAINED[test],
             _picture(report, test),
             slope_rows(report, test),
             _against(report, test),
@@ -138,9 +181,12 @@ def shift_page(report: ShiftReport, command: str = "") -> str:
             if len(report.curves) > 1
             else f"{plain(next(iter(report.curves), 'nothing'))} under shift",
             sections=sections,
+            summary=summary(report),
             columns=COLUMNS,
+            confidence=f"{report.settings.confidence:.0%}",
             against=[column.strip() for column in AGAINST],
             remarks=remarks(report),
+            caveat=CAVEAT,
             failures=[(plain(name), plain(why)) for name, why in report.failures.items()],
             command=plain(command),
         )
@@ -153,14 +199,20 @@ def _tests(report: ShiftReport) -> list[str]:
 
 
 def _against(report: ShiftReport, test: str) -> str:
-    return f"against {plain(report.reference or next(iter(report.of_test(test))))}, on the same examples"
+    return f"Against {_reference(report, test)}, on the same examples"
+
+
+def _reference(report: ShiftReport, test: str) -> str:
+    return plain(report.reference or next(iter(report.of_test(test))))
 
 
 def _picture(report: ShiftReport, test: str) -> Picture:
     text = (
-        "Score against shift, with the least-squares line of every checkpoint. Bars, where they are drawn, are "
-        "intervals over test examples."
+        "Accuracy against shift, with the least-squares line of every checkpoint that allows one; a line sums up, "
+        "it need not fit. "
     )
+    if all(len(curve.points) <= MANY for curve in report.of_test(test).values()):
+        text += "Bars are intervals over test examples; points of one shift are drawn side by side."
     frame = report.to_frame()
     shown = frame[frame["test"] == test].drop(columns="test")
     return picture(shift_plot(report, test), text, shown, f"shift-{test}", "shift.csv")

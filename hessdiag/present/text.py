@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
 from hessdiag.results import Metric
@@ -48,6 +49,17 @@ def format_percent(value: float, lo: float, hi: float) -> tuple[str, str]:
 def format_p(p: float) -> str:
     """A p-value to three decimals."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def format_tau(tau: float) -> str:
+    """A rank correlation, signed, to two decimals."""
+    return f"{tau:+.2f}".replace("-", "−")
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """``a, b and 3 more``."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(plain(name) for name in names[:most]) + rest
 
 
 def format_count(count: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessdiag.errors import UsageError
-from hessdiag.present.axes import COLOURS, Array, ink, styled
+from hessdiag.present.axes import COLOURS, Array, ink, plain_ticks, styled
 from hessdiag.present.density import Smooth, shared_grid
 from hessdiag.present.text import plain
 from hessdiag.results import Analysis, Spectrum
@@ -95,7 +95,7 @@ def heat(trajectory: Trajectory, ax: Axes) -> Axes:
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=ink(ax), labelsize=8, which="both", width=0.6)
     bar.set_label("share of eigenvalues per decade", color=ink(ax), fontsize=8.5)
-    _plain_ticks(bar.ax)
+    plain_ticks(bar.ax.yaxis)
     ax.set_ylabel("eigenvalue λ")
     return _checkpoints(ax, trajectory)
 
@@ -127,7 +127,7 @@ def panel(trajectory: Trajectory, of: str, ax: Axes) -> Axes:
     ends = [end for end in ends if math.isfinite(end)]
     if min(ends) > 0 and max(ends) > WIDEST * min(ends):
         ax.set_yscale("log")
-        _plain_ticks(ax)
+        plain_ticks(ax.yaxis)
     if of == "lambda_max":
         _limit(ax, trajectory)
     ax.set_ylabel(PANELS[of])
@@ -235,13 +235,3 @@ def _checkpoints(ax: Axes, trajectory: Trajectory) -> Axes:
 
 def _short(name: str, most: int = 22) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
-
-
-def _plain_ticks(ax: Axes) -> None:
-    """Log ticks as plain text: no mathtext, so SVG text stays text."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _=None: f"{value:g}".replace("-", "−")))
-    ax.yaxis.set_minor_formatter(NullFormatter())

@@ -12,7 +12,7 @@ from hessdiag.present.density import shared_grid
 from hessdiag.present.inputs import facts, threshold
 from hessdiag.present.pictures import environment, picture
 from hessdiag.present.reproduce import reproduce
-from hessdiag.present.text import format_interval, format_metric, format_number, plain
+from hessdiag.present.text import format_interval, format_metric, format_number, listed, plain
 from hessdiag.present.trajectory import evolution, limit_name, panel_frame, spectra_of
 from hessdiag.present.words import CAVEAT
 from hessdiag.results import Analysis
@@ -92,15 +92,11 @@ def reading(trajectory: Trajectory) -> list[str]:
         )
     relatives = [(point, relative) for point, _ in trajectory.measured if (relative := point.relative())]
     if relatives:
-        beyond = [plain(point.name) for point, (_, lo, _) in relatives if lo > 1]
+        beyond = [point.name for point, (_, lo, _) in relatives if lo > 1]
         names = " or ".join(dict.fromkeys(limit_name(point.rate) for point, _ in relatives if point.rate))
-        where = f"at {_some(beyond)}" if beyond else "nowhere"
+        where = f"at {listed(beyond)}" if beyond else "nowhere"
         said.append(f"λ_max lies beyond {names} {where}. {EDGE}")
     return [*said, CAVEAT]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def terminal_trajectory(trajectory: Trajectory) -> Table:
@@ -131,9 +127,9 @@ def warnings(trajectory: Trajectory) -> list[str]:
     about: dict[str, list[str]] = {}
     for point, analysis in trajectory.measured:
         for warning in analysis.warnings:
-            about.setdefault(plain(" ".join(warning.split())), []).append(plain(point.name))
+            about.setdefault(plain(" ".join(warning.split())), []).append(point.name)
     failed = [f"{plain(point.name)} was not measured: {plain(point.error)}" for point in trajectory.failed]
-    return failed + [f"{_some(names)}: {warning}" for warning, names in about.items()]
+    return failed + [f"{listed(names)}: {warning}" for warning, names in about.items()]
 
 
 def evolution_frame(trajectory: Trajectory) -> pd.DataFrame:

@@ -44,10 +44,21 @@ def checkpoints(patterns: Sequence[str]) -> tuple[CheckpointFile, ...]:
     return tuple(map(CheckpointFile, found, _names(list(found))))
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A key that sorts the numbers inside a text by their size."""
-    parts = re.split(r"(\d+)", text)
-    return tuple((1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts)
+def natural(text: str) -> tuple[tuple[tuple[float, ...], str], ...]:
+    """A key that sorts the numbers inside a text by their size.
+
+    0.25 and 1e-3 are one number each; with two dots or more (dates, versions) each part is a number of its own.
+    """
+    parts = re.split(r"(\d+(?:\.\d+)*(?:[eE][+-]\d+)?)", text)
+    return tuple((_numbers(part) if index % 2 else (), part) for index, part in enumerate(parts))
+
+
+def _numbers(part: str) -> tuple[float, ...]:
+    if part.isdecimal():
+        return (int(part),)
+    if part.count(".") < 2:
+        return (float(part),)
+    return tuple(int(digits) for digits in re.findall(r"\d+", part))
 
 
 def is_pattern(spec: str) -> bool:

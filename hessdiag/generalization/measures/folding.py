@@ -15,6 +15,7 @@ from hessdiag.problem import target_of
 from hessdiag.samples import divide, map_tensors
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+LINKS = (nn.LogSoftmax, nn.Softmax)  # as a model's last module they belong to its loss: paths end before them
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -68,7 +69,8 @@ def norm_scale(norm: nn.Module) -> Tensor:
 def path_outputs(checkpoint: Checkpoint, scale: float) -> Tensor | None:
     """Outputs of the network with every weight squared, BatchNorm folded, on an example of all ``scale``; float64.
 
-    None where the batch holds no floating-point input. One forward pass of one example, on a copy of the model.
+    A softmax or log-softmax that ends the model is left out: it is the loss's. None where the batch holds no
+    floating-point input. One forward pass of one example, on a copy of the model.
     """
     problem = checkpoint.problem
     batch = next(divide(checkpoint.operator.batches[0], 1))
@@ -83,11 +85,22 @@ def path_outputs(checkpoint: Checkpoint, scale: float) -> Tensor | None:
     with torch.no_grad():
         model = copy.deepcopy(problem.bare_model()).to(ones_device(ones)).double().eval()
         square_weights(model, checkpoint)
+        linked = _linked(model)
         outputs = problem.outputs(model, ones)
+    outputs = next((given for given, made in reversed(linked) if made is outputs), outputs)
     if not isinstance(outputs, Tensor):
         msg = f"the model returns {type(outputs).__name__}"
         raise TypeError(msg)
     return outputs.double()
+
+
+def _linked(model: nn.Module) -> list[tuple[Tensor, object]]:
+    """Filled with what goes into each softmax module of a copy, and what it makes of that."""
+    seen: list[tuple[Tensor, object]] = []
+    for module in model.modules():
+        if isinstance(module, LINKS):
+            module.register_forward_hook(lambda _, given, made: seen.extend((one, made) for one in given[:1]))
+    return seen
 
 
 def square_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

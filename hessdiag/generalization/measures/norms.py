@@ -113,8 +113,9 @@ def log_spectral_over_margin(checkpoint: Checkpoint) -> Reading | str:
 def path_norm(checkpoint: Checkpoint) -> Reading | str:
     """Root of the sum over paths of squared products of weights, BatchNorm folded, biases as paths of their own.
 
-    Where activations are not piecewise linear it is refused, by value: with squared weights the network must be
-    linear along the ray of ones. Invariant to the scale of layers and of neurons. Cost: 3 forwards of one example.
+    A last softmax or log-softmax module is the loss's, and left out. Where activations are not piecewise linear it
+    is refused, by value: with squared weights the network must be linear along the ray of ones. Invariant to the
+    scale of layers and of neurons. Cost: 3 forwards of one example.
     """
     try:
         outputs = [path_outputs(checkpoint, scale) for scale in (1.0, 2.0, 3.0)]

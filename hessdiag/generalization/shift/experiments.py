@@ -8,18 +8,17 @@ curves of several checkpoints side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 from torch import Tensor
 
-from hessdiag.errors import BudgetError, UsageError
+from hessdiag.errors import UsageError
 from hessdiag.generalization.shift.compare import CurveDifference, compare
 from hessdiag.generalization.shift.curve import curve
-from hessdiag.generalization.shift.features import Features, nearest
+from hessdiag.generalization.shift.features import SCALE, SHIFTS, Weighted, nearest
 from hessdiag.generalization.shift.images import STRENGTHS, crop_and_rotate
 from hessdiag.generalization.shift.inputs import digest, make_levels, per_example, rows
 from hessdiag.generalization.shift.results import LEAST, Array, ShiftCurve, ShiftPoint, Slope
@@ -37,10 +36,8 @@ __all__ = [
     "other_source",
 ]
 
-SHIFTS, SCALE = 1000, 0.05  # the paper's test on forest cover types, as run by its public code
 SHARE = 0.5  # of the shifts drawn must be usable: fewer would be a curve of other shifts than were asked for
 MOST_BINS = 10
-MISFIT = 0.25  # |log mean weight| worth a note; 0.04 is chance at 360 examples and |δ|² = 0.16
 Measure = Literal["euclidean", "cosine"]
 
 
@@ -53,6 +50,7 @@ def covariate_shift(
     scale: float = SCALE,
     components: int | None = None,
     exclude: Sequence[int] = (),
+    weighted: Weighted | None = None,
     least: float = LEAST,
     seed: int = 0,
     **options: Any,
@@ -74,6 +72,7 @@ def covariate_shift(
         scale: standard deviation of each δⱼ, in standard deviations of the feature.
         components: shift this many leading principal components, whitened, instead of the features themselves.
         exclude: features that are not shifted (the paper leaves one out).
+        weighted: the weights, where `Weighted.of` made them of these inputs before; all above then goes unread.
         least: effective examples a level needs, or it is left out.
         seed: names the streams of shifts and bootstrap.
         options: ``confidence``, ``resamples`` and ``notes`` of `curve`.
@@ -82,34 +81,22 @@ def covariate_shift(
         UsageError: shapes that do not fit, numbers that are not finite.
         BudgetError: too few shifts or training inputs, or half of the shifts leave too few effective examples.
     """
-    if shifts < 3 or not scale > 0:
-        msg = f"shifts={shifts}, scale={scale}: a line needs at least 3 shifts of a positive scale"
-        raise BudgetError(msg)
     x, s = rows(inputs, "inputs"), per_example(scores, inputs)
-    known = Features.of(rows(reference, "reference"), components, exclude)
-    z = known(x)
-    random = torch.randn(shifts, z.shape[1], generator=stream(seed, "shift", "covariate"), dtype=torch.float64)
-    delta = scale * random.numpy()
-    logs = delta @ z.T - np.square(delta).sum(1, keepdims=True) / 2
-    weights = np.exp(logs - logs.max(1, keepdims=True))
+    if weighted is None:
+        known = rows(reference, "reference")
+        weighted = Weighted.of(
+            x, known, shifts=shifts, scale=scale, components=components, exclude=exclude, seed=seed
+        )
     return curve(
-        make_levels(np.abs(delta).sum(1), weights, s[None], digest(inputs)),
+        make_levels(weighted.shifts, weighted.weights, s[None], digest(inputs)),
         test="covariate shift",
         parameter="|δ|₁ in standard deviations of the training features",
         least=least,
         share=SHARE,
         seed=seed,
-        notes=(*_notes(known, logs), *options.pop("notes", ())),
+        notes=(*weighted.notes, *options.pop("notes", ())),
         **options,
     )
-
-
-def _notes(known: Features, logs: Array) -> Iterator[str]:
-    """What was shifted, and whether the weights average to 1, as densities' ratios must."""
-    yield f"features shifted: {known.map.shape[1]} ({known.kind}), {known.dropped} constant ones dropped"
-    off = float(np.quantile(np.abs(logsumexp(logs, axis=1) - np.log(logs.shape[1])), 0.9))
-    if off > MISFIT:
-        yield f"mean weights are off 1 by up to a factor {np.exp(off):.2g}: not independent normals"
 
 
 def augmented(
@@ -174,6 +161,7 @@ def by_distance(
     measure: Measure = "euclidean",
     bins: int | Sequence[float] | None = None,
     groups: Any = None,
+    distance: Array | None = None,
     least: float = LEAST,
     seed: int = 0,
     **options: Any,
@@ -191,6 +179,7 @@ def by_distance(
         bins: number of bins of equally many examples, or the bins' edges; by default as many as hold twice
             ``least`` examples, 3 to 10.
         groups: (n,) integers: examples derived from one original share one, and are resampled together.
+        distance: (n,), where `nearest` found them before; reference and measure then go unread.
         least: examples a bin needs, or it is left out.
         seed: names the bootstrap's stream.
         options: ``confidence``, ``resamples`` and ``notes`` of `curve`.
@@ -200,7 +189,8 @@ def by_distance(
         BudgetError: fewer than two bins have enough examples.
     """
     x, s = rows(inputs, "inputs"), per_example(scores, inputs)
-    distance = nearest(x, rows(reference, "reference"), measure)
+    if distance is None:
+        distance = nearest(x, rows(reference, "reference"), measure)
     if np.ptp(distance) == 0:
         msg = f"all {len(x)} examples are {distance[0]:.3g} from the reference: give another reference"
         raise UsageError(msg)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
+from hessdiag.engine.functional import Functional
+from hessdiag.engine.scores import classes
 from hessdiag.errors import NonFiniteError, ProblemError, UsageError
-from hessdiag.problem import IGNORE_INDEX, Problem, align_classes, target_of
-from hessdiag.samples import SampleSet, map_tensors
+from hessdiag.problem import IGNORE_INDEX, Problem, target_of
+from hessdiag.samples import SampleSet
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 """1 and 2 are the two augmented test sets of Sandler et al.; those between them make a line."""
@@ -90,34 +91,23 @@ def correct(problem: Problem, batches: list[Any] | tuple[Any, ...]) -> np.ndarra
 
     Raises:
         ProblemError: targets are not classes.
-        NonFiniteError: NaN or infinity in the outputs.
+        NonFiniteError: NaN or infinity in the weights or the outputs.
     """
-    device = next((tensor.device for tensor in problem.model.parameters()), torch.device("cpu"))
+    function = Functional(problem)
     found = []
-    with evaluating(problem.model), torch.no_grad():
+    with function.measuring(), torch.no_grad():
         for batch in batches:
-            here = map_tensors(batch, lambda leaf: leaf.to(device))
-            outputs, targets = problem.outputs(problem.model, here), target_of(here)
-            if targets.is_floating_point():
-                msg = f"targets are {targets.dtype}, not classes: give scores of your own"
+            here = function.place(batch)
+            pair = classes(function.outputs(function.theta, here), here)
+            if pair is None:
+                msg = f"targets are {target_of(here).dtype}, not classes: give scores of your own"
                 raise ProblemError(msg)
-            logits, flat = align_classes(outputs, targets)
+            logits, labels = pair
             if not logits.isfinite().all():
                 msg = "the model's outputs hold NaN or infinity: is this checkpoint the right one?"
                 raise NonFiniteError(msg)
-            counts = (flat != IGNORE_INDEX).reshape(len(targets), -1)
-            right = ((logits.argmax(-1) == flat).reshape(len(targets), -1) & counts).sum(1)
+            size = len(target_of(here))
+            counts = (labels != IGNORE_INDEX).reshape(size, -1)
+            right = ((logits.argmax(-1) == labels).reshape(size, -1) & counts).sum(1)
             found.append((right.double() / counts.sum(1)).cpu().numpy())
     return np.concatenate(found)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from hessdiag.generalization.shift.experiments import (
     covariate_shift,
     other_source,
 )
+from hessdiag.generalization.shift.features import Weighted, nearest
 from hessdiag.generalization.shift.images import correct, scorer
-from hessdiag.generalization.shift.inputs import digest
+from hessdiag.generalization.shift.inputs import digest, rows
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, draw
 
@@ -140,37 +141,76 @@ class ShiftReport:
         return json.dumps(plain, sort_keys=True, indent=1) + "\n"
 
 
-def shift_curves(problem: Problem, settings: ShiftSettings) -> Iterator[tuple[str, ShiftCurve | str]]:
+class Prepared:
+    """What the tests need of inputs alone: made once while inputs and settings stay the same."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._made: dict[str, Any] = {}
+
+    def get(self, name: str, of: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives for ``of``, or gave before."""
+        if of != self._of:
+            self._of, self._made = of, {}
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+def shift_curves(
+    problem: Problem, settings: ShiftSettings, prepared: Prepared | None = None
+) -> Iterator[tuple[str, ShiftCurve | str]]:
     """Every test asked for, or why it cannot be made.
 
-    Cost: forward passes: one of the test split, one per strength of distortion, one of the other source.
+    Cost: forward passes: one of the test split, one per strength of distortion, one of the other source. Principal
+    components, weights and distances do not depend on the checkpoint: with one ``prepared`` for all of them they
+    are computed once.
+
+    Args:
+        problem: the checkpoint and its data.
+        settings: what is tested.
+        prepared: shared by checkpoints.
 
     Raises:
         UsageError: a split is missing.
         ProblemError: the model gives no classes.
     """
+    prepared = prepared or Prepared()
     train, test = (_samples(problem, split, settings) for split in (settings.train, settings.test))
     inputs, score = scorer(problem, test)
     known, _ = scorer(problem, train)
     scores = score(inputs)
     common: dict[str, Any] = {"seed": settings.seed, "confidence": settings.confidence}
+    of = (train.digest, test.digest, settings)
+
+    def covariate() -> ShiftCurve:
+        def make() -> Weighted:
+            x, y = rows(inputs, "inputs"), rows(known, "reference")
+            return Weighted.of(x, y, components=_components(inputs, settings), seed=settings.seed)
+
+        made = prepared.get("weights", of, make)
+        return covariate_shift(inputs, scores, reference=known, weighted=made, **common)
+
+    def distance() -> ShiftCurve:
+        made = prepared.get(
+            "distance", of, lambda: nearest(rows(inputs, "inputs"), rows(known, "reference"), "euclidean")
+        )
+        return by_distance(inputs, scores, reference=known, distance=made, **common)
+
+    def other() -> ShiftCurve:
+        source = _samples(problem, str(settings.other), settings)
+        both = digest(inputs) + source.digest
+        return other_source(scores, correct(problem, source.batches), identity=both, **common)
+
+    tests = {
+        "covariate": covariate,
+        "augmented": lambda: augmented(inputs, score, **common),
+        "distance": distance,
+        "other": other,
+    }
     for name in settings.tests:
         try:
-            if name == "covariate":
-                yield (
-                    name,
-                    covariate_shift(
-                        inputs, scores, reference=known, components=_components(inputs, settings), **common
-                    ),
-                )
-            elif name == "augmented":
-                yield name, augmented(inputs, score, **common)
-            elif name == "distance":
-                yield name, by_distance(inputs, scores, reference=known, **common)
-            else:
-                other = _samples(problem, str(settings.other), settings)
-                both = digest(inputs) + other.digest
-                yield name, other_source(scores, correct(problem, other.batches), identity=both, **common)
+            yield name, tests[name]()
         except HessdiagError as error:
             yield name, one_line(error)
 
