@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from benchmarks.tables import Row
+
 HEADS = {
-    "peers": (
-        "CPU time to a true accuracy",
+    "products": ("Cost of a product", "Gradients per product; ratio_to_best_peer is against the cheapest peer."),
+    "extremes": (
+        "The extreme eigenvalues to a true accuracy",
         "The cost of the first budget at which a tool is right; ratio_to_best_peer is against the fastest peer.",
     ),
-    "products": ("Cost of a product", "Gradients per product; ratio_to_best_peer is against the cheapest peer."),
+    "trace": (
+        "The trace to a true accuracy",
+        "The cost of the first budget at which a tool is right; ratio_to_best_peer is against the fastest peer.",
+    ),
+    "analysis": (
+        "A whole analysis",
+        "hessdiag's one run against the sum of every part by the peer that is fastest at it.",
+    ),
+    "memory": (
+        "Peak memory",
+        "Above model and data, each in a process of its own; the ratio is to the leanest correct peer.",
+    ),
     "wrong": ("Wrong answers", "Closed-form cases put to every tool; value is its answer."),
     "steps": (
         "Cost of a step",
@@ -32,18 +49,18 @@ HEADS = {
     ),
     "coverage": ("Coverage", "Share of seeds whose interval holds the truth; value is that share."),
 }
+ON_DEVICE = ("products", "extremes", "trace", "analysis", "memory", "truth")
+CHOOSING = (*ON_DEVICE, "checkpoints", "gate")
 
 
 @click.command()
 @click.argument("name", type=click.Choice([*HEADS, "papers", "truth", "all"]), default="all")
 @click.option("--data", type=click.Path(exists=True, file_okay=False), help="Folder of data and checkpoints.")
-@click.option("--device", default="cpu", show_default=True, help="Where independent truths are computed.")
+@click.option("--device", default="cpu", show_default=True, help=f"For {', '.join(ON_DEVICE)}; the others: CPU.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all rows here.")
-@click.option("--quick", is_flag=True, help="Smoke run on the digits MLP, under a minute, no data needed.")
-@click.option(
-    "--only", multiple=True, help="Workloads to run, instead of all (peers, checkpoints, gate, truth), or papers."
-)
-@click.option("--quantity", multiple=True, help="lambda_max or trace, instead of both (peers).")
+@click.option("--quick", is_flag=True, help="Smoke run on the digits MLP, under 3 minutes in all, no data needed.")
+@click.option("--only", multiple=True, help=f"Workloads, instead of all ({', '.join(CHOOSING)}), or papers.")
+@click.option("--quantity", multiple=True, help="lambda_max or lambda_min, instead of both (extremes).")
 @click.option("--seeds", type=click.IntRange(1), help="Runs per sharper checkpoint, instead of 40 (gate).")
 @click.option("--runs", type=click.IntRange(1), help="Runs of the same checkpoint, instead of 500 (gate).")
 @click.option("--keep/--no-keep", default=None, help="Write benchmarks/results (default: unless --quick).")
@@ -73,12 +90,12 @@ def main(
     rows: list[tables.Row] = []
     for chosen in HEADS if name == "all" else (name,):
         kept = keep or (keep is None and not quick)
-        suffix = "".join(f"-{word}" for word in (*only, *quantity))
+        suffix = "".join(f"-{word.replace(' ', '')}" for word in (*only, *quantity, *_elsewhere(chosen, device)))
         if chosen == "gate":
             image = truth.RESULTS / f"gate{suffix}.png" if kept else None
             part = gate.run(data, quick, only, runs, seeds, image)
         else:
-            part = _run(chosen, data, quick, only, quantity)
+            part = _run(chosen, data, quick, only, quantity, device)
         rows += part
         text = tables.report(*HEADS[chosen], part)
         click.echo(text)
@@ -88,23 +105,19 @@ def main(
         csv_file.write_text(tables.to_csv(rows))
 
 
-def _run(name: str, data: str | None, quick: bool, only: tuple[str, ...], quantity: tuple[str, ...]) -> list:
-    from benchmarks import checkpoints, closed_form, coverage, peers, products, startup, steps, wrong
+def _elsewhere(name: str, device: str) -> tuple[str, ...]:
+    return (device.replace(":", ""),) if name in ON_DEVICE and device != "cpu" else ()
 
-    if name == "peers":
-        return peers.run(data, quick, only, quantity)
-    if name == "products":
-        return products.run(data, quick, only)
-    if name == "checkpoints":
-        return checkpoints.run(data, quick, only)
-    runner = {
-        "wrong": wrong.run,
-        "steps": steps.run,
-        "closed_form": closed_form.run,
-        "startup": startup.run,
-        "coverage": coverage.run,
-    }[name]
-    return runner(data, quick)
+
+def _run(
+    name: str, data: str | None, quick: bool, only: tuple[str, ...], quantity: tuple[str, ...], device: str
+) -> list[Row]:
+    module = import_module(f"benchmarks.{name}")
+    if name == "extremes":
+        return module.run(data, quick, only, device, quantity)
+    if name in ON_DEVICE:
+        return module.run(data, quick, only, device)
+    return module.run(data, quick, only) if name in CHOOSING else module.run(data, quick)
 
 
 def _papers(data: str | None, quick: bool, only: tuple[str, ...], kept: bool) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.tables import Row
-from benchmarks.timing import gradient_seconds, median_seconds, one_thread
+from benchmarks.timing import GIVING_BACK, STATUS, gradient_seconds, median_seconds, one_thread, peak_mib
 from hessdiag.closed_form import ThreeLayer, Traces, activation, plan, three_layer
 from hessdiag.problem import Problem
 from hessdiag.regularizers import HSR
@@ -30,7 +30,6 @@ QUICK = (100,)
 Order = Literal["pairwise", "linear"]
 HSRTraces = Literal["closed_form", "probes", "auto"]
 ORDERS: tuple[Order, ...] = ("pairwise", "linear")
-STATUS = Path("/proc/self/status")
 
 
 def subject(samples: int) -> tuple[nn.Sequential, Tensor, Tensor]:
@@ -116,14 +115,14 @@ def _steps(name: str, model: nn.Sequential, x: Tensor, y: Tensor, unit: float, r
 def _peaks(samples: int) -> dict[str, float]:
     """MiB above the data's own at the peak of every call, in a process whose freed memory goes back at once."""
     command = [sys.executable, "-m", "benchmarks.closed_form", str(samples)]
-    freeing = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    freeing = {**os.environ, **GIVING_BACK}
     told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, env=freeing)
     found: dict[str, float] = json.loads(told.stdout)
     return found
 
 
 def _measured_peaks(samples: int) -> dict[str, float]:
-    """By Linux's own account, which can be set back; nothing elsewhere."""
+    """By Linux's own account; nothing elsewhere."""
     if not STATUS.exists():
         return {}
     one_thread()
@@ -132,16 +131,9 @@ def _measured_peaks(samples: int) -> dict[str, float]:
     three_layer(net, [(x[:8], y[:8])], gradient=True)  # what torch loads at its first use
     for order in ORDERS:
         for gradient in (False, True):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is held now
-            before = _peak()
-            three_layer(net, [(x, y)], order=order, gradient=gradient)
-            found[_key(order, gradient)] = _peak() - before
+            call = partial(three_layer, net, [(x, y)], order=order, gradient=gradient)
+            found[_key(order, gradient)] = peak_mib(call)[0]
     return found
-
-
-def _peak() -> float:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def _key(order: str, gradient: bool) -> str:

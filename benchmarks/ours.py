@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.timing import clock
 from benchmarks.workloads import Workload
 from hessdiag.analysis import Measurement
 from hessdiag.problem import Problem
@@ -22,21 +22,21 @@ class Found:
     hi: float
     products: int
     how: str
-    preflight: float = 0.0  # CPU seconds of self-test and planning, part of the whole
+    preflight: float = 0.0  # seconds of self-test and planning, part of the whole
 
 
 def analysis(
     problem: Problem, workload: Workload, quantities: Sequence[str], seed: int = 0, **options: int
 ) -> Analysis:
     """The analysis of the workload's own sample set; ``seed`` changes the probes only."""
-    return _prepared(frozen(problem, workload), workload, quantities, seed, **options).run()
+    return prepared(frozen(problem, workload), workload, quantities, seed, **options).run()
 
 
 def ask(problem: Problem, workload: Workload, quantity: str, seed: int) -> Found:
     """One quantity of a frozen problem, at hessdiag's defaults."""
-    start = time.process_time()
-    measurement = _prepared(problem, workload, (quantity,), seed)
-    preflight = time.process_time() - start
+    start = clock()
+    measurement = prepared(problem, workload, (quantity,), seed)
+    preflight = clock() - start
     result = measurement.run()
     metric = result.metrics[quantity]
     how = metric.provenance.method.split(":")[0]
@@ -48,8 +48,9 @@ def frozen(problem: Problem, workload: Workload) -> Problem:
     return replace(problem, data={"train": list(workload.sample_set(problem).batches)})
 
 
-def _prepared(
+def prepared(
     problem: Problem, workload: Workload, quantities: Sequence[str], seed: int, **options: int
 ) -> Measurement:
+    """hessdiag after its self-test and planning, with the workload's samples; ``problem`` is frozen."""
     settings = Settings(quantities=tuple(quantities), samples=workload.samples, seed=seed, **options)
     return Measurement(problem, settings)

@@ -14,7 +14,7 @@ from torch.optim import SGD
 
 from benchmarks.models import ResNet20
 from benchmarks.tables import Row
-from benchmarks.timing import cpu_seconds, one_thread
+from benchmarks.timing import one_thread, paired
 from hessdiag.regularizers import ASAM, HSR, NSO, SAM, LabelNoise, SpectralRadius, TracePenalty
 
 Step = Callable[[], object]
@@ -48,15 +48,7 @@ def run(data: str | None, quick: bool = False) -> list[Row]:  # noqa: ARG001 - c
     steps = {name: STEPPERS[name].make(copy.deepcopy(model), x, y) for name in chosen}
     for call in (gradient, *steps.values()):
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    costs: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        before = cpu_seconds(gradient)[0]
-        for name, step in steps.items():
-            seconds[name].append(cpu_seconds(step)[0])
-            after = cpu_seconds(gradient)[0]
-            costs[name].append(2 * seconds[name][-1] / (before + after))
-            before = after
+    costs = paired(steps, gradient, rounds)
     return [_row(f"resnet20, batch {size}", name, costs) for name in steps]
 
 

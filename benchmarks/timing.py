@@ -1,53 +1,135 @@
-"""CPU time on one thread, as medians, in seconds and in gradients of the same data."""
+"""CPU time on one thread or device time, in seconds and in gradients of the same data; and peak memory."""
 
 from __future__ import annotations
 
 import gc
 import resource
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hessdiag.problem import Problem
+from hessdiag.samples import map_tensors
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
+
+
+def unit(device: str = "cpu") -> str:
+    """What `cpu_seconds` counts there."""
+    return "CPU s" if device == "cpu" else f"{device} s"
+
+
+def clock() -> float:
+    """CPU time so far, or wall time where a GPU does the work: for parts of a call that is timed as a whole."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        return perf_counter()
+    return process_time()
 
 
 def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU time of one call (wall time where a GPU does the work), and what it returned."""
+    """CPU time of one call, and what it returned; where a GPU does the work, time between events around it."""
     gc.collect()
+    return _seconds(function)
+
+
+def _seconds(function: Callable[[], Any]) -> tuple[float, Any]:
     if torch.cuda.is_initialized():
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        start = time.perf_counter()
+        begin.record()
         result = function()
+        end.record()
         torch.cuda.synchronize()
-        return time.perf_counter() - start, result
-    start = time.process_time()
+        return begin.elapsed_time(end) / 1000, result
+    start = process_time()
     result = function()
-    return time.process_time() - start, result
+    return process_time() - start, result
 
 
 def median_seconds(function: Callable[[], Any], repeats: int = 3) -> float:
-    """Median CPU time of ``repeats`` calls."""
-    return statistics.median(cpu_seconds(function)[0] for _ in range(repeats))
+    """Median time of ``repeats`` calls."""
+    gc.collect()
+    return statistics.median(_seconds(function)[0] for _ in range(repeats))
 
 
-def gradient_seconds(problem: Problem, batches: Sequence[Any], repeats: int = 5) -> float:
-    """Median CPU time of one gradient of all the data: forward and one backward per batch, the unit of cost."""
+def gradient(problem: Problem, batches: Sequence[Any]) -> Callable[[], tuple[Tensor, ...]]:
+    """One gradient of all the data: forward and one backward per batch, the unit of cost."""
     model = problem.model
     parameters = [p for p in model.parameters() if p.requires_grad]
+    placed = [map_tensors(batch, lambda leaf: leaf.to(parameters[0].device)) for batch in batches]
 
-    def gradient() -> tuple[Tensor, ...]:
-        total = tuple(torch.zeros_like(p) for p in parameters)
-        for batch in batches:
+    def once() -> tuple[Tensor, ...]:
+        total = torch.autograd.grad(problem.total(model, placed[0]), parameters)
+        for batch in placed[1:]:
             pieces = torch.autograd.grad(problem.total(model, batch), parameters)
             total = tuple(t + g for t, g in zip(total, pieces, strict=True))
         return total
 
-    gradient()
-    return median_seconds(gradient, repeats)
+    return once
+
+
+def gradient_seconds(problem: Problem, batches: Sequence[Any], repeats: int = 5) -> float:
+    """Median time of `gradient`."""
+    once = gradient(problem, batches)
+    once()
+    return median_seconds(once, repeats)
+
+
+def paired(
+    calls: Mapping[str, Callable[[], Any]], measure: Callable[[], Any], rounds: int
+) -> dict[str, list[float]]:
+    """Time of every call over that of ``measure``, before and after it: a busy machine is busy for both.
+
+    Returns:
+        Per call one ratio per round.
+    """
+    costs: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        before = median_seconds(measure)
+        for name, call in calls.items():
+            taken = cpu_seconds(call)[0]
+            after = median_seconds(measure)
+            costs[name].append(2 * taken / (before + after))
+            before = after
+    return costs
+
+
+def peak_mib(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Memory in MiB at the peak of a call above what was held before it, and what it returned.
+
+    On a GPU by torch's own account. On the CPU resident memory by Linux's, best in a process whose freed memory
+    goes back at once (`GIVING_BACK`); elsewhere the growth of the largest resident size so far.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = function()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20, result
+    if STATUS.exists():
+        CLEAR.write_text("5")  # the peak begins anew at what is held now
+    before = _peak_kib()
+    result = function()
+    return max(_peak_kib() - before, PAGE_KIB) / 1024, result
+
+
+PAGE_KIB = 4  # less cannot be told from nothing
+GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def _peak_kib() -> int:
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def child_seconds(function: Callable[[], Any]) -> float:
@@ -58,13 +140,9 @@ def child_seconds(function: Callable[[], Any]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def peak_rss_mib() -> float:
-    """Peak resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def one_thread(model: nn.Module | None = None) -> None:
     """Measure on one thread: CPU time then means the same for every tool."""
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported stays anyway: collecting before every measurement need not look at it
     if model is not None:
         model.zero_grad(set_to_none=True)

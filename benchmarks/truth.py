@@ -33,6 +33,7 @@ from hessdiag.samples import SampleSet, map_tensors
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = RESULTS / "truth.json"
+_MEASURED: dict[str, dict[str, Any]] = {}  # by this process, also where nothing is to be written
 DENSE_LIMIT = 3000  # parameters: below it the whole matrix is formed
 BUDGETS = {150_000: (40, 1000), 10**9: (6, 20)}  # up to so many parameters: top eigenvectors, random signs
 
@@ -69,13 +70,12 @@ def truth(workload: Workload, data: str | None, device: str = "cpu", keep: bool 
     samples = workload.sample_set(problem)
     weights = float(sum(p.detach().double().abs().sum() for p in problem.model.parameters()))
     key = f"{workload.name}/{samples.digest[:16]}/{weights:.9g}"
-    known = _kept()
-    if key not in known:
-        found = asdict(measure(workload, problem.model, samples, device))
-        known = _kept() | {key: found}  # read again: another process may have added to it
+    entry = _kept().get(key) or _MEASURED.get(key)
+    if entry is None:
+        entry = _MEASURED[key] = asdict(measure(workload, problem.model, samples, device))
         if keep:
+            known = _kept() | {key: entry}  # read again: another process may have added to it
             write_whole(KEPT, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    entry = known[key]
     facts = {name: Fact(**fact) for name, fact in entry["facts"].items()}
     return Truth(**{**entry, "facts": facts, "spectrum": tuple(entry["spectrum"])})
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -120,9 +121,10 @@ class Workload:
     needs_data: bool = True
     smooth: bool = False  # not piecewise linear in its weights: no exact trace without probes
 
-    def problem(self, data: str | None) -> Problem:
+    def problem(self, data: str | None, device: str = "cpu") -> Problem:
+        """The problem with its model on the device, where every tool then works."""
         problem = self.build(data=data, first=self.first)
-        problem.model.eval()
+        problem.model.eval().to(device)
         return problem
 
     def sample_set(self, problem: Problem) -> SampleSet:
@@ -134,14 +136,17 @@ WORKLOADS = {
     for entry in (
         Workload("digits_mlp", digits_mlp, None, 512, 512, needs_data=False),
         Workload("lightning_mlp", lightning_mlp, None, 1024, 1024),
+        Workload("lightning_mlp_10000", lightning_mlp, None, 10_000, 10_000),
         Workload("resnet20", resnet20, 128, 128, 128),
         Workload("gpt", gpt, None, 32, 32, smooth=True),
+        Workload("gpt_14m", partial(gpt, layers=8, width=384, steps=20), None, 8, 8, smooth=True),
         Workload("resnet20_512", resnet20, None, 512, 128),
         Workload("pyhessian_resnet20_512", pyhessian_resnet20, None, 512, 128),
         Workload("pyhessian_resnet20", pyhessian_resnet20, 128, 128, 128),
     )
 }
-PEER_WORKLOADS = ("digits_mlp", "lightning_mlp", "gpt", "resnet20")
+PEER_WORKLOADS = ("digits_mlp", "lightning_mlp_10000", "gpt", "resnet20")
+MEMORY_WORKLOADS = (*PEER_WORKLOADS, "gpt_14m")  # 14 million parameters on 512 characters: vectors decide
 CHECKPOINT_WORKLOADS = ("lightning_mlp", "resnet20_512", "pyhessian_resnet20_512")
 
 

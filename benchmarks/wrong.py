@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import adapters
+from benchmarks import adapters, methods
 from benchmarks.adapters import Case, MeanLoss, installed
 from benchmarks.models import Attention
 from benchmarks.tables import Row
@@ -93,9 +93,9 @@ def _ours(case: Case, quantity: str) -> float:
 def _largest(make: Callable[[], Case], steps: int = 40) -> dict[str, Callable[[], float]]:
     """The plain question for lambda_max."""
     return {
-        "PyHessian": lambda: adapters.pyhessian_lambda_max(make(), 1e-6, 0).value,
-        "eigenthings": lambda: adapters.eigenthings_lambda_max(make(), steps, 0).value,
-        "curvlinops": lambda: adapters.curvlinops_lambda_max(make(), 20, 0).value,
+        "PyHessian": lambda: methods.pyhessian_lambda_max(make(), 1e-6, 0).value,
+        "eigenthings": lambda: methods.eigenthings_lambda_max(make(), steps, 0).value,
+        "curvlinops": lambda: methods.curvlinops_lambda_max(make(), 20, 0).value,
         "hessdiag": lambda: _ours(make(), "lambda_max"),
     }
 
@@ -157,9 +157,9 @@ def negative_trace() -> Known:
         "trace of a saddle",
         truth,
         {
-            "PyHessian": lambda: adapters.pyhessian_trace_as_is(make(), 2000, 0).value,
-            "eigenthings": lambda: adapters.eigenthings_trace(make(), 57, 0).value,
-            "curvlinops": lambda: adapters.curvlinops_hutchpp(make(), 57, 0).value,
+            "PyHessian": lambda: methods.pyhessian_trace_as_is(make(), 2000, 0).value,
+            "eigenthings": lambda: methods.eigenthings_trace(make(), 57, 0).value,
+            "curvlinops": lambda: methods.curvlinops_hutchpp(make(), 57, 0).value,
             "hessdiag": lambda: _ours(make(), "trace"),
         },
         tolerance=0.15,
@@ -201,8 +201,8 @@ def second_measurement() -> Known:
 
     ask = {
         "PyHessian": twice_pyhessian,
-        "eigenthings": lambda: twice(lambda case: adapters.eigenthings_lambda_max(case, 40, 0).value),
-        "curvlinops": lambda: twice(lambda case: adapters.curvlinops_lambda_max(case, 20, 0).value),
+        "eigenthings": lambda: twice(lambda case: methods.eigenthings_lambda_max(case, 40, 0).value),
+        "curvlinops": lambda: twice(lambda case: methods.curvlinops_lambda_max(case, 20, 0).value),
         "hessdiag": lambda: twice(lambda case: _ours(case, "lambda_max")),
     }
     return Known("lambda_max, measured a second time", 2.0, ask)

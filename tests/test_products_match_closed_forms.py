@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessdiag.engine import curvature, planner
+from hessdiag.engine import graphs, planner
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.ways import EXACT_WAYS
 from tests import models
@@ -96,10 +96,10 @@ def test_the_planner_tries_batches_together_and_takes_the_faster(monkeypatch):
 def test_batches_go_one_by_one_where_together_they_do_not_fit(monkeypatch):
     problem, H = truth("mlp")
 
-    def full(*_):
+    def full(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(curvature, "stacked_products", full)
+    monkeypatch.setattr(graphs.StackGraph, "products", full)
     op = operator(problem, way="stacked_graph")
     assert misses(op, H) < TOLERANCE[torch.float64]
     assert op.way == "retained_graph"

@@ -162,6 +162,7 @@ class Measurement:
             found = Sweep(self.operator, self.settings, self.network, warm).run()
         finally:
             self.operator.watch = None
+            self.operator.graphs.release()
         checked, op = self.checked, self.operator
         if found.krylov is not None and found.convergence.steps:
             self.left = ending(found.krylov, warm.turn + 1 if warm else 1)

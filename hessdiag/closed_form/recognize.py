@@ -13,7 +13,7 @@ from hessdiag.closed_form.gradient import Gradients
 from hessdiag.closed_form.network import ThreeLayer
 from hessdiag.closed_form.rows import Batch, Rows
 from hessdiag.engine.functional import Functional
-from hessdiag.engine.ways import gradient
+from hessdiag.engine.slopes import gradient
 from hessdiag.errors import HessdiagError, UsageError, one_line
 from hessdiag.problem import Problem, align_classes, target_of
 from hessdiag.samples import SampleSet, leaves, map_tensors

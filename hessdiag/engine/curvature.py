@@ -14,8 +14,10 @@ from torch import Tensor
 
 from hessdiag.engine.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.functional import Functional
+from hessdiag.engine.graphs import Graphs
+from hessdiag.engine.slopes import Kind, gradient
 from hessdiag.engine.stacking import Stack, stacks
-from hessdiag.engine.ways import WAYS, Kind, gradient, stacked_products
+from hessdiag.engine.ways import WAYS, retained_graph
 from hessdiag.errors import MeasurementError, ProblemError, UsageError, one_line
 from hessdiag.operator import SymmetricOperator
 from hessdiag.problem import Problem
@@ -42,6 +44,7 @@ class Curvature(SymmetricOperator):
         weights: what each batch's mean stands for, (batches,) float64.
         divisible: whether a batch's loss is the sum over its parts, so that it may be cut when memory runs out.
         notes: what was done differently than asked, one line each.
+        graphs: gradients kept with their graphs between products, up to a limit; ``graphs.release()`` frees them.
         seconds: time spent in products and gradients.
     """
 
@@ -82,6 +85,7 @@ class Curvature(SymmetricOperator):
             raise ProblemError(msg)
         self.micro_batch: int | None = None
         self.divisible = True
+        self.graphs = Graphs(self.function, kind)
         self.forms: list[Tensor] = []
         self.layer_forms: list[Tensor] = []
         self.notes: list[str] = []
@@ -164,29 +168,25 @@ class Curvature(SymmetricOperator):
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Products (k, b, P) of b batches' summed losses, with their indices: stacks of batches, or one by one."""
-        if self.way == "stacked_graph" and (found := self._stacked(rows)) is not None:
+        if self.way == "stacked_graph" and self.kind != "ggn" and (found := self._stacked(rows)) is not None:
             yield from found
             return
-
-        def form(piece: Any, some: Tensor) -> Tensor:
-            return WAYS[self.way](self.function, self.kind, piece, some)
-
         for index, batch in enumerate(self.batches):
-            yield [index], self._fitting(batch, rows, form)[:, None]
+            yield [index], self._fitting(batch, rows, self._form)[:, None]
+
+    def _form(self, piece: Any, rows: Tensor) -> Tensor:
+        way = WAYS[self.way]
+        if way is retained_graph and self.kind != "ggn" and not self.micro_batch:
+            return self.graphs.products(piece, rows)
+        return way(self.function, self.kind, piece, rows)
 
     def _stacked(self, rows: Tensor) -> list[tuple[list[int], Tensor]] | None:
-        chunks = torch.split(rows, self.block)
         try:
-            return [
-                (
-                    list(s.indices),
-                    torch.cat([stacked_products(self.function, self.kind, s, some) for some in chunks]),
-                )
-                for s in self.stacks
-            ]
+            return [(list(stack.indices), self.graphs.products(stack, rows)) for stack in self.stacks]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        self.graphs.release(for_good=True)
         self.way = "retained_graph"
         self.notes.append("out of memory: batches go one by one from here on; the numbers do not change")
         return None
@@ -208,8 +208,8 @@ class Curvature(SymmetricOperator):
         return self._fitting(batch, rows, form)
 
     def _retreat(self, batch: Any, vectors: int, failure: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.graphs.release(for_good=True):
+            return
         size = self.micro_batch or row_count(batch) or 1
         if vectors > 1:
             self.block = vectors // 2
@@ -245,15 +245,3 @@ class Curvature(SymmetricOperator):
             if is_out_of_memory(error) or not is_unsupported(error):
                 raise
             raise MeasurementError(unsupported(error)) from error
-
-
-def in_double(operator: Curvature) -> Functional | None:
-    """The same function in float64, or None where the model insists on another precision."""
-    if operator.dtype == torch.float64:
-        return operator.function
-    try:
-        function = Functional(operator.problem, dtype=torch.float64, device=operator.device)
-        gradient(function, function.place(next(divide(operator.samples.batches[0], 1))))
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return function

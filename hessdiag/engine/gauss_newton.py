@@ -19,16 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessdiag.engine.curvature import Curvature, in_double
+from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
-from hessdiag.engine.ways import output_gradient
+from hessdiag.engine.loss_roots import root, signed_root
+from hessdiag.engine.precision import in_double
+from hessdiag.engine.pullbacks import Pullbacks, pullbacks
+from hessdiag.engine.slopes import output_gradient
 from hessdiag.errors import one_line
-from hessdiag.problem import CRITERIA, IGNORE_INDEX, align_classes, target_of
+from hessdiag.problem import CRITERIA
 from hessdiag.samples import divide, map_tensors, row_count
 
 EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, random signs cost less
 OUTPUT_DRAWS = 16  # draws of signs at the outputs, a backward pass of the sample set each
-CHUNK_BYTES = 32 * 2**20  # memory for per-example gradients: on an MLP twice as fast as 256 MiB, on a ResNet alike
+CHUNK_BYTES = 32 * 2**20  # for the signs at the outputs
 CURVED = 1e-6  # relative: piecewise linear tensors give exactly 0 or rounding, curved ones 1e-3 and more
 PROBED_EXAMPLES = 4
 KNOWN = " and ".join(CRITERIA)
@@ -82,7 +85,15 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
             exact = outputs <= EXACT_OUTPUTS
             if not exact and operator.problem.criterion not in CRITERIA:
                 return f"{outputs} outputs per example, and the root of its curvature is known for {KNOWN} only"
-            per_example, per_tensor = _accumulate(operator, exact, seed, draws)
+            pulled = pullbacks(operator)
+            try:
+                per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
+            except (RuntimeError, IndexError) as error:
+                if pulled.all_slow:
+                    raise
+                pulled.give_up(error)
+                per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
+            operator.notes.extend(f"tr(G): {reason}" for reason in pulled.reasons)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         return f"per-example gradients fail here ({one_line(error, 100)})"
     singles = [one for batch in operator.batches for one in divide(batch, 1)]
@@ -169,59 +180,48 @@ def _outputs_per_example(operator: Curvature) -> int | str:
     return together[0].numel()
 
 
-def _accumulate(operator: Curvature, exact: bool, seed: int, draws: int) -> tuple[Tensor, Tensor]:
+def _accumulate(
+    operator: Curvature, pulled: Pullbacks, exact: bool, seed: int, draws: int
+) -> tuple[Tensor, Tensor]:
     """Per (draw, example) and per (draw, tensor), of the summed loss."""
     function = operator.function
     seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(seed)).tolist()
     # a stream per draw: the same signs whatever the batches, and a longer run begins with a shorter one's
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     examples, tensors = [], torch.zeros(1 if exact else draws, len(function.names), dtype=torch.float64)
-    rows = max(1, int(CHUNK_BYTES / (function.size * torch.finfo(function.dtype).bits / 8)))
     for batch in operator.batches:
-        for piece in divide(batch, rows):
-            squares = _exact(function, piece) if exact else _drawn(function, piece, generators)
+        for piece in divide(batch, pulled.rows()):
+            squares = _exact(pulled, piece) if exact else _drawn(pulled, piece, generators)
             examples.append(squares.sum(2))
             tensors += squares.sum(1)
     return torch.cat(examples, dim=1), tensors
 
 
-def _exact(function: Functional, piece: Any) -> Tensor:
+def _exact(pulled: Pullbacks, piece: Any) -> Tensor:
     """Σ_c s_c ‖J_nᵀ u_c‖² per example and tensor, (1, examples, tensors) float64."""
-    signs, columns = _loss_curvature(function, _outputs(function, piece), piece)
-    return torch.einsum("nc,nct->nt", signs.cpu(), _squares(function, piece, columns))[None]
+    captured = pulled.forward(piece)
+    signs, columns = _loss_curvature(pulled.function, captured.outputs.detach(), piece)
+    return torch.einsum("nc,nct->nt", signs.cpu(), pulled.squares(captured, piece, columns))[None]
 
 
-def _drawn(function: Functional, piece: Any, generators: list[torch.Generator]) -> Tensor:
+def _drawn(pulled: Pullbacks, piece: Any, generators: list[torch.Generator]) -> Tensor:
     """‖J_nᵀ A_n z‖² per draw, example and tensor, (draws, examples, tensors) float64."""
-    outputs = _outputs(function, piece)
+    captured = pulled.forward(piece)
+    outputs = captured.outputs.detach()
     group = max(1, CHUNK_BYTES // (outputs.numel() * 8))
     parts = []
     for begin in range(0, len(generators), group):
-        roots = [_signed_root(function, outputs, piece, one) for one in generators[begin : begin + group]]
-        parts.append(_squares(function, piece, torch.stack(roots, dim=1)))
+        some = generators[begin : begin + group]
+        roots = [_signed_root(pulled.function, outputs, piece, one) for one in some]
+        parts.append(pulled.squares(captured, piece, torch.stack(roots, dim=1)))
     return torch.cat(parts, dim=1).transpose(0, 1)
-
-
-def _outputs(function: Functional, piece: Any) -> Tensor:
-    with torch.no_grad():
-        return function.outputs(function.theta, piece)
-
-
-def _squares(function: Functional, piece: Any, columns: Tensor) -> Tensor:
-    """‖J_nᵀ c‖² for columns (examples, columns, outputs): (examples, columns, tensors) float64."""
-    theta = tuple(tensor.detach() for tensor in function.theta)
-
-    def one(example: Any, cotangents: Tensor) -> Tensor:
-        row = map_tensors(example, lambda leaf: leaf[None])
-        pullback = torch.func.vjp(lambda *t: function.outputs(t, row)[0], *theta)[1]
-        slopes = [pullback(cotangent) for cotangent in cotangents]
-        return torch.stack([torch.stack([slope.square().sum().double() for slope in s]) for s in slopes])
-
-    return torch.func.vmap(one)(piece, columns).cpu()
 
 
 def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[Tensor, Tensor]:
     """Signs (n, c) and √|s_c| u_c (n, c, outputs) of every S_n, without columns zero throughout."""
+    known = root(function.problem, outputs, piece)
+    if known is not None:
+        return torch.ones(known.shape[:2], dtype=torch.float64), known
     shape = outputs.shape[1:]
 
     def loss(flat: Tensor, example: Any) -> Tensor:
@@ -236,24 +236,5 @@ def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[
 
 
 def _signed_root(function: Functional, outputs: Tensor, piece: Any, generator: torch.Generator) -> Tensor:
-    """A_n z for random signs z, shaped like the outputs, with A_n A_nᵀ = S_n.
-
-    Of cross-entropy S = diag(p) − p pᵀ, and A = diag(√p) − p √pᵀ; of squared errors S = 2 I.
-    """
-    if function.problem.criterion == "mse":
-        return math.sqrt(2) * _signs(outputs.shape, generator).to(outputs)
-    leaf = outputs.detach().requires_grad_()
-    logits, labels = align_classes(leaf, target_of(piece))
-    p = logits.detach().double().softmax(-1)
-    roots = p.sqrt() * _signs(p.shape, generator).to(p)
-    signed = roots - p * roots.sum(-1, keepdim=True)
-    # soft targets weigh a row by their sum, ignored ones by nothing
-    weight = labels.double().sum(-1) if labels.is_floating_point() else (labels != IGNORE_INDEX).double()
-    with torch.enable_grad():
-        whole = (logits.double() * signed * weight.sqrt()[:, None]).sum()
-    (cotangent,) = torch.autograd.grad(whole, leaf)
-    return cotangent
-
-
-def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return torch.randint(2, tuple(shape), generator=generator).mul_(2).sub_(1)
+    """A_n z for random signs z, shaped like the outputs, with A_n A_nᵀ = S_n."""
+    return signed_root(function.problem, outputs, piece, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,18 @@ from torch import Tensor
 
 from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.failures import is_out_of_memory, is_unsupported
-from hessdiag.engine.ways import EXACT_WAYS, WAYS, Kind, depends, gradient
+from hessdiag.engine.slopes import Kind, depends, gradient
+from hessdiag.engine.ways import EXACT_WAYS, WAYS
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.problem import Problem
 from hessdiag.samples import divide, draw
 
 TRIAL_VECTORS = 1
+HANDICAP = {"stacked_graph": 0.7, "forward_over_reverse": 1.5}
+"""What a trial's seconds are multiplied by: the same way must win on a busy machine too, so that a run repeats to
+the last bit; and forward mode gains less over a sweep than one vector says."""
+LONG_TRIAL = 0.1  # seconds; warming up takes some milliseconds
+TRIALS = 4
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
 """Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
 
@@ -111,7 +118,7 @@ def choose(operator: Curvature, *, fixed: bool) -> Plan:
     agreements = [_agreement(list(results.values()))]
     if "retained_graph" in seconds and not fixed and operator.stackable:
         agreements.append(_stacked(operator, seconds, failures))
-    way = min(seconds, key=lambda name: seconds[name])
+    way = min(seconds, key=lambda name: seconds[name] * HANDICAP.get(name, 1.0))
     reason = (
         f"--way {way}" if fixed else f"fastest of {', '.join(f'{n} {s * 1e3:.3g} ms' for n, s in seconds.items())}"
     )
@@ -131,16 +138,19 @@ def _stacked(operator: Curvature, seconds: dict[str, float], failures: dict[str,
     rows, taken, found = trial_vectors(operator, 2), {}, {}
     names = ("retained_graph", "stacked_graph")
     try:
-        with operator.function.measuring():
+        with operator.function.measuring(), warnings.catch_warnings():
+            # an operation that vmap takes apart again makes it slower, not faster
+            warnings.filterwarnings("error", message="There is a performance drop")
             for operator.way in names:
                 found[operator.way], taken[operator.way] = _timed(lambda: _whole(operator, rows))
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, UserWarning) as error:
         if operator.way == "retained_graph" or is_out_of_memory(error):
             raise
         failures["stacked_graph"] = one_line(error, 120)
         return None
     finally:
         operator.way = "retained_graph"
+        operator.graphs.release()
     seconds["stacked_graph"] = seconds["retained_graph"] * taken["stacked_graph"] / taken["retained_graph"]
     return _agreement([found[name] for name in names])
 
@@ -168,12 +178,15 @@ def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:
 
 
 def _timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    result = call()
-    begun = time.perf_counter()
-    call()
-    if result.is_cuda:
-        torch.cuda.synchronize()
-    return result, (time.perf_counter() - begun) / len(result)
+    """The result and its seconds per row, the best of a few calls unless one takes long."""
+    trials: list[float] = []
+    while len(trials) < TRIALS and sum(trials) < LONG_TRIAL:
+        begun = time.perf_counter()
+        result = call()
+        if result.is_cuda:
+            torch.cuda.synchronize()
+        trials.append(time.perf_counter() - begun)
+    return result, min(trials) / len(result)
 
 
 def _agreement(results: list[Tensor]) -> float | None:

@@ -19,7 +19,8 @@ from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.planner import Plan, choose
 from hessdiag.engine.selftest import Fault, self_test
-from hessdiag.engine.ways import EXACT_WAYS, Kind
+from hessdiag.engine.slopes import Kind
+from hessdiag.engine.ways import EXACT_WAYS
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SelfTest

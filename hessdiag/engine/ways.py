@@ -7,16 +7,17 @@ and InstanceNorm in torch 2.13 (pytorch#196700). Costs are gradients per product
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hessdiag.engine.functional import Functional
-from hessdiag.engine.stacking import Stack, filled, stacks
+from hessdiag.engine.graphs import GradientGraph, StackGraph
+from hessdiag.engine.slopes import Kind, gradient, scalar_of
+from hessdiag.engine.stacking import stacks
 from hessdiag.errors import MeasurementError
 
-Kind = Literal["hessian", "ggn", "residual"]
 Way = Callable[[Functional, Kind, Any, Tensor], Tensor]
 
 
@@ -34,24 +35,7 @@ def retained_graph(function: Functional, kind: Kind, batch: Any, rows: Tensor) -
     """
     if kind == "ggn":
         return _gauss_newton(function, batch, rows)
-    scalar = _scalar(function, kind, batch)(*function.theta)
-    gradient = _slopes(scalar, function.theta, create_graph=True)
-    live = [index for index, piece in enumerate(gradient) if piece.requires_grad]
-    if not live:
-        return torch.zeros_like(rows)
-    heads = [gradient[index] for index in live]
-    products = []
-    for number, row in enumerate(rows, start=1):
-        pieces = function.split(row)
-        product = torch.autograd.grad(
-            heads,
-            function.theta,
-            [pieces[index] for index in live],
-            retain_graph=number < len(rows),
-            materialize_grads=True,
-        )
-        products.append(function.flat(product))
-    return torch.stack(products)
+    return GradientGraph(function, kind, batch).products(rows, keep=False)
 
 
 def double_backward(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
@@ -60,53 +44,14 @@ def double_backward(function: Functional, kind: Kind, batch: Any, rows: Tensor) 
 
 
 def stacked_graph(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
-    """`stacked_products` of one batch alone, which is how this way is tried and tested; it pays with several."""
-    (stack,) = stacks([batch], 1)
-    return stacked_products(function, kind, stack, rows)[:, 0]
+    """`StackGraph` of one batch alone, which is how this way is tried and tested; it pays with several.
 
-
-def stacked_products(function: Functional, kind: Kind, stack: Stack, rows: Tensor) -> Tensor:
-    """Double backward through all batches of a stack at once, each with a copy of θ: (k, P) to (k, b, P).
-
-    For networks so small that calls cost more than arithmetic: on the digits MLP (3,466 parameters, 8 batches of
-    128) a third of `retained_graph`'s time. Holds b copies of θ and of every product.
-
-    Args:
-        function: the loss as a function of θ.
-        kind: "hessian" or "residual"; "ggn" goes batch by batch.
-        stack: of b batches, on the function's device.
-        rows: vectors (k, P).
+    The Gauss-Newton matrix goes batch by batch.
     """
-    number = len(stack.indices)
     if kind == "ggn":
-        parts = [stack.batch([t[index] for t in stack.tensors]) for index in range(number)]
-        return torch.stack([_gauss_newton(function, part, rows) for part in parts], dim=1)
-    theta = tuple(t.detach().expand(number, *t.shape).requires_grad_() for t in function.theta)
-    gradient = _slopes(_stacked_scalar(function, kind, stack, theta), theta, create_graph=True)
-    live = [index for index, piece in enumerate(gradient) if piece.requires_grad]
-    if not live:
-        return torch.zeros(len(rows), number, rows.shape[1], dtype=rows.dtype, device=rows.device)
-    heads, products = [gradient[index] for index in live], []
-    for index, row in enumerate(rows, start=1):
-        pieces = [piece.expand(number, *piece.shape) for piece in function.split(row)]
-        product = torch.autograd.grad(
-            heads, theta, [pieces[i] for i in live], retain_graph=index < len(rows), materialize_grads=True
-        )
-        products.append(torch.cat([piece.reshape(number, -1) for piece in product], dim=1))
-    return torch.stack(products)
-
-
-def _stacked_scalar(function: Functional, kind: Kind, stack: Stack, theta: tuple[Tensor, ...]) -> Tensor:
-    """The sum over batches of what `_scalar` gives for each, every batch at its own copy of θ."""
-    if kind == "hessian":
-        return torch.func.vmap(lambda t, x: function.total(t, filled(stack.first, x)))(theta, stack.tensors).sum()
-    outputs = torch.func.vmap(lambda t, x: function.outputs(t, filled(stack.first, x)))(theta, stack.tensors)
-    leaf = outputs.detach().requires_grad_()
-    losses = torch.func.vmap(lambda o, x: function.problem.loss_sum(o, filled(stack.first, x)))(
-        leaf, stack.tensors
-    )
-    (slope,) = torch.autograd.grad(losses.sum(), leaf)
-    return (outputs * slope).sum()
+        return _gauss_newton(function, batch, rows)
+    (stack,) = stacks([batch], 1)
+    return StackGraph(function, kind, stack).products(rows, keep=False)[:, 0]
 
 
 def forward_over_reverse(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
@@ -114,7 +59,7 @@ def forward_over_reverse(function: Functional, kind: Kind, batch: Any, rows: Ten
     theta = tuple(tensor.detach() for tensor in function.theta)
     if kind == "ggn":
         return _gauss_newton_forward(function, batch, rows, theta)
-    scalar = _scalar(function, kind, batch)
+    scalar = scalar_of(function, kind, batch)
     gradient = torch.func.grad(scalar, argnums=tuple(range(len(theta))))
     products = [torch.func.jvp(gradient, theta, function.split(row))[1] for row in rows]
     return torch.stack([function.flat(product) for product in products]).detach()
@@ -144,43 +89,6 @@ WAYS: dict[str, Way] = {
 }
 EXACT_WAYS = ("retained_graph", "stacked_graph", "double_backward", "forward_over_reverse")
 GRADIENT_CHANGE = {torch.float32: 3e-2, torch.float64: 2e-5}  # r*, about 4 eps^(1/3): our experiment, five models
-
-
-def gradient(function: Functional, batch: Any, theta: tuple[Tensor, ...] | None = None) -> Tensor:
-    """The gradient (P,) of the batch's summed loss at ``theta``, by default at the checkpoint."""
-    theta = function.theta if theta is None else theta
-    return function.flat(_slopes(function.total(theta, batch), theta))
-
-
-def _slopes(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """The gradient in pieces, zero for parameters that take no part."""
-    if not total.requires_grad:
-        return tuple(torch.zeros_like(tensor) for tensor in theta)
-    return torch.autograd.grad(total, theta, create_graph=create_graph, materialize_grads=True)
-
-
-def depends(function: Functional, batch: Any) -> bool:
-    """Whether any parameter takes part in the batch's loss."""
-    total = function.total(function.theta, batch)
-    slopes = torch.autograd.grad(total, function.theta, allow_unused=True) if total.requires_grad else ()
-    return any(slope is not None for slope in slopes)
-
-
-def _scalar(function: Functional, kind: Kind, batch: Any) -> Callable[..., Tensor]:
-    """The function of θ whose Hessian is H, or R: the outputs weighted by the loss's gradient, held constant."""
-    if kind == "hessian":
-        return lambda *theta: function.total(theta, batch)
-    cotangent = output_gradient(function, batch)
-    return lambda *theta: (function.outputs(theta, batch) * cotangent).sum()
-
-
-def output_gradient(function: Functional, batch: Any) -> Tensor:
-    """d(summed loss) / d(outputs), detached, shaped like the outputs."""
-    with torch.no_grad():
-        outputs = function.outputs(function.theta, batch)
-    leaf = outputs.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf)
-    return slope
 
 
 def _gauss_newton(function: Functional, batch: Any, rows: Tensor) -> Tensor:

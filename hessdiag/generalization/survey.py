@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +17,7 @@ from hessdiag.errors import HessdiagError, UsageError, one_line
 from hessdiag.files import keep
 from hessdiag.generalization import kept
 from hessdiag.generalization.examine import About, Examination, Report, examine
+from hessdiag.generalization.processes import side_by_side
 from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.sources.factory import build_problem
 from hessdiag.sources.facts import from_path, sidecar
@@ -126,7 +122,7 @@ def survey(
         msg = f"--jobs {jobs}: at least 1 is needed"
         raise UsageError(msg)
     alone = jobs == 1 or len(files) == 1
-    findings = _in_turn(files, how, report, say) if alone else _side_by_side(files, how, jobs)
+    findings = _in_turn(files, how, report, say) if alone else _in_processes(files, how, jobs)
     try:
         with closing(findings):
             for one in findings:
@@ -142,52 +138,13 @@ def _in_turn(
         yield look(name, path, how, report, say)
 
 
-def _side_by_side(files: Sequence[tuple[str, str]], how: Survey, jobs: int) -> Generator[Finding, None, None]:
-    """Examined by processes that end when this generator does: they write nothing, so nothing is cut short."""
-    others = set(active_children())
-    context = get_context("spawn")  # a forked torch hangs in its own threads
-    pool = ProcessPoolExecutor(min(jobs, len(files)), mp_context=context, initializer=_serve)
-    try:
-        with _interrupts_wait():
-            names = {pool.submit(look, name, path, how): name for name, path in files}
-        for future in as_completed(names):
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            else:  # a process that died takes the pool with it
-                yield Finding(names[future], None, f"its process ended ({one_line(error, 120)}): --jobs 1")
-    except BaseException:
-        for process in set(active_children()) - others:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C waits; processes begun meanwhile never get it, where the system can do that (not on Windows)."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve() -> None:
-    """In a process of the pool: leave Ctrl-C to the parent, and end when it ends, however that is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _in_processes(files: Sequence[tuple[str, str]], how: Survey, jobs: int) -> Generator[Finding, None, None]:
+    calls = {name: (name, path, how) for name, path in files}
+    for name, found in side_by_side(look, calls, jobs=jobs, threads=how.threads):
+        if isinstance(found, Finding):
+            yield found
+        else:  # a process that died takes the others with it
+            yield Finding(name, None, f"its process ended ({one_line(found, 120)}): --jobs 1")
 
 
 def look(name: str, path: str, how: Survey, report: Report | None = None, say: Say | None = None) -> Finding:

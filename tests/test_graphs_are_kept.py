@@ -1,0 +1,164 @@
+"""Promise: gradients kept with their graphs change no product, stay within their limit, and are let go."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from hessdiag.analysis import Measurement
+from hessdiag.engine import curvature, graphs
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.graphs import GradientGraph
+from hessdiag.settings import Settings
+from tests import models
+
+EXACT = 1e-12  # relative, float64: the same sums in the same order
+
+
+def operator(name="mlp", kind="hessian", batch_size=7):
+    problem = getattr(models, name)()
+    return Curvature(problem, models.sample(problem, batch_size), kind=kind, dtype=torch.float64), problem
+
+
+def off(product, H):
+    return float((product - H).abs().max() / H.abs().max())
+
+
+def built(monkeypatch):
+    """How many graphs are built from here on."""
+    count = []
+    original = GradientGraph.__init__
+    monkeypatch.setattr(GradientGraph, "__init__", lambda self, *a: (count.append(1), original(self, *a))[1])
+    return count
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "attention", "regression"])
+def test_the_second_product_is_as_exact_as_the_first(name):
+    op, problem = operator(name)
+    H, V = models.dense_hessian(problem), models.randn(op.size, 3, seed=1)
+    for _ in range(3):
+        assert off(op @ V, H @ V) < EXACT * 10
+    assert op.graphs.held > 0
+
+
+def test_a_sweep_builds_each_graph_once(monkeypatch):
+    op, _ = operator()
+    count = built(monkeypatch)
+    for seed in range(4):
+        op @ models.randn(op.size, 2, seed=seed)
+    assert len(count) == len(op.batches) > 1
+
+
+def test_what_does_not_fit_is_built_anew(monkeypatch):
+    op, problem = operator()
+    one = GradientGraph(op.function, "hessian", op.batches[0]).held
+    monkeypatch.setattr(graphs, "KEPT_BYTES", int(1.5 * one))
+    count, V = built(monkeypatch), models.randn(op.size, 2, seed=1)
+    H = models.dense_hessian(problem)
+    assert off(op @ V, H @ V) < EXACT * 10
+    assert off(op @ V, H @ V) < EXACT * 10
+    assert len(count) == 2 * len(op.batches) - 1
+    assert op.graphs.held <= 1.5 * one
+
+
+def test_bytes_held_are_those_of_the_graph():
+    """One layer: the backward pass of tanh keeps its output, twice; inputs and weights are there anyway."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4096, bias=False), torch.nn.Tanh()).double()
+    x = models.randn(16, 5)
+    problem = models.Problem(model, {"train": (x, models.randn(16, 4096))}, criterion="mse")
+    op = Curvature(problem, models.sample(problem, 16), dtype=torch.float64)
+    held = GradientGraph(op.function, "hessian", op.batches[0]).held
+    activation = 16 * 4096 * 8
+    assert 2 * activation <= held <= 8 * activation
+
+
+def test_memory_running_out_lets_them_go_first(monkeypatch):
+    op, problem = operator()
+    H, V = models.dense_hessian(problem), models.randn(op.size, 2, seed=1)
+    op @ V
+    original, failed = GradientGraph.products, []
+
+    def full(self, rows, *, keep=True):
+        if not failed:
+            failed.append(1)
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return original(self, rows, keep=keep)
+
+    monkeypatch.setattr(GradientGraph, "products", full)
+    assert off(op @ V, H @ V) < EXACT * 10
+    assert op.graphs.held == 0
+    assert op.block == 8  # nothing else had to be given up
+    op @ V
+    assert op.graphs.held == 0  # and none are kept from here on
+
+
+def test_a_measurement_leaves_none_behind():
+    problem = models.mlp()
+    measurement = Measurement(problem, Settings(quantities=("lambda_max",), way="retained_graph", samples=20))
+    measurement.run()
+    assert measurement.operator.graphs.held == 0
+
+
+def test_an_operator_frees_them_when_it_goes():
+    op, _ = operator()
+    op @ models.randn(op.size, 2, seed=1)
+    graph = weakref.ref(next(iter(op.graphs._kept.values()))[1])
+    del op
+    gc.collect()
+    assert graph() is None
+
+
+def test_pieces_of_batches_are_not_kept():
+    op, problem = operator()
+    op.micro_batch = 2
+    H, V = models.dense_hessian(problem), models.randn(op.size, 2, seed=1)
+    assert off(op @ V, H @ V) < EXACT * 10
+    assert op.graphs.held == 0
+
+
+def _one_graph_for_all(monkeypatch):
+    monkeypatch.setattr(graphs.Graphs, "products", _careless)
+
+
+def _careless(self, batch, rows):
+    if not self._kept:
+        self._kept[0] = (batch, GradientGraph(self._function, self._kind, batch))
+    return self._kept[0][1].products(rows)
+
+
+BROKEN = {
+    "every batch gets the first one's graph": (
+        _one_graph_for_all,
+        lambda m: test_the_second_product_is_as_exact_as_the_first("mlp"),
+    ),
+    "nothing is kept": (
+        lambda m: m.setattr(graphs, "KEPT_BYTES", -1),
+        test_a_sweep_builds_each_graph_once,
+    ),
+    "the limit is forgotten": (
+        lambda m: m.setattr(graphs.Graphs, "_room", lambda self: 2**40),
+        test_what_does_not_fit_is_built_anew,
+    ),
+    "memory is given up last": (
+        lambda m: m.setattr(graphs.Graphs, "release", lambda self, for_good=False: False),
+        test_memory_running_out_lets_them_go_first,
+    ),
+    "pieces are kept": (
+        lambda m: m.setattr(
+            curvature.Curvature, "_form", lambda self, piece, rows: self.graphs.products(piece, rows)
+        ),
+        lambda m: test_pieces_of_batches_are_not_kept(),
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage, monkeypatch):
+    spoil, test = breakage
+    spoil(monkeypatch)
+    with pytest.raises(AssertionError):
+        test(monkeypatch)
