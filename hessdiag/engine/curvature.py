@@ -153,17 +153,18 @@ class Curvature(SymmetricOperator):
         return stacks(self.batches, max(1, STACKED_COPIES // self.size))
 
     def _apply(self, rows: Tensor) -> Tensor:
-        total = torch.zeros(rows.shape, dtype=torch.float64, device=self.device)
-        forms = torch.zeros(len(rows), len(self.batches), dtype=torch.float64)
+        shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
+        forms = torch.zeros(shape, dtype=wide, device=self.device)
+        total = torch.zeros(rows.shape, dtype=wide if len(self.batches) > 1 else self.dtype, device=self.device)
         with self._engine():
             for indices, products in self.by_batch(rows):
-                exact = products.double()
-                total += exact.sum(1)
-                forms[:, indices] = torch.einsum("kbd,kd->kb", exact, rows.double()).cpu()
-        self.forms.extend(forms / self.weights.clamp(min=1e-300))
+                shares = torch.split(products * rows[:, None], [size for _, size in self.layout], dim=2)
+                forms[:, indices] = torch.stack([share.sum(2, dtype=wide) for share in shares], dim=2)
+                total += products.sum(1, dtype=total.dtype)
+        forms = forms.cpu()
+        self.forms.extend(forms.sum(2) / self.weights.clamp(min=1e-300))
+        self.layer_forms.extend(forms.sum(1) / self.total_weight)
         total /= self.total_weight
-        shares = torch.split(total * rows, [size for _, size in self.layout], dim=1)
-        self.layer_forms.extend(torch.stack([share.sum(1) for share in shares], dim=1).cpu())
         return total.to(self.dtype)
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
