@@ -24,7 +24,7 @@ from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, divide, leaves, row_count
 
 TRIAL_EXAMPLES = 16
-STACKED_COPIES = 1_000_000  # most elements of copies of θ in one stack of batches
+STACKED_COPIES = 500_000  # most elements of copies of θ in a stack of batches: a ResNet-20 gains nothing
 STACKED_BYTES = 64 * 2**20  # most data to be held a second time
 KINDS = ("hessian", "ggn", "residual")
 
