@@ -36,6 +36,8 @@ class Problem:
         meta: facts about the run (lr, epoch, weight decay ...), kept with the results.
         weight: ``f(batch)``, how many terms a custom loss's mean stands for (unmasked tokens, say); by default
             the number of rows. The built-in criteria count for themselves.
+        blocks: names of the modules that follow one another, for ``--way layer_streamed``; by default the alike
+            children of a ``ModuleList`` or ``Sequential`` with most parameters.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Problem:
     metric: Callable[[Any, Any], Tensor] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     weight: Callable[[Any], float] | None = None
+    blocks: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a description that contradicts itself."""
@@ -68,6 +71,8 @@ class Problem:
             raise ProblemError(msg)
         if isinstance(self.params, str):
             self.params = (self.params,)
+        if isinstance(self.blocks, str):
+            self.blocks = (self.blocks,)
 
     @property
     def has_outputs(self) -> bool:

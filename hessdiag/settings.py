@@ -12,7 +12,15 @@ from hessdiag.results import QUANTITIES, at_least
 
 OPERATORS = ("hessian", "ggn")
 DTYPES = ("float32", "float64")
-WAYS = ("auto", "retained_graph", "stacked_graph", "double_backward", "forward_over_reverse", "finite_difference")
+WAYS = (
+    "auto",
+    "retained_graph",
+    "stacked_graph",
+    "double_backward",
+    "forward_over_reverse",
+    "layer_streamed",
+    "finite_difference",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ TRIAL_VECTORS = 1
 HANDICAP = {"stacked_graph": 0.7, "forward_over_reverse": 1.5}
 """What a trial's seconds are multiplied by: the same way must win on a busy machine too, so that a run repeats to
 the last bit; and forward mode gains less over a sweep than one vector says."""
-LONG_TRIAL = 0.1  # seconds; warming up takes some milliseconds
+LONG_TRIAL = 0.1  # seconds: beyond, two calls are enough
 TRIALS = 4
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
 """Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
@@ -178,9 +178,10 @@ def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:
 
 
 def _timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """The result and its seconds per row, the best of a few calls unless one takes long."""
+    """The result and its seconds per row, the best of a few calls, of two if they take long."""
     trials: list[float] = []
-    while len(trials) < TRIALS and sum(trials) < LONG_TRIAL:
+    # the first call warms up, and may import half a library
+    while len(trials) < 2 or (len(trials) < TRIALS and sum(trials) < LONG_TRIAL):
         begun = time.perf_counter()
         result = call()
         if result.is_cuda:

@@ -16,6 +16,7 @@ from hessdiag.engine.functional import Functional
 from hessdiag.engine.graphs import GradientGraph, StackGraph
 from hessdiag.engine.slopes import Kind, gradient, scalar_of
 from hessdiag.engine.stacking import stacks
+from hessdiag.engine.streaming import layer_streamed
 from hessdiag.errors import MeasurementError
 
 Way = Callable[[Functional, Kind, Any, Tensor], Tensor]
@@ -85,6 +86,7 @@ WAYS: dict[str, Way] = {
     "stacked_graph": stacked_graph,
     "double_backward": double_backward,
     "forward_over_reverse": forward_over_reverse,
+    "layer_streamed": layer_streamed,
     "finite_difference": finite_difference,
 }
 EXACT_WAYS = ("retained_graph", "stacked_graph", "double_backward", "forward_over_reverse")

@@ -1,9 +1,9 @@
 """Inner products and projections of blocks of rows, always accumulated in float64.
 
 The basis stays in the operator's dtype; only a window of columns is widened at a time, so a float32 basis
-of 100 vectors does not need another 200 vectors' memory to be used exactly. Projections on a float32 basis multiply
-in float32 and add up pieces of 1,024 columns in float64: 1e-7 of a vector's length, like the basis itself, in a
-tenth of the time.
+of 100 vectors does not need another 200 vectors' memory to be used exactly. Projections on a float32 basis
+multiply in float32 and add up pieces of 1,024 columns in float64: right to 1e-7 of a vector's length, as the
+basis itself is, in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def _pieced(a: Tensor, b: Tensor) -> Tensor:
     if b.dim() > 2:  # pieces of one matrix are views, those of several are copies
         return torch.stack([_pieced(x, y) for x, y in zip(a, b, strict=True)])
     whole = b.shape[-1] // PIECE * PIECE
-    left, right = (x[..., :whole].unflatten(-1, (-1, PIECE)).transpose(-3, -2) for x in (a, b))
-    pieces = left @ right.mT
-    return pieces.sum(-3, dtype=torch.float64) + gram(a[..., whole:], b[..., whole:])
+    left, right = (x[:, :whole].view(len(x), -1, PIECE).transpose(0, 1) for x in (a, b))
+    pieces: Tensor = left @ right.mT
+    return pieces.sum(0, dtype=torch.float64) + gram(a[:, whole:], b[:, whole:])
 
 
 def rotate(basis: Tensor, weights: Tensor, out: Tensor) -> None:
