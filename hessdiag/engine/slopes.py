@@ -48,3 +48,10 @@ def output_gradient(function: Functional, batch: Any) -> Tensor:
     leaf = outputs.detach().requires_grad_()
     (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf)
     return slope
+
+
+def loss_slope(function: Functional, outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+    """The outputs as a leaf, and the summed loss's gradient by them with its graph."""
+    leaf = outputs.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf, create_graph=True)
+    return leaf, slope

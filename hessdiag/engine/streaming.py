@@ -18,7 +18,7 @@ from torch import Tensor
 from hessdiag.engine.blocks import Around, Block, find_blocks, refuse, same
 from hessdiag.engine.failures import is_unsupported
 from hessdiag.engine.functional import Functional
-from hessdiag.engine.slopes import Kind
+from hessdiag.engine.slopes import Kind, loss_slope
 from hessdiag.engine.tangents import Tangents, pull, push, push_forward
 from hessdiag.samples import leaves, map_tensors
 
@@ -182,9 +182,7 @@ class _Sweep:
         """What the top is weighted with, and how that changes: 1, or the loss's slope by the outputs."""
         if self.kind == "hessian":
             return torch.ones_like(top), None
-        leaf = top.detach().requires_grad_()
-        loss = self.function.problem.loss_sum(leaf, batch)
-        (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        leaf, slope = loss_slope(self.function, top, batch)
         if self.kind == "residual":
             return slope.detach(), None
         pushed = push(top, inputs, along)

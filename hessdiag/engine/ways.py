@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.graphs import GradientGraph, StackGraph
-from hessdiag.engine.slopes import Kind, gradient, scalar_of
+from hessdiag.engine.slopes import Kind, gradient, loss_slope, scalar_of
 from hessdiag.engine.stacking import stacks
 from hessdiag.engine.streaming import layer_streamed
 from hessdiag.errors import MeasurementError
@@ -99,7 +99,7 @@ def _gauss_newton(function: Functional, batch: Any, rows: Tensor) -> Tensor:
     dummy = torch.zeros_like(outputs, requires_grad=True)
     pulled = torch.autograd.grad(outputs, function.theta, dummy, create_graph=True, materialize_grads=True)
     live = [index for index, piece in enumerate(pulled) if piece.requires_grad]
-    leaf, slope = _loss_slope(function, outputs, batch)
+    leaf, slope = loss_slope(function, outputs, batch)
     if not live or not slope.requires_grad:
         return torch.zeros_like(rows)
     heads, products = [pulled[index] for index in live], []
@@ -114,19 +114,13 @@ def _gauss_newton(function: Functional, batch: Any, rows: Tensor) -> Tensor:
 
 def _gauss_newton_forward(function: Functional, batch: Any, rows: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
     outputs, pullback = torch.func.vjp(lambda *t: function.outputs(t, batch), *theta)[:2]
-    leaf, slope = _loss_slope(function, outputs, batch)
+    leaf, slope = loss_slope(function, outputs, batch)
     products = []
     for row in rows:
         pushed = torch.func.jvp(lambda *t: function.outputs(t, batch), theta, function.split(row))[1]
         (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
         products.append(function.flat(pullback(curved)))
     return torch.stack(products).detach()
-
-
-def _loss_slope(function: Functional, outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-    leaf = outputs.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf, create_graph=True)
-    return leaf, slope
 
 
 def _difference(function: Functional, batch: Any, row: Tensor) -> Tensor:
