@@ -460,6 +460,6 @@ def slope_of_the_data(outputs, piece):
 
 @pytest.mark.parametrize("breakage", BROKEN_ROOTS.values(), ids=BROKEN_ROOTS)
 def test_a_wrong_root_would_be_noticed(breakage, monkeypatch):
-    monkeypatch.setattr(gauss_newton, "_signed_root", breakage)
+    monkeypatch.setattr(gauss_newton, "signed_root", breakage)
     values = gauss_newton_trace(operator(many_words(), batch_size=100), draws=2).draws.numpy()
     assert not is_unbiased(values, gauss_newton_blocks().sum())

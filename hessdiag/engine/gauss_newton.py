@@ -212,7 +212,7 @@ def _drawn(pulled: Pullbacks, piece: Any, generators: list[torch.Generator]) -> 
     parts = []
     for begin in range(0, len(generators), group):
         some = generators[begin : begin + group]
-        roots = [_signed_root(pulled.function, outputs, piece, one) for one in some]
+        roots = [signed_root(pulled.function.problem, outputs, piece, one) for one in some]
         parts.append(pulled.squares(captured, piece, torch.stack(roots, dim=1)))
     return torch.cat(parts, dim=1).transpose(0, 1)
 
@@ -233,8 +233,3 @@ def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[
     keep = values.abs().amax(0) > 1e-12 * values.abs().max().clamp(min=1e-300)
     columns = (vectors * values.abs().sqrt()[:, None, :]).transpose(1, 2)[:, keep]
     return values.sign()[:, keep], columns.to(outputs.dtype).reshape(len(outputs), -1, *shape)
-
-
-def _signed_root(function: Functional, outputs: Tensor, piece: Any, generator: torch.Generator) -> Tensor:
-    """A_n z for random signs z, shaped like the outputs, with A_n A_nᵀ = S_n."""
-    return signed_root(function.problem, outputs, piece, generator)

@@ -17,6 +17,7 @@ from hessdiag.engine.graphs import GradientGraph, StackGraph
 from hessdiag.engine.slopes import Kind, gradient, loss_slope, scalar_of
 from hessdiag.engine.stacking import stacks
 from hessdiag.engine.streaming import layer_streamed
+from hessdiag.engine.tangents import push
 from hessdiag.errors import MeasurementError
 
 Way = Callable[[Functional, Kind, Any, Tensor], Tensor]
@@ -94,18 +95,13 @@ GRADIENT_CHANGE = {torch.float32: 3e-2, torch.float64: 2e-5}  # r*, about 4 eps^
 
 
 def _gauss_newton(function: Functional, batch: Any, rows: Tensor) -> Tensor:
-    """Jᵀ S J v with S = d²loss/doutputs²; J v by differentiating Jᵀc with respect to c."""
+    """Jᵀ S J v with S = d²loss/doutputs²."""
     outputs = function.outputs(function.theta, batch)
-    dummy = torch.zeros_like(outputs, requires_grad=True)
-    pulled = torch.autograd.grad(outputs, function.theta, dummy, create_graph=True, materialize_grads=True)
-    live = [index for index, piece in enumerate(pulled) if piece.requires_grad]
     leaf, slope = loss_slope(function, outputs, batch)
-    if not live or not slope.requires_grad:
+    if not slope.requires_grad:
         return torch.zeros_like(rows)
-    heads, products = [pulled[index] for index in live], []
-    for row in rows:
-        pieces = function.split(row)
-        (pushed,) = torch.autograd.grad(heads, dummy, [pieces[index] for index in live], retain_graph=True)
+    products = []
+    for pushed in push(outputs, function.theta, [function.split(row) for row in rows]):
         (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
         product = torch.autograd.grad(outputs, function.theta, curved, retain_graph=True, materialize_grads=True)
         products.append(function.flat(product))
