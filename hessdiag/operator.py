@@ -64,6 +64,8 @@ class SymmetricOperator(ABC):
     def rows(self, rows: Tensor) -> Tensor:
         """Products of a block of row vectors, (k, d) to (k, d): the layout the estimators work in.
 
+        The result is the caller's own, contiguous.
+
         Raises:
             UsageError: wrong shape.
             NonFiniteError: a product is NaN or infinite.
@@ -73,11 +75,15 @@ class SymmetricOperator(ABC):
             raise UsageError(msg)
         if not len(rows):
             return rows.to(device=self.device, dtype=self.dtype)
-        result = self._apply(rows.to(device=self.device, dtype=self.dtype))
+        given = rows.to(device=self.device, dtype=self.dtype)
+        result = self._apply(given).contiguous()
+        if result.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
+            result = result.clone()  # the caller may write into it
         self.products += rows.shape[0]
         if self.watch is not None:
             self.watch(self.products)
-        if not bool(torch.isfinite(result).all()):
+        # what is not finite shows in the sum, which takes a tenth of the time; a finite sum may still overflow
+        if not bool(torch.isfinite(result.sum())) and not bool(torch.isfinite(result).all()):
             msg = f"a product is not finite in {self.dtype}: the loss overflows here; try --dtype float64"
             raise NonFiniteError(msg)
         return result

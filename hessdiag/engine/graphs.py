@@ -141,7 +141,7 @@ class Graphs:
             return known[1].products(rows)
         make = StackGraph if isinstance(batch, Stack) else GradientGraph
         graph = make(self._function, self._kind, batch)
-        keep = self._open and self.held + graph.held <= self._room()
+        keep = self._open and self.held + graph.held <= self.room
         if keep:
             self._kept[id(batch)] = (batch, graph)
         return graph.products(rows, keep=keep)
@@ -155,7 +155,9 @@ class Graphs:
             torch.cuda.empty_cache()
         return found
 
-    def _room(self) -> int:
+    @property
+    def room(self) -> int:
+        """Bytes that graphs may take in all."""
         if self._function.device.type != "cuda":
             return KEPT_BYTES
         free, _ = torch.cuda.mem_get_info(self._function.device)

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.failures import is_out_of_memory, is_unsupported
+from hessdiag.engine.graphs import GradientGraph
 from hessdiag.engine.slopes import Kind, depends, gradient
 from hessdiag.engine.ways import EXACT_WAYS, WAYS
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.problem import Problem
-from hessdiag.samples import divide, draw
+from hessdiag.samples import divide, draw, row_count
 
 TRIAL_VECTORS = 1
 HANDICAP = {"stacked_graph": 0.7, "forward_over_reverse": 1.5}
 """What a trial's seconds are multiplied by: the same way must win on a busy machine too, so that a run repeats to
 the last bit; and forward mode gains less over a sweep than one vector says."""
-LONG_TRIAL = 0.1  # seconds: beyond, two calls are enough
+LONG_TRIAL = 0.02  # seconds: beyond, two calls are enough
 TRIALS = 4
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
 """Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
@@ -36,8 +37,8 @@ class Plan:
     Attributes:
         way: its name.
         reason: one line.
-        agreement: largest relative difference between the exact ways that ran; None if only one did.
-        seconds: trial time per product of each way.
+        agreement: largest relative difference between products formed in two ways; None if only one ran.
+        seconds: trial time per product of each way, from a kept graph where a sweep will keep it.
         gradient_seconds: trial time of a gradient of the same examples.
     """
 
@@ -84,10 +85,12 @@ def hessian(
 
 
 def choose(operator: Curvature, *, fixed: bool) -> Plan:
-    """Try the exact ways on a few vectors; costs about 4 products of 16 examples each.
+    """Try the exact ways on a vector; costs about 3 products and 3 gradients of 16 examples.
 
-    A way that fails is left out and noted; ways that disagree mean that a derivative formula is wrong, and
-    the self-test will say which tensor it concerns.
+    Double backward comes first. Forward mode, which is slower on every network tried and makes torch load its
+    compiler (1.5 CPU seconds of a process), is tried where double backward fails; and for G and R, which no
+    difference of gradients can check. A way that fails is left out and noted; ways that disagree mean that a
+    derivative formula is wrong, and the self-test will say which tensor it concerns.
 
     Raises:
         MeasurementError: no way works, or the loss does not depend on the parameters.
@@ -101,8 +104,13 @@ def choose(operator: Curvature, *, fixed: bool) -> Plan:
     with operator.function.measuring():
         _require_dependence(operator)
         for name in candidates:
+            if results and operator.kind == "hessian":
+                break
             try:
-                results[name], seconds[name] = _timed(lambda name=name: _try(operator, name, piece, rows))  # type: ignore[misc]
+                if name == "retained_graph" and operator.kind != "ggn":
+                    results["anew"], results[name], seconds[name] = _replayed(operator, piece, rows)
+                else:
+                    results[name], seconds[name] = _timed(lambda name=name: _try(operator, name, piece, rows))  # type: ignore[misc]
             except RuntimeError as error:
                 if is_out_of_memory(error) or not (is_unsupported(error) or name == "forward_over_reverse"):
                     raise
@@ -116,15 +124,29 @@ def choose(operator: Curvature, *, fixed: bool) -> Plan:
             msg = f"no exact product works here ({why}): replace the operation, or --way finite_difference"
         raise MeasurementError(msg)
     agreements = [_agreement(list(results.values()))]
-    if "retained_graph" in seconds and not fixed and operator.stackable:
+    if "retained_graph" in seconds and not fixed and operator.kind != "ggn" and operator.stackable:
         agreements.append(_stacked(operator, seconds, failures))
     way = min(seconds, key=lambda name: seconds[name] * HANDICAP.get(name, 1.0))
-    reason = (
-        f"--way {way}" if fixed else f"fastest of {', '.join(f'{n} {s * 1e3:.3g} ms' for n, s in seconds.items())}"
-    )
-    reason += "".join(f"; {name} does not work here" for name in failures)
     known = [off for off in agreements if off is not None]
+    reason = _reason(way, seconds, failures, fixed=fixed)
     return Plan(way, reason, max(known, default=None), seconds, gradient_seconds)
+
+
+def _reason(way: str, seconds: dict[str, float], failures: dict[str, str], *, fixed: bool) -> str:
+    taken = ", ".join(f"{name} {s * 1e3:.3g} ms" for name, s in seconds.items())
+    said = f"--way {way}" if fixed else f"fastest of {taken}" if len(seconds) > 1 else f"{taken} a trial product"
+    return said + "".join(f"; {name} does not work here" for name in failures)
+
+
+def _replayed(operator: Curvature, piece: Any, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Products formed anew and again from a kept graph, and seconds: of the latter, where graphs will be kept."""
+    anew = _try(operator, "double_backward", piece, rows)
+    begun = time.perf_counter()
+    graph = GradientGraph(operator.function, operator.kind, piece)
+    building = time.perf_counter() - begun
+    again, seconds = _timed(lambda: graph.products(rows))
+    scale = operator.samples.examples / (row_count(piece) or operator.samples.examples)
+    return anew, again, seconds if graph.held * scale <= operator.graphs.room else seconds + building
 
 
 def _stacked(operator: Curvature, seconds: dict[str, float], failures: dict[str, str]) -> float | None:

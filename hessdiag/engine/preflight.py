@@ -179,7 +179,7 @@ def _splits(operator: Curvature) -> list[Finding]:
     if rows is None or rows < 2:
         return []
     with function.measuring(), torch.no_grad():
-        whole = float(function.total(function.theta, batch))
+        whole = operator.batch_losses[0] * operator.problem.count(batch)
         parts = sum(float(function.total(function.theta, p)) for p in divide(batch, rows - max(1, rows // 3)))
     error = abs(whole - parts) / max(abs(whole), 1e-30)
     if error <= SPLIT_TOLERANCE[operator.dtype]:

@@ -196,9 +196,9 @@ def _probes(op: SymmetricOperator, krylov: Krylov | None, seed: int, quantity: s
     if krylov is None:
         signs = torch.stack([rademacher(op, seed, quantity, i) for i in indices])
         return signs / math.sqrt(op.size)
-    work = torch.stack([sphere(op, seed, quantity, i).double() for i in indices])
+    work = torch.stack([sphere(op, seed, quantity, i) for i in indices])
     project_out(work, krylov.basis)
-    return (work / norms(work)[:, None]).to(op.dtype)
+    return work.div_(norms(work)[:, None].to(op.dtype))
 
 
 def _complement(op: SymmetricOperator, krylov: Krylov | None, seed: int, quantity: str) -> Tensor:
@@ -208,10 +208,11 @@ def _complement(op: SymmetricOperator, krylov: Krylov | None, seed: int, quantit
     left = op.size - krylov.size
     if left == 0:
         return torch.empty((0, op.size), dtype=op.dtype, device=op.device)
+    known = krylov.basis.double()
     work = torch.stack([sphere(op, seed, quantity, i).double() for i in range(left)])
-    project_out(work, krylov.basis)
+    project_out(work, known)
     basis = torch.linalg.qr(work.T).Q.T.contiguous()
-    project_out(basis, krylov.basis)
+    project_out(basis, known)
     again: Tensor = torch.linalg.qr(basis.T).Q.T
     return again.to(op.dtype).contiguous()
 

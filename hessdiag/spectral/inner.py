@@ -1,9 +1,9 @@
-"""Inner products and projections of blocks of rows, always accumulated in float64.
+"""Inner products and projections of blocks of rows, accumulated in float64.
 
 The basis stays in the operator's dtype; only a window of columns is widened at a time, so a float32 basis
-of 100 vectors does not need another 200 vectors' memory to be used exactly. Projections on a float32 basis
-multiply in float32 and add up pieces of 1,024 columns in float64: right to 1e-7 of a vector's length, as the
-basis itself is, in a tenth of the time.
+of 100 vectors does not need another 200 vectors' memory to be used exactly. Projections on a float32 basis and
+norms multiply in float32 and add up pieces of 1,024 columns in float64: right to 1e-7 of a vector's length, as
+the basis itself is, in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 WINDOW = 1 << 17  # float64 elements widened at once: 1 MiB stays in the cache, 32 MiB took 1.5 times as long
+SMALL = 8 * 1024  # columns that float32 may add up by itself: an optimal kernel keeps many partial sums
 PIECE = 1024  # columns whose products are added up in float32
+TWICE_BELOW = 0.5  # of a row's length
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
@@ -30,40 +32,66 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
 
 def norms(rows: Tensor) -> Tensor:
     """Euclidean norm of each row, (..., n, d) to (..., n) in float64."""
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-    return lengths
+    whole = rows.shape[-1] // PIECE * PIECE
+    if rows.dtype == torch.float64 or not whole:
+        lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+        return lengths
+    # float64 accumulators for every element take eight times as long
+    pieces = torch.linalg.vector_norm(rows[..., :whole].reshape(*rows.shape[:-1], -1, PIECE), dim=-1)
+    rest = torch.linalg.vector_norm(rows[..., whole:], dim=-1, keepdim=True)
+    together: Tensor = torch.linalg.vector_norm(torch.cat([pieces, rest], dim=-1), dim=-1, dtype=torch.float64)
+    return together
 
 
 def project_out(work: Tensor, basis: Tensor) -> Tensor:
     """Take the span of orthonormal rows ``basis`` out of ``work``, in place.
 
-    Two passes: one leaves what the first pass's rounding put back ("twice is enough", Giraud et al. 2005).
+    A second pass where the first took more than half of a row's length: it leaves what the first pass's rounding
+    put back ("twice is enough", Daniel et al. 1976, Giraud et al. 2005).
 
     Args:
-        work: (..., n, d) float64, overwritten.
-        basis: (..., m, d) orthonormal rows, any dtype.
+        work: (n, d) or (b, n, d) in the basis's dtype, overwritten.
+        basis: (m, d) or (b, m, d) orthonormal rows.
 
     Returns:
         The coefficients taken out, (..., n, m) in float64.
     """
-    total = torch.zeros((*work.shape[:-1], basis.shape[-2]), dtype=torch.float64, device=work.device)
-    for _ in range(2):
-        coefficients = _pieced(work.to(basis.dtype), basis)
-        work -= coefficients.to(basis.dtype) @ basis
-        total += coefficients
+    before = norms(work)
+    total = _taken(work, basis)
+    if bool((norms(work) < TWICE_BELOW * before).any()):
+        total += _taken(work, basis)
     return total
+
+
+def continue_basis(work: Tensor, basis: Tensor) -> Tensor:
+    """`project_out` for ``work`` = H times the last of the basis's rows.
+
+    Such a product lies along the last two rows and the next one, to rounding: with those two taken out first, one
+    pass over the whole basis is enough, except after a restart.
+    """
+    near = _taken(work, basis[..., -2:, :])
+    total = project_out(work, basis)
+    total[..., -near.shape[-1] :] += near
+    return total
+
+
+def _taken(work: Tensor, basis: Tensor) -> Tensor:
+    coefficients = _pieced(work, basis)
+    subtract = work.addmm_ if work.dim() == 2 else work.baddbmm_
+    subtract(coefficients.to(work.dtype), basis, alpha=-1)
+    return coefficients
 
 
 def _pieced(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of rows of one dtype, multiplied in it, pieces of `PIECE` columns added up in float64."""
-    if b.dtype == torch.float64:
-        return gram(a, b)
+    if b.dtype == torch.float64 or b.shape[-1] <= SMALL:
+        return (a @ b.mT).double()
     if b.dim() > 2:  # pieces of one matrix are views, those of several are copies
         return torch.stack([_pieced(x, y) for x, y in zip(a, b, strict=True)])
     whole = b.shape[-1] // PIECE * PIECE
     left, right = (x[:, :whole].view(len(x), -1, PIECE).transpose(0, 1) for x in (a, b))
     pieces: Tensor = left @ right.mT
-    return pieces.sum(0, dtype=torch.float64) + gram(a[:, whole:], b[:, whole:])
+    return pieces.sum(0, dtype=torch.float64) + (a[:, whole:] @ b[:, whole:].mT)
 
 
 def rotate(basis: Tensor, weights: Tensor, out: Tensor) -> None:

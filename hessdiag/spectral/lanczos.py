@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
-from hessdiag.spectral.inner import norms, project_out, rotate
+from hessdiag.spectral.inner import continue_basis, norms, rotate
 from hessdiag.spectral.krylov import Cycle, Krylov
 from hessdiag.spectral.probes import sphere
 
@@ -65,17 +65,17 @@ class Lanczos:
         if self.size == self.capacity:
             self._restart()
         j = self.size
-        work = self.op.rows(self._rows[j : j + 1]).double()
+        work = self.op.rows(self._rows[j : j + 1])
         self.products += 1
         self.scale = max(self.scale, float(norms(work)[0]))
-        alpha = float(project_out(work, self._rows[: j + 1])[0, j])
+        alpha = float(continue_basis(work, self._rows[: j + 1])[0, j])
         self.beta = float(norms(work)[0])
         self.T[j, j] = alpha
         self.size = j + 1
         if self.size == self.op.size or self.beta <= self.breakdown * self.scale:
             self.exhausted, self.beta = True, 0.0
         else:
-            self._rows[j + 1] = (work[0] / self.beta).to(self.op.dtype)
+            torch.div(work[0], self.beta, out=self._rows[j + 1])
             if self.size < self.capacity:
                 self.T[j + 1, j] = self.T[j, j + 1] = self.beta
         self.cycles[-1].alphas.append(alpha)

@@ -14,7 +14,7 @@ from scipy.linalg import LinAlgError, eigh_tridiagonal, solve_banded
 from torch import Tensor
 
 from hessdiag.operator import SymmetricOperator
-from hessdiag.spectral.inner import dots, norms, project_out
+from hessdiag.spectral.inner import continue_basis, norms, project_out
 
 Array = NDArray[np.float64]
 
@@ -42,27 +42,29 @@ def lanczos_block(
     lengths = np.full(n, limit)
     kept = limit if reorthogonalize else 2
     basis = torch.empty((n, kept, op.size), dtype=op.dtype, device=op.device)
-    current = (starts.double() / norms(starts)[:, None]).to(op.dtype)
+    basis[:, 0] = starts / norms(starts)[:, None].to(op.dtype)
     scale = np.zeros(n)
     breakdown = 4 * max(op.floor, 16 * torch.finfo(op.dtype).eps)
     alive = np.arange(n)
     for j in range(limit):
-        basis[alive, j % kept] = current
-        work = torch.cat([op.rows(part) for part in torch.split(current, op.block)]).double()
-        scale[alive] = np.maximum(scale[alive], norms(work).cpu().numpy())
-        alphas[alive, j] = dots(current, work).cpu().numpy()
         # The whole basis so far, or just its last two vectors: the three-term recurrence.
-        seen = basis if len(alive) == n else basis[torch.from_numpy(alive)]
-        project_out(work[:, None], seen[:, : min(j + 1, kept)])
-        left = norms(work).cpu().numpy()
+        seen = (basis if len(alive) == n else basis[torch.from_numpy(alive)])[:, : min(j + 1, kept)]
+        work = torch.cat([op.rows(part) for part in torch.split(seen[:, j % kept], op.block)])
+        scale[alive] = np.maximum(scale[alive], norms(work).cpu().numpy())
+        taken = continue_basis(work[:, None], seen) if reorthogonalize else project_out(work[:, None], seen)
+        alphas[alive, j] = taken[:, 0, j % kept].cpu().numpy()
+        length = norms(work)
+        left = length.cpu().numpy()
         ended = (left <= breakdown * scale[alive]) | (j + 1 == op.size)
         betas[alive, j] = np.where(ended, 0.0, left)
         lengths[alive[ended]] = j + 1
-        going = torch.from_numpy(np.flatnonzero(~ended)).to(op.device)
-        alive = alive[~ended]
+        going = np.flatnonzero(~ended)
+        alive = alive[going]
         if not len(alive):
             break
-        current = (work[going] / norms(work[going])[:, None]).to(op.dtype)
+        if j + 1 < limit:
+            work.div_(length[:, None].to(op.dtype))
+            basis[torch.from_numpy(alive), (j + 1) % kept] = work if len(going) == len(work) else work[going]
     return alphas, betas, lengths
 
 
