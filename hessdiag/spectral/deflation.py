@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hessdiag.errors import BudgetError, UsageError
 from hessdiag.operator import SymmetricOperator
-from hessdiag.spectral.inner import WINDOW, dots, gram, norms, project_out
+from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.probes import rademacher, sphere
 
@@ -156,7 +156,7 @@ def form_values(krylov: Krylov | None, block: Tensor, images: Tensor) -> Array:
     """uᵀHu and ‖PHu‖² of unit rows u with their products, (2, n)."""
     squares = norms(images).square()
     if krylov is not None:
-        squares = squares - gram(images, krylov.basis).square().sum(dim=1)
+        squares = squares - overlaps(images, krylov.basis).square().sum(dim=1)
     return torch.stack([dots(block, images), squares.clamp(min=0)]).cpu().numpy()
 
 

@@ -76,18 +76,18 @@ def continue_basis(work: Tensor, basis: Tensor) -> Tensor:
 
 
 def _taken(work: Tensor, basis: Tensor) -> Tensor:
-    coefficients = _pieced(work, basis)
+    coefficients = overlaps(work, basis)
     subtract = work.addmm_ if work.dim() == 2 else work.baddbmm_
     subtract(coefficients.to(work.dtype), basis, alpha=-1)
     return coefficients
 
 
-def _pieced(a: Tensor, b: Tensor) -> Tensor:
+def overlaps(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of rows of one dtype, multiplied in it, pieces of `PIECE` columns added up in float64."""
     if b.dtype == torch.float64 or b.shape[-1] <= SMALL:
         return (a @ b.mT).double()
     if b.dim() > 2:  # pieces of one matrix are views, those of several are copies
-        return torch.stack([_pieced(x, y) for x, y in zip(a, b, strict=True)])
+        return torch.stack([overlaps(x, y) for x, y in zip(a, b, strict=True)])
     whole = b.shape[-1] // PIECE * PIECE
     left, right = (x[:, :whole].view(len(x), -1, PIECE).transpose(0, 1) for x in (a, b))
     pieces: Tensor = left @ right.mT

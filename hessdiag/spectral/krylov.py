@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.errors import UsageError
-from hessdiag.spectral.inner import gram, rotate
+from hessdiag.spectral.inner import overlaps, rotate
 
 Array = NDArray[np.float64]
 
@@ -87,7 +87,7 @@ class Krylov:
     @cached_property
     def orthogonality(self) -> float:
         """Largest entry of ``|Q Qᵀ − I|``; ghosts appear when it passes the square root of rounding."""
-        products = gram(self.basis, self.basis)
+        products = overlaps(self.basis, self.basis)
         return float((products - torch.eye(self.size, dtype=torch.float64, device=products.device)).abs().max())
 
     def ritz_vectors(self, which: Sequence[int]) -> Tensor:
