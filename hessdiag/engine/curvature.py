@@ -157,11 +157,13 @@ class Curvature(SymmetricOperator):
         shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
         forms = torch.zeros(shape, dtype=wide, device=self.device)
         total = torch.zeros(rows.shape, dtype=wide if len(self.batches) > 1 else self.dtype, device=self.device)
+        sizes = [size for _, size in self.layout]
         with self._engine():
             for indices, products in self.by_batch(rows):
-                shares = torch.split(products * rows[:, None], [size for _, size in self.layout], dim=2)
-                forms[:, indices] = torch.stack([share.sum(2, dtype=wide) for share in shares], dim=2)
-                total += products.sum(1, dtype=total.dtype)
+                # a tensor at a time: what is multiplied for the forms never takes another vector's memory
+                pairs = zip(torch.split(products, sizes, 2), torch.split(rows[:, None], sizes, 2), strict=True)
+                forms[:, indices] = torch.stack([(hv * v).sum(2, dtype=wide) for hv, v in pairs], dim=2)
+                total += products.sum(1, dtype=total.dtype) if products.shape[1] > 1 else products[:, 0]
         forms = forms.cpu()
         self.forms.extend(forms.sum(2) / self.weights.clamp(min=1e-300))
         self.layer_forms.extend(forms.sum(1) / self.total_weight)
