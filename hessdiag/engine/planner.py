@@ -140,7 +140,7 @@ def _reason(way: str, seconds: dict[str, float], failures: dict[str, str], *, fi
 
 def _replayed(operator: Curvature, piece: Any, rows: Tensor) -> tuple[Tensor, Tensor, float]:
     """Products formed anew and again from a kept graph, and seconds: of the latter, where graphs will be kept."""
-    anew = _try(operator, "double_backward", piece, rows)
+    anew = _try(operator, "retained_graph", piece, rows)
     begun = time.perf_counter()
     graph = GradientGraph(operator.function, operator.kind, piece)
     building = time.perf_counter() - begun
