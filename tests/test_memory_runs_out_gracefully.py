@@ -132,6 +132,34 @@ def test_with_one_vector_and_one_example_it_is_refused(small_machine, limits):
     assert "\n" not in str(caught.value)
 
 
+def stack(**options):
+    """A network of alike blocks; with BatchNorm on batch statistics its batches cannot be cut."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(5, track_running_stats=False) if options.get("uncut") else nn.Identity()
+    blocks = [nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3)]
+    model = nn.Sequential(norm, *blocks, nn.Linear(5, 3)).double()
+    return Problem(model, {"train": (models.randn(40, 5), models.labels(40, 3))}, criterion="cross_entropy")
+
+
+@pytest.mark.parametrize("uncut", [False, True], ids=["one example does not fit", "batches cannot be cut"])
+def test_then_a_stack_of_blocks_goes_block_by_block(small_machine, uncut):
+    problem = stack(uncut=uncut)
+    op, seen = small_machine(problem=problem, examples=0)
+    op.divisible = not uncut
+    assert difference(op @ block(op), reference(problem) @ block(op)) < TOLERANCE
+    assert not seen
+    assert op.way == "layer_streamed"
+    assert "products go block by block (layer_streamed)" in op.notes[-1]
+    assert (op.micro_batch == 1) != uncut
+
+
+def test_where_blocks_do_not_fit_either_it_is_refused(small_machine, monkeypatch):
+    op, _ = small_machine(problem=stack(), examples=0)
+    monkeypatch.setitem(ways.WAYS, "layer_streamed", ways.WAYS["limited"])
+    with pytest.raises(MeasurementError, match=r"one vector and one example .*--params"):
+        _ = op @ block(op)
+
+
 def test_a_loss_that_depends_on_the_division_is_not_cut(small_machine):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).double()

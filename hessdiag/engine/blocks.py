@@ -85,6 +85,14 @@ def find_blocks(function: Functional) -> tuple[Block, ...]:
     return tuple(_block(function, name, known[name]) for name in names)
 
 
+def has_blocks(function: Functional) -> bool:
+    """Whether `find_blocks` finds any."""
+    try:
+        return bool(find_blocks(function))
+    except (MeasurementError, ProblemError):
+        return False
+
+
 def refuse(why: str) -> NoReturn:
     """Says what is not as the way needs it, and the way out.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessdiag.engine.blocks import has_blocks
 from hessdiag.engine.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.graphs import Graphs
@@ -221,6 +222,9 @@ class Curvature(SymmetricOperator):
         elif size > 1 and self.divisible:
             self.micro_batch = size // 2
             note = f"out of memory: batches are cut into {self.micro_batch} examples from here on"
+        elif self.way != "layer_streamed" and has_blocks(self.function):
+            self.way = "layer_streamed"
+            note = "out of memory: products go block by block (layer_streamed) from here on"
         elif size > 1:
             msg = f"out of memory with one vector ({failure}), and this loss depends on how a batch is cut: "
             raise MeasurementError(msg + "a smaller --batch-size, or --params")
