@@ -68,7 +68,7 @@ class GradientGraph:
                 materialize_grads=True,
             )
             products.append(self._flat(product))
-        return torch.stack(products)
+        return torch.stack(products) if len(products) > 1 else products[0][None]  # no copy of a long vector
 
     @property
     def _shape(self) -> tuple[int, ...]:

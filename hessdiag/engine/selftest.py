@@ -18,7 +18,7 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.planner import AGREEMENT, Plan, trial_vectors
 from hessdiag.engine.precision import in_double
-from hessdiag.engine.slopes import gradient
+from hessdiag.engine.slopes import gradient, slopes
 from hessdiag.engine.ways import WAYS
 from hessdiag.results import SelfTest
 
@@ -54,19 +54,17 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
     way = WAYS[operator.way]
 
     def product(row: Tensor) -> Tensor:
-        return way(function, operator.kind, piece, row[None])[0].double()
+        return way(function, operator.kind, piece, row[None])[0]
 
     with function.measuring():
         hu, hv = product(u), product(v)
-        torch.rand(1)  # moves the random stream on: noise inside the model must not repeat by chance
-        again = product(v)
-        scale = max(float(hv.norm()), 1e-300)
-        repeatability = float((again - hv).norm()) / scale
-        length = float(u.double().norm())
-        symmetry = abs(float(u.double() @ hv - v.double() @ hu)) / max(
-            length * max(float(hu.norm()), scale), 1e-300
-        )
+        scale = max(_norm(hv), 1e-300)
+        symmetry = abs(_dot(function, u, hv) - _dot(function, v, hu))
+        symmetry /= max(_norm(u) * max(_norm(hu), scale), 1e-300)
         symmetry *= math.sqrt(operator.size)  # of random vectors, a product's share along another is 1/√P
+        del u, hu  # what is held here is held in float64 below
+        torch.rand(1)  # moves the random stream on: noise inside the model must not repeat by chance
+        repeatability = _norm(product(v) - hv) / scale
         difference = _differences(operator, v, hv)
     operator.floor = max(16 * torch.finfo(operator.dtype).eps, FLOOR_MARGIN * repeatability)
     if plan.agreement is not None:
@@ -98,31 +96,45 @@ def _differences(operator: Curvature, row: Tensor, product: Tensor) -> _Differen
     if operator.kind != "hessian":
         # G and R are no derivative of a gradient; H = G + R is what differences can check
         check = operator.sibling("hessian")
-        product = WAYS[operator.way](check.function, "hessian", _piece(operator), row[None])[0].double()
+        product = WAYS[operator.way](check.function, "hessian", _piece(operator), row[None])[0]
     function, steps, precision = in_double(operator), STEPS, "float64"
     if function is None:
         function, steps, precision = operator.function, SINGLE_STEPS, str(operator.dtype).removeprefix("torch.")
     piece = function.place(operator.trial)
-    unit = row.to(function.dtype) / float(row.double().norm())
-    expected = product / float(row.double().norm())
-    slope_here = gradient(function, piece).double()
-    downhill = slope_here / max(float(slope_here.norm()), 1e-300)
-    scale = float(function.flat(function.theta).detach().double().norm()) or 1.0
+    slope = gradient(function, piece)
+    slope_norm = _norm(slope)
+    downhill = (slope / max(slope_norm, 1e-300)).to(operator.dtype)
+    del slope
+    scale = math.hypot(*(_norm(t.detach()) for t in function.theta)) or 1.0
+    length = _norm(row)
     best = _Differences(math.inf, math.inf, "", precision)
     for step in steps:
         h = step * scale
-        numeric = (
-            gradient(function, piece, function.shifted(unit, h)).double()
-            - gradient(function, piece, function.shifted(unit, -h)).double()
-        ) / (2 * h)
-        error, worst = _worst_tensor(operator, expected, numeric)
+        up, down = (_slopes_at(function, piece, row, s * h / length) for s in (1, -1))
+        error, worst = _worst_tensor(operator, product, up, down, length / (2 * h))
+        del up, down
         if error < best.product:
             best = _Differences(error, best.slope, worst, precision)
-        slope = _slope_error(function, piece, downhill.to(function.dtype), h, float(slope_here.norm()))
-        best = _Differences(best.product, min(best.slope, slope), best.worst, precision)
+        slope_error = _slope_error(function, piece, downhill, h, slope_norm)
+        best = _Differences(best.product, min(best.slope, slope_error), best.worst, precision)
         if max(best.product, best.slope) <= SETTLED:
             break
     return best
+
+
+def _slopes_at(function: Functional, piece: Any, direction: Tensor, step: float) -> tuple[Tensor, ...]:
+    theta = function.shifted(direction, step)
+    return slopes(function.total(theta, piece), theta)
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def _dot(function: Functional, a: Tensor, b: Tensor) -> float:
+    """aᵀb in float64, a tensor at a time."""
+    pairs = zip(function.split(a), function.split(b), strict=True)
+    return math.fsum(float((x.double() * y.double()).sum()) for x, y in pairs)
 
 
 def _slope_error(function: Functional, piece: Any, direction: Tensor, h: float, expected: float) -> float:
@@ -135,15 +147,19 @@ def _slope_error(function: Functional, piece: Any, direction: Tensor, h: float, 
     return abs((up - down) / (2 * h) - expected) / (expected + noise)
 
 
-def _worst_tensor(operator: Curvature, product: Tensor, numeric: Tensor) -> tuple[float, str]:
+def _worst_tensor(
+    operator: Curvature, product: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...], factor: float
+) -> tuple[float, str]:
     """Largest relative error over tensors; a tensor with next to no curvature counts against the whole."""
-    pieces = zip(operator.layout, operator.function.split(product), operator.function.split(numeric), strict=True)
-    whole = float(numeric.norm())
+    norms = []
+    for mine, above, below in zip(operator.function.split(product), up, down, strict=True):
+        theirs = (above - below).double() * factor
+        norms.append((_norm(mine), _norm(theirs), _norm(mine.double() - theirs)))
+    whole = math.hypot(*(theirs for _, theirs, _ in norms))
     worst, name = 0.0, operator.layout[0][0]
-    for (label, size), mine, theirs in pieces:
+    for (label, size), (mine_norm, theirs_norm, off) in zip(operator.layout, norms, strict=True):
         share = whole * math.sqrt(size / operator.size)
-        scale = max(float(theirs.norm()), float(mine.norm()), 0.02 * share, 1e-300)
-        error = float((mine - theirs).norm()) / scale
+        error = off / max(theirs_norm, mine_norm, 0.02 * share, 1e-300)
         if not error <= worst:
             worst, name = error, label
     return worst, name
