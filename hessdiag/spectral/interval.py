@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit  # scipy.stats takes 1 s to import
 
 from hessdiag.errors import UsageError
 from hessdiag.results import at_least
@@ -88,12 +88,12 @@ def sum_half(sources: list[tuple[float, int]], confidence: float) -> float:
     if variance == 0:
         return 0.0
     freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in sources)
-    return float(student.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
+    return _quantile(confidence, freedom) * math.sqrt(variance)
 
 
 @cache
-def _quantile(confidence: float, freedom: int) -> float:
-    return float(student.ppf((1 + confidence) / 2, freedom))
+def _quantile(confidence: float, freedom: float) -> float:
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _skewness(samples: NDArray[np.float64]) -> float:
