@@ -125,6 +125,21 @@ class Watch:
                 self.lower = max(self.lower, bound(low, -1))
         self.history.append((self.run.products, high, low, self.upper, self.lower))
 
+    def gaps(self, rtol: float, top: int) -> dict[str, tuple[float, float]]:
+        """How far what is wanted is known at the last look, and how far was asked: relative ``rtol``."""
+        run = self.run
+        _, high, low, upper, lower = self.history[-1]
+        radius = max(abs(high), abs(low))
+        gaps: dict[str, tuple[float, float]] = {}
+        if "max" in self.which:
+            gaps["lambda_max"] = (upper - high, rtol * abs(high))
+        if "min" in self.which:
+            gaps["lambda_min"] = (low - lower, rtol * radius)
+        if top > 1:
+            _, vectors = np.linalg.eigh(run.T[: run.size, : run.size])
+            gaps[f"top {top}"] = (float(run.beta * np.abs(vectors[-1, -top:]).max()), rtol * radius)
+        return gaps
+
     def convergence(self) -> Convergence:
         """The record, as columns."""
         steps, high, low, upper, lower = zip(*self.history, strict=True)
