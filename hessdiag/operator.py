@@ -121,7 +121,8 @@ class ClosureOperator(SymmetricOperator):
         self._matmat = matmat
 
     def _apply(self, rows: Tensor) -> Tensor:
-        return self._matmat(rows.T).T.to(device=self.device, dtype=self.dtype)
+        product = self._matmat(rows.T).T.to(device=self.device, dtype=self.dtype)
+        return product.clone(memory_format=torch.contiguous_format)  # it may be the other's own
 
 
 def as_operator(operator: Any) -> SymmetricOperator:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hessdiag.errors import BudgetError
+from hessdiag.operator import ClosureOperator, as_operator
 from hessdiag.results import Metric
 from hessdiag.spectral import (
     density,
@@ -97,7 +98,7 @@ def test_a_full_run_needs_no_probes(name: str):
 def test_density_is_the_spectrum(name: str, steps: int, function):
     matrix = MATRICES[name]
     size, eigenvalues = matrix.shape[0], np.linalg.eigvalsh(matrix.numpy())
-    run = density(_operator(matrix), size, size, 0, lanczos(matrix, steps=steps) if steps else None)
+    run = density(as_operator(matrix), size, size, 0, lanczos(matrix, steps=steps) if steps else None)
     nodes, weights = np.array(run.spectrum.merged()).T
     assert run.exact
     assert (weights * function(nodes)).sum() == pytest.approx(function(eigenvalues).mean(), abs=1e-11)
@@ -107,18 +108,46 @@ def test_density_is_the_spectrum(name: str, steps: int, function):
         assert share.hi - share.lo < 1e-12
 
 
-def _operator(matrix: torch.Tensor):
-    from hessdiag.operator import as_operator
-
-    return as_operator(matrix)
-
-
 def test_fewer_probes_are_not_called_exact():
     matrix = MATRICES["distinct"]
     assert trace(matrix, num_probes=11).kind == "probes"
     with pytest.raises(BudgetError, match="1 more"):
         trace(matrix, num_probes=1)
-    assert not forms(_operator(matrix), None, 11, 0).exact
+    assert not forms(as_operator(matrix), None, 11, 0).exact
+
+
+class Remembering:
+    """An operator that hands out its own memory: what it returns must not be written into."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
+        self.answers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __matmul__(self, block: torch.Tensor) -> torch.Tensor:
+        for asked, answer in self.answers:
+            if torch.equal(asked, block):
+                return answer
+        self.answers.append((block.clone(), self.matrix @ block))
+        return self.answers[-1][1]
+
+
+def own_memory_stays_whole() -> bool:
+    held = Remembering(MATRICES["distinct"])
+    first = lanczos(held, steps=5, seed=1).ritz_values
+    again = lanczos(held, steps=5, seed=1).ritz_values
+    return len(held.answers) == 5 and np.array_equal(first, again)
+
+
+def test_what_an_operator_returns_stays_its_own():
+    assert own_memory_stays_whole()
+    same = as_operator(torch.eye(6, dtype=torch.float64))
+    same._matmat = lambda block: block
+    assert lanczos(same, steps=3).ritz_values == pytest.approx([1.0])
+
+
+def test_this_promise_would_notice_borrowed_memory(monkeypatch):
+    monkeypatch.setattr(ClosureOperator, "_apply", lambda self, rows: self._matmat(rows.T).T)
+    assert not own_memory_stays_whole()
 
 
 BROKEN = {
