@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import ClosureOperator, as_operator
-from hessdiag.spectral import Extremes, extremes, lanczos
+from hessdiag.spectral import Extremes, extremes, inner, lanczos
 
 
 def dense(eigenvalues: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -129,6 +131,68 @@ def without_lower_certificate(result: Extremes) -> Extremes:
     return dataclasses.replace(
         result, lambda_min=dataclasses.replace(result.lambda_min, lo=result.lambda_min.value)
     )
+
+
+def large() -> ClosureOperator:
+    """20,000 float32 eigenvalues: inner products are added up in pieces here."""
+    spread = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.05
+    values = torch.cat([torch.arange(1.0, 11.0) * 3, spread[10:]])[:, None]
+    return ClosureOperator(lambda block: values * block, 20_000, dtype=torch.float32)
+
+
+def test_a_large_float32_run_stays_orthogonal():
+    result = extremes(large())
+    assert result.krylov.size > 30
+    assert result.krylov.orthogonality < 2e-6
+    assert result.lambda_max is not None and result.lambda_max.lo <= 30.0 <= result.lambda_max.hi
+    assert not result.warnings
+
+
+def test_this_promise_would_notice_vectors_that_are_not_projected(monkeypatch):
+    room = importlib.import_module("hessdiag.spectral.lanczos")
+
+    def near(work, basis):
+        found = torch.zeros(1, len(basis), dtype=torch.float64)
+        found[:, -2:] = inner.project_out(work, basis[-2:])
+        return found
+
+    monkeypatch.setattr(room, "continue_basis", near)
+    run = lanczos(large(), steps=40)
+    assert run.orthogonality > 0.1
+
+
+class Precisions(TorchDispatchMode):
+    """How exact products of float32 matrices were allowed to be, each time one was formed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if "mm" in str(operation):
+            self.seen.add(torch.get_float32_matmul_precision())
+        return operation(*args, **(kwargs or {}))
+
+
+def precisions() -> set[str]:
+    op = large()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with Precisions() as recorded:
+            lanczos(op, steps=8)
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    return recorded.seen
+
+
+def test_vectors_are_projected_in_full_precision_whatever_is_allowed():
+    assert precisions() == {"highest"}
+
+
+def test_this_promise_would_notice_tensorfloat(monkeypatch):
+    monkeypatch.setattr(inner, "_taken", inner._taken.__wrapped__)
+    assert precisions() != {"highest"}
 
 
 BROKEN = {"no upper certificate": without_upper_certificate, "no lower certificate": without_lower_certificate}

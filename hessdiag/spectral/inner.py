@@ -9,6 +9,7 @@ the basis itself is, in a tenth of the time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ WINDOW = 1 << 17  # float64 elements widened at once: 1 MiB stays in the cache, 
 SMALL = 8 * 1024  # columns that float32 may add up by itself: an optimal kernel keeps many partial sums
 PIECE = 1024  # columns whose products are added up in float32
 TWICE_BELOW = 0.5  # of a row's length
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products as float32, whatever the program around has allowed (TF32 leaves three digits)."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
@@ -75,6 +87,7 @@ def continue_basis(work: Tensor, basis: Tensor) -> Tensor:
     return total
 
 
+@full_precision()
 def _taken(work: Tensor, basis: Tensor) -> Tensor:
     coefficients = overlaps(work, basis)
     subtract = work.addmm_ if work.dim() == 2 else work.baddbmm_
@@ -82,6 +95,7 @@ def _taken(work: Tensor, basis: Tensor) -> Tensor:
     return coefficients
 
 
+@full_precision()
 def overlaps(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of rows of one dtype, multiplied in it, pieces of `PIECE` columns added up in float64."""
     if b.dtype == torch.float64 or b.shape[-1] <= SMALL:
