@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessdiag.engine import graphs, planner
+from hessdiag.engine import curvature, graphs, planner
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.ways import EXACT_WAYS
 from tests import models
@@ -91,6 +91,20 @@ def test_the_planner_tries_batches_together_and_takes_the_faster(monkeypatch):
     assert plan.way == "stacked_graph"
     assert plan.seconds["stacked_graph"] == pytest.approx(1.0)
     assert plan.agreement < 1e-12
+
+
+def test_batches_are_tried_together_only_where_that_may_pay(monkeypatch):
+    problem, _ = truth("mlp")
+    tried = []
+    monkeypatch.setattr(planner, "_stacked", lambda *_: tried.append(1))
+    planner.choose(operator(problem), fixed=False, products=planner.WORTH_STACKING - 1)
+    monkeypatch.setattr(curvature, "STACKED_WORK", 1)
+    planner.choose(operator(problem), fixed=False)
+    assert not tried
+    monkeypatch.undo()
+    monkeypatch.setattr(planner, "_stacked", lambda *_: tried.append(1))
+    planner.choose(operator(problem), fixed=False, products=planner.WORTH_STACKING)
+    assert tried
 
 
 def test_batches_go_one_by_one_where_together_they_do_not_fit(monkeypatch):

@@ -88,6 +88,7 @@ class Measurement:
             self.samples,
             kind=settings.operator,
             way=settings.way,
+            products=planned(settings),
             dtype=getattr(torch, settings.dtype) if settings.dtype else None,
             device=_device(settings.device),
             block=settings.block,

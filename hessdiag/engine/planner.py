@@ -26,6 +26,7 @@ HANDICAP = {"stacked_graph": 0.7, "forward_over_reverse": 1.5}
 the last bit; and forward mode gains less over a sweep than one vector says."""
 LONG_TRIAL = 0.02  # seconds: beyond, two calls are enough
 TRIALS = 4
+WORTH_STACKING = 20  # products: the trial costs about 8
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
 """Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
 
@@ -84,8 +85,11 @@ def hessian(
     return curvature
 
 
-def choose(operator: Curvature, *, fixed: bool) -> Plan:
+def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> Plan:
     """Try the exact ways on a vector; costs about 3 products and 3 gradients of 16 examples.
+
+    With small batches, and ``products`` (how many will be formed) unknown or enough to pay for it, it is also
+    tried whether all batches together are faster.
 
     Double backward comes first. Forward mode, which is slower on every network tried and makes torch load its
     compiler (1.5 CPU seconds of a process), is tried where double backward fails; and for G and R, which no
@@ -124,7 +128,8 @@ def choose(operator: Curvature, *, fixed: bool) -> Plan:
             msg = f"no exact product works here ({why}): replace the operation, or --way finite_difference"
         raise MeasurementError(msg)
     agreements = [_agreement(list(results.values()))]
-    if "retained_graph" in seconds and not fixed and operator.kind != "ggn" and operator.stackable:
+    many = products is None or products >= WORTH_STACKING
+    if many and "retained_graph" in seconds and not fixed and operator.kind != "ggn" and operator.stackable:
         agreements.append(_stacked(operator, seconds, failures))
     way = min(seconds, key=lambda name: seconds[name] * HANDICAP.get(name, 1.0))
     known = [off for off in agreements if off is not None]

@@ -63,7 +63,13 @@ class Preflight:
 
 
 def preflight(
-    problem: Problem, samples: SampleSet, *, kind: Kind = "hessian", way: str = "auto", **options: Any
+    problem: Problem,
+    samples: SampleSet,
+    *,
+    kind: Kind = "hessian",
+    way: str = "auto",
+    products: int | None = None,
+    **options: Any,
 ) -> Preflight:
     """Check a problem and choose the way its products are formed; about 4 gradients of the sample set.
 
@@ -72,6 +78,7 @@ def preflight(
         samples: on what.
         kind: "hessian", "ggn" or "residual".
         way: "auto", or one of `ways.WAYS`.
+        products: how many will be formed, about, if known.
         **options: dtype, device, block of `Curvature`.
 
     Returns:
@@ -95,7 +102,7 @@ def preflight(
     if way == "finite_difference":
         findings += _kinks(operator)
     try:
-        plan = choose(operator, fixed=way != "auto")
+        plan = choose(operator, fixed=way != "auto", products=products)
         operator.way = plan.way
         numbers, faults = self_test(operator, plan)
     except (RuntimeError, MemoryError) as error:
