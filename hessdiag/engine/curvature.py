@@ -159,18 +159,20 @@ class Curvature(SymmetricOperator):
     def _apply(self, rows: Tensor) -> Tensor:
         shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
         forms = torch.zeros(shape, dtype=wide, device=self.device)
-        total = torch.zeros(rows.shape, dtype=wide if len(self.batches) > 1 else self.dtype, device=self.device)
+        whole = len(self.batches) == 1
+        total = torch.zeros(() if whole else rows.shape, dtype=wide, device=self.device)
         sizes = [size for _, size in self.layout]
         with self._engine():
             for indices, products in self.by_batch(rows):
                 # a tensor at a time: what is multiplied for the forms never takes another vector's memory
                 pairs = zip(torch.split(products, sizes, 2), torch.split(rows[:, None], sizes, 2), strict=True)
                 forms[:, indices] = torch.stack([(hv * v).sum(2, dtype=wide) for hv, v in pairs], dim=2)
-                total += products.sum(1, dtype=total.dtype) if products.shape[1] > 1 else products[:, 0]
+                part = products.sum(1, dtype=wide) if products.shape[1] > 1 else products[:, 0]
+                total = part if whole else total.add_(part)
         forms = forms.cpu()
         self.forms.extend(forms.sum(2) / self.weights.clamp(min=1e-300))
         self.layer_forms.extend(forms.sum(1) / self.total_weight)
-        total /= self.total_weight
+        total = total / self.total_weight if whole else total.div_(self.total_weight)
         return total.to(self.dtype)
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
