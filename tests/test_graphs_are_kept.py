@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -128,6 +130,47 @@ def _careless(self, batch, rows):
     if not self._kept:
         self._kept[0] = (batch, GradientGraph(self._function, self._kind, batch))
     return self._kept[0][1].products(rows)
+
+
+BUILD = """
+import resource, torch
+from hessdiag import Problem
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.graphs import GradientGraph
+from hessdiag.samples import draw
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(8, 512), torch.nn.Tanh(), torch.nn.Linear(512, 512), torch.nn.ReLU())
+data = [(torch.randn(2048, 8), torch.randint(512, (2048,)))]  # 4 MiB for every layer's output
+operator = Curvature(Problem(model, {"train": data}, criterion="cross_entropy"), draw(data))
+peaks = []
+for _ in range(16):
+    graph = GradientGraph(operator.function, "hessian", operator.batches[0])
+    graph.products(torch.ones(1, operator.size))
+    del graph
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((peaks[-1] - peaks[3]) / peaks[3])
+"""
+SPOILED = """
+import torch
+hooks = torch.autograd.graph.saved_tensors_hooks
+torch.autograd.graph.saved_tensors_hooks = lambda pack, unpack: hooks(lambda t: (pack(t), t)[1], unpack)
+"""
+
+
+def growth(before: str = "") -> float:
+    """Of the largest memory of a process that builds 16 graphs, from the fourth on, as a share."""
+    done = subprocess.run([sys.executable, "-c", before + BUILD], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def test_a_graph_that_is_let_go_leaves_no_memory():
+    assert growth() < 0.05
+
+
+def test_this_promise_would_notice_graphs_that_stay():
+    assert growth(SPOILED) > 0.15
 
 
 BROKEN = {

@@ -45,7 +45,7 @@ class GradientGraph:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
                 sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # as it is, an operation's own output would hold its graph for ever
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             gradient = slopes(scalar(), theta, create_graph=True)
