@@ -8,7 +8,8 @@ to SciPy through `SymmetricOperator.to_scipy`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -172,3 +173,14 @@ def _from_scipy(operator: Any, size: int) -> SymmetricOperator:
         return torch.from_numpy(np.asarray(operator @ block.cpu().double().numpy(), dtype=np.float64))
 
     return ClosureOperator(matmat, size)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products as float32, whatever the program around has allowed (TF32 leaves three digits)."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)

@@ -132,10 +132,10 @@ def test_with_one_vector_and_one_example_it_is_refused(small_machine, limits):
     assert "\n" not in str(caught.value)
 
 
-def stack(**options):
+def stack(*, uncut=False):
     """A network of alike blocks; with BatchNorm on batch statistics its batches cannot be cut."""
     torch.manual_seed(0)
-    norm = nn.BatchNorm1d(5, track_running_stats=False) if options.get("uncut") else nn.Identity()
+    norm = nn.BatchNorm1d(5, track_running_stats=False) if uncut else nn.Identity()
     blocks = [nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3)]
     model = nn.Sequential(norm, *blocks, nn.Linear(5, 3)).double()
     return Problem(model, {"train": (models.randn(40, 5), models.labels(40, 3))}, criterion="cross_entropy")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
+from hessdiag.operator import full_precision
 from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 
@@ -123,7 +124,6 @@ class Functional:
         modes = [(module, module.training) for module in self._model.modules()]
         cuda = [self.device] if self.device.type == "cuda" else []
         has_rnn = any(isinstance(module, nn.RNNBase) for module, _ in modes)
-        precision = torch.get_float32_matmul_precision()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=cuda))
             # no other attention kernel has second derivatives (pytorch#116350)
@@ -132,13 +132,12 @@ class Functional:
             cudnn = torch.backends.cudnn.flags(enabled=not has_rnn, allow_tf32=False)
             stack.enter_context(cudnn)
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(full_precision())
             try:
-                torch.set_float32_matmul_precision("highest")
                 for module, _ in modes:
                     module.training = False
                 yield
             finally:
-                torch.set_float32_matmul_precision(precision)
                 for module, training in modes:
                     module.training = training
 

@@ -150,8 +150,14 @@ def _replayed(operator: Curvature, piece: Any, rows: Tensor) -> tuple[Tensor, Te
     graph = GradientGraph(operator.function, operator.kind, piece)
     building = time.perf_counter() - begun
     again, seconds = _timed(lambda: graph.products(rows))
-    scale = operator.samples.examples / (row_count(piece) or operator.samples.examples)
-    return anew, again, seconds if graph.held * scale <= operator.graphs.room else seconds + building
+    kept = graph.held * trials_in(operator) <= operator.graphs.room
+    return anew, again, seconds if kept else seconds + building
+
+
+def trials_in(operator: Curvature) -> float:
+    """How many times the trial's examples the sample set has."""
+    examples = operator.samples.examples
+    return examples / (row_count(operator.trial) or examples)
 
 
 def _stacked(operator: Curvature, seconds: dict[str, float], failures: dict[str, str]) -> float | None:

@@ -17,7 +17,7 @@ import torch
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory
-from hessdiag.engine.planner import Plan, choose
+from hessdiag.engine.planner import Plan, choose, trials_in
 from hessdiag.engine.selftest import Fault, self_test
 from hessdiag.engine.slopes import Kind
 from hessdiag.engine.ways import EXACT_WAYS
@@ -112,9 +112,8 @@ def preflight(
     findings += [_ways(plan), *_tested(numbers, faults)]
     begun = time.perf_counter()
     norm = float(operator.gradient().norm())
-    pieces = samples.examples / (row_count(operator.trial) or samples.examples)
     # the only gradient of the whole set may be slow to begin with: 2.4 times on a small GPT
-    seconds = min(time.perf_counter() - begun, pieces * plan.gradient_seconds)
+    seconds = min(time.perf_counter() - begun, trials_in(operator) * plan.gradient_seconds)
     findings.append(
         Finding("note", "gradient", f"‖gradient‖ = {norm:.3g}: the checkpoint is this far from stationary")
     )

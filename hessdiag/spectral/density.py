@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Estimate, Provenance, Quadrature, Spectrum, at_least
 from hessdiag.spectral.deflation import STREAM, Forms, from_values, unit_probes
-from hessdiag.spectral.inner import gram
+from hessdiag.spectral.inner import dots
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
@@ -159,7 +159,7 @@ def _first_forms(known: Krylov | None, block: torch.Tensor, alphas: Array, betas
     """uᵀHu = α₁ and ‖PHu‖² = α₁² + β₁² less what HQ = QT + βqeₖᵀ says of QᵀHu, (2, n)."""
     squares = alphas**2 + betas**2
     if known is not None and known.residual is not None:
-        overlap = gram(block, known.residual[None])[:, 0].cpu().numpy()
+        overlap = dots(block, known.residual.expand_as(block)).cpu().numpy()
         squares = squares - (known.beta * overlap) ** 2
     return np.stack([alphas, squares.clip(min=0)])
 

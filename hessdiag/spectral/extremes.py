@@ -18,7 +18,7 @@ from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Convergence, Provenance, RitzValue
 from hessdiag.spectral.certificate import Side, Watch
-from hessdiag.spectral.inner import gram, norms
+from hessdiag.spectral.inner import dots, norms
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.lanczos import Lanczos, basis_size
 from hessdiag.spectral.warm import Warm, beginning
@@ -222,7 +222,7 @@ def rayleigh(vectors: Tensor, images: Tensor) -> list[tuple[float, float]]:
     pairs = []
     for vector, image in zip(vectors, images, strict=True):
         length = float(norms(vector[None])[0])
-        theta = float(gram(vector[None], image[None])[0, 0]) / length**2
+        theta = float(dots(vector[None], image[None])[0]) / length**2
         residual = image.double() - theta * vector.double()
         pairs.append((theta, float(torch.linalg.vector_norm(residual)) / length))
     return pairs

@@ -9,37 +9,16 @@ the basis itself is, in a tenth of the time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from hessdiag.operator import full_precision
 
 WINDOW = 1 << 17  # float64 elements widened at once: 1 MiB stays in the cache, 32 MiB took 1.5 times as long
 SMALL = 8 * 1024  # columns that float32 may add up by itself: an optimal kernel keeps many partial sums
 PIECE = 1024  # columns whose products are added up in float32
 TWICE_BELOW = 0.5  # of a row's length
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 products as float32, whatever the program around has allowed (TF32 leaves three digits)."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
-
-
-def gram(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of rows, (..., n, d) with (..., m, d) to (..., n, m) in float64."""
-    if b.dtype == torch.float64:
-        whole: Tensor = a.double() @ b.mT
-        return whole
-    total = torch.zeros((*a.shape[:-1], b.shape[-2]), dtype=torch.float64, device=a.device)
-    for part in windows(b):
-        total += a[..., part].double() @ b[..., part].double().mT
-    return total
 
 
 def norms(rows: Tensor) -> Tensor:
