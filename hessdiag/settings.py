@@ -39,6 +39,7 @@ class Settings:
         device: "cpu", "cuda", "cuda:1"; None: where the model is.
         way: how products are formed; "auto" tries and chooses.
         rtol: relative width to which the extremes are certified (λ_min: relative to the spectral radius).
+        trace_rtol: relative standard error of the trace at which its own probes stop; None: all of ``probes``.
         probes: random quadratic forms, for trace, ‖H‖_F² and what follows from them. 32: with deflation 1 % of
             the trace on a trained network, and enough for t intervals to cover.
         density_probes: of these, how many are continued into the density.
@@ -60,6 +61,7 @@ class Settings:
     device: str | None = None
     way: str = "auto"
     rtol: float = 1e-3
+    trace_rtol: float | None = None
     probes: int = 32
     density_probes: int = 8
     steps: int = 40
@@ -93,9 +95,10 @@ class Settings:
             if value is not None and value < 1:
                 msg = f"--{option.replace('_', '-')} {value}: at least 1 is needed"
                 raise UsageError(msg)
-        if not 0 < self.rtol < 1:
-            msg = f"--rtol {self.rtol}: allowed is more than 0 and less than 1"
-            raise UsageError(msg)
+        for option, tolerance in (("--rtol", self.rtol), ("--trace-rtol", self.trace_rtol)):
+            if tolerance is not None and not 0 < tolerance < 1:
+                msg = f"{option} {tolerance}: allowed is more than 0 and less than 1"
+                raise UsageError(msg)
         if not 0.5 <= self.confidence < 1:
             msg = f"--confidence {self.confidence}: allowed is 0.5 to less than 1"
             raise UsageError(msg)

@@ -39,7 +39,7 @@ def analyze(
         quantities: names out of `results.QUANTITIES`; by default all.
         progress: called with (stage, done, total).
         **options: the other fields of `Settings`: samples, batch_size, seed, split, params, operator, dtype,
-            device, way, rtol, probes, density_probes, steps, max_steps, top, confidence, block.
+            device, way, rtol, trace_rtol, probes, density_probes, steps, max_steps, top, confidence, block.
 
     Returns:
         The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 400 products.

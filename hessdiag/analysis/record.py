@@ -66,7 +66,7 @@ def key_of(subject: Mapping[str, Any], surroundings: Mapping[str, Any], settings
     computed_by = {name: surroundings[name] for name in COMPUTED_BY}
     # the fingerprint does not see the model's code: the same weights in another function have another loss
     code = [f"{surroundings[name]:.6g}" for name in ("loss", "gradient_norm")]
-    asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block]
+    asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block, settings.trace_rtol]
     text = json.dumps([subject, computed_by, code, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

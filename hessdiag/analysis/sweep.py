@@ -14,7 +14,7 @@ import torch
 from hessdiag.analysis.closed import closed_trace
 from hessdiag.analysis.needs import DEFLATION_STEPS, needs_forms, needs_run, needs_square, uses_trace
 from hessdiag.analysis.population import batch_error
-from hessdiag.analysis.traces import ModelTrace, contradiction, model_trace, with_trace
+from hessdiag.analysis.traces import ModelTrace, contradiction, model_trace, shortfall, with_trace
 from hessdiag.closed_form import ClosedForm, Recognized
 from hessdiag.engine.curvature import Curvature
 from hessdiag.results import (
@@ -36,6 +36,7 @@ from hessdiag.spectral import (
     effective_rank_from,
     extremes,
     forms,
+    forms_to,
     frobenius_bound,
     frobenius_squared_from,
     known_half,
@@ -112,6 +113,9 @@ class Sweep:
         elif needs_forms(s, model):
             self._forms(found)
             self._moments(found)
+        trace = found.metrics.get("trace")
+        if isinstance(trace, Estimate):
+            found.warnings += shortfall(trace, s)
         return found
 
     def _extremes(self, found: Found) -> None:
@@ -167,7 +171,10 @@ class Sweep:
 
     def _forms(self, found: Found) -> None:
         s, op = self.settings, self.operator
-        if found.forms is None:
+        if found.forms is None and s.trace_rtol is not None and not needs_square(s):
+            found.forms = forms_to(op, found.krylov, s.probes, s.seed, s.trace_rtol)
+            found.first_form = len(op.forms) - len(found.forms.trace)  # after those that said how many
+        elif found.forms is None:
             found.forms = forms(op, found.krylov, s.probes, s.seed)
         elif not found.forms.exact and s.probes > s.density_probes:
             more = forms(op, known_half(found.krylov), s.probes - s.density_probes, s.seed, first=s.density_probes)

@@ -17,9 +17,11 @@ from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Prov
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms, rademacher
-from hessdiag.spectral.interval import mean_interval, sum_half
+from hessdiag.spectral.interval import PILOT, enough, mean_interval, sum_half
 
 Array = NDArray[np.float64]
+
+BEYOND = 1.25  # of the standard error asked for: from 8 probes it is itself known to a quarter
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
     """tr(H), or tr(G), through per-example gradients.
 
     Cost: C backward passes of per-example gradients for C outputs per example, or 16 with signs at the outputs;
-    ``settings.probes`` products with R where some tensor is curved.
+    ``settings.probes`` products with R where some tensor is curved, or what ``settings.trace_rtol`` needs of them.
 
     Returns:
         The trace; or one line saying why it has to come from probes on H.
@@ -55,30 +57,47 @@ def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
     if isinstance(gauss_newton, str):
         return gauss_newton
     curved = curved_tensors(operator) if operator.kind == "hessian" else ()
-    residual = _residual(operator, curved, settings) if curved else None
+    residual = _residual(operator, curved, settings, gauss_newton.draws.numpy()) if curved else None
     parts = _Parts(operator, gauss_newton, curved, residual, settings.confidence)
-    return ModelTrace(parts.estimate(settings), parts.layers(), parts.note(), settings.probes if curved else 0)
+    spent = residual.products if residual is not None else 0
+    return ModelTrace(parts.estimate(settings), parts.layers(), parts.note(), spent)
 
 
 @dataclass(frozen=True)
 class _Forms:
-    """z·Rz for signs z inside the curved tensors, (n, tensors) and (n, batches)."""
+    """z·Rz for signs z inside the curved tensors, (n, tensors) and (n, batches), and the products spent."""
 
     tensors: Array
     batches: Array
+    products: int
 
 
-def _residual(operator: Curvature, curved: tuple[str, ...], settings: Settings) -> _Forms:
+def _residual(
+    operator: Curvature, curved: tuple[str, ...], settings: Settings, draws: Array | None = None
+) -> _Forms:
+    """As many probes as asked for; with a tolerance, as many as it takes beside ``draws`` of tr(G), (n,)."""
     R = operator.sibling("residual")
     mask = torch.cat([torch.full((size,), name in curved) for name, size in operator.layout]).to(operator.device)
-    for begin in range(0, settings.probes, operator.block):
-        indices = range(begin, min(begin + operator.block, settings.probes))
-        rows = torch.stack([rademacher(operator, settings.seed, "residual", i) for i in indices])
-        R.rows(torch.where(mask, rows, torch.zeros_like(rows)))
-        if operator.watch is not None:
-            operator.watch(operator.products + R.products)
+
+    def probe(stream: str, number: int) -> Array:
+        for begin in range(0, number, operator.block):
+            indices = range(begin, min(begin + operator.block, number))
+            rows = torch.stack([rademacher(operator, settings.seed, stream, i) for i in indices])
+            R.rows(torch.where(mask, rows, torch.zeros_like(rows)))
+            if operator.watch is not None:
+                operator.watch(operator.products + R.products)
+        return torch.stack(R.layer_forms[-number:]).numpy()
+
+    number = settings.probes
+    if settings.trace_rtol is not None and number > 2 * PILOT:
+        pilot = probe("residual pilot", PILOT).sum(1)
+        beside, error, _ = _sum([draws] if draws is not None else [], settings.confidence)
+        allowed = settings.trace_rtol * abs(beside + float(pilot.mean()))
+        # where tr(G) is the worse known, products would be spent in vain
+        number = enough(pilot, math.sqrt(max(allowed**2 - error**2, allowed**2 / 4)), number - PILOT)
+    tensors = probe("residual", number)
     operator.seconds += R.seconds
-    return _Forms(torch.stack(R.layer_forms).numpy(), torch.stack(R.forms).numpy())
+    return _Forms(tensors, torch.stack(R.forms[-number:]).numpy(), R.products)
 
 
 @dataclass(frozen=True)
@@ -100,7 +119,7 @@ class _Parts:
         exact = self.kind == "exact"
         settings_used: dict[str, int | float | str] = {"gradients": self.G.gradients, "seed": settings.seed}
         if self.R is not None:
-            settings_used |= {"probes": settings.probes, "curved_tensors": len(self.curved)}
+            settings_used |= {"probes": len(self.R.tensors), "curved_tensors": len(self.curved)}
         estimate = Estimate(
             quantity="trace",
             value=value,
@@ -114,7 +133,7 @@ class _Parts:
             provenance=Provenance(
                 method=self.note(),
                 settings=settings_used,
-                products=settings.probes if self.R is not None else 0,
+                products=self.R.products if self.R is not None else 0,
                 dtype=str(self.operator.dtype).removeprefix("torch."),
             ),
         )
@@ -188,6 +207,16 @@ def with_trace(convergence: Convergence, values: Forms, confidence: float) -> Co
         means.append(float(samples[:n].mean()))
         halves.append((hi - lo) / 2)
     return replace(convergence, trace_mean=tuple(means), trace_half_width=tuple(halves))
+
+
+def shortfall(trace: Estimate, settings: Settings) -> list[str]:
+    """Whether the trace is known less well than asked, and what would mend it."""
+    asked = settings.trace_rtol
+    reached = trace.stderr / max(abs(trace.value), 1e-300)
+    if asked is None or reached <= BEYOND * asked:
+        return []
+    needed = PILOT + math.ceil(settings.probes * (reached / asked) ** 2)
+    return [f"the trace's standard error is {reached:.2g} of it, asked was {asked:.2g}: --probes {needed}"]
 
 
 def contradiction(exact: Estimate, values: Forms) -> list[str]:

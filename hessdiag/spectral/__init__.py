@@ -2,7 +2,7 @@
 
 from hessdiag.spectral.bounds import WS, wolkowicz_styan, wolkowicz_styan_of
 from hessdiag.spectral.companions import blockwise_ws, christoffel, deflated_ws, frobenius_bound, moment_lower
-from hessdiag.spectral.deflation import Forms, forms
+from hessdiag.spectral.deflation import Forms, forms, forms_to
 from hessdiag.spectral.density import DensityRun, density, known_half, negative_mass, spectrum
 from hessdiag.spectral.extremes import Extremes, extremes
 from hessdiag.spectral.krylov import Krylov
@@ -31,6 +31,7 @@ __all__ = [
     "effective_rank_from",
     "extremes",
     "forms",
+    "forms_to",
     "frobenius_bound",
     "frobenius_squared",
     "frobenius_squared_from",

@@ -23,6 +23,7 @@ from torch import Tensor
 from hessdiag.errors import BudgetError, UsageError
 from hessdiag.operator import SymmetricOperator
 from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out
+from hessdiag.spectral.interval import PILOT, enough
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.probes import rademacher, sphere
 
@@ -122,6 +123,20 @@ def forms(
     if exact:
         traces, squares = traces.sum(keepdims=True), squares.sum(keepdims=True)
     return from_values(op, krylov, traces, squares, seed=seed, exact=exact, spent=min(num_probes, left))
+
+
+def forms_to(op: SymmetricOperator, krylov: Krylov | None, num_probes: int, seed: int, rtol: float) -> Forms:
+    """As many `forms` as the trace needs for a relative standard error of ``rtol``, with ``num_probes`` at most.
+
+    Eight products of a stream of their own say how many (`enough`), where that leaves room for as many more.
+    """
+    left = op.size - (krylov.size if krylov is not None else 0)
+    if num_probes <= 2 * PILOT or num_probes >= left:
+        return forms(op, krylov, num_probes, seed)
+    pilot = forms(op, krylov, PILOT, seed, quantity="pilot").trace
+    number = enough(pilot, rtol * abs(float(pilot.mean())), num_probes - PILOT)
+    values = forms(op, krylov, number, seed)
+    return replace(values, products=values.products + PILOT)
 
 
 def from_values(

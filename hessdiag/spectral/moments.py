@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Estimate, Provenance, at_least
-from hessdiag.spectral.deflation import Forms, forms
+from hessdiag.spectral.deflation import Forms, forms, forms_to
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.lanczos import lanczos
@@ -31,6 +31,7 @@ def trace(
     deflate: int = 0,
     krylov: Krylov | None = None,
     confidence: float = 0.95,
+    rtol: float | None = None,
 ) -> Estimate:
     """Estimate tr H, unbiased, with its interval.
 
@@ -42,15 +43,19 @@ def trace(
             cut the error several times; without them the outliers also skew the distribution.
         krylov: a run to deflate with, instead of ``deflate``.
         confidence: of the interval.
+        rtol: relative standard error that is enough: 8 of ``num_probes`` then say how many of the others it takes.
 
     Returns:
         Estimate; ``kind`` is "exact" where no direction was left to chance. Cost: num_probes + deflate.
 
     Raises:
         BudgetError: fewer than 2 probes: one has no standard error.
-        UsageError: ``confidence`` outside (0, 1), or both ``deflate`` and ``krylov``.
+        UsageError: ``confidence`` or ``rtol`` outside (0, 1), or both ``deflate`` and ``krylov``.
     """
-    return trace_from(_draw(operator, num_probes, seed, deflate, krylov), confidence=confidence)
+    if rtol is not None and not 0 < rtol < 1:
+        msg = f"rtol={rtol}: allowed is between 0 and 1, 0.01 say"
+        raise UsageError(msg)
+    return trace_from(_draw(operator, num_probes, seed, deflate, krylov, rtol), confidence=confidence)
 
 
 def frobenius_squared(
@@ -150,7 +155,9 @@ def _estimate(
     )
 
 
-def _draw(operator: Any, num_probes: int, seed: int, deflate: int, krylov: Krylov | None) -> Forms:
+def _draw(
+    operator: Any, num_probes: int, seed: int, deflate: int, krylov: Krylov | None, rtol: float | None = None
+) -> Forms:
     op: SymmetricOperator = as_operator(operator)
     if deflate and krylov is not None:
         msg = f"deflate={deflate} and a run were given: one of them, the run is used as it is"
@@ -159,4 +166,4 @@ def _draw(operator: Any, num_probes: int, seed: int, deflate: int, krylov: Krylo
         krylov = lanczos(op, steps=deflate, seed=seed)
     left = op.size - (krylov.size if krylov is not None else 0)
     at_least(num_probes, min(2, left), "num_probes", "a standard error")
-    return forms(op, krylov, num_probes, seed)
+    return forms(op, krylov, num_probes, seed) if rtol is None else forms_to(op, krylov, num_probes, seed, rtol)

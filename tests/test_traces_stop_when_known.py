@@ -1,0 +1,188 @@
+"""Promise: asked for an accuracy, the trace's probes stop there, and the interval covers. (25 s)"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hessdiag
+from hessdiag.analysis import traces
+from hessdiag.errors import UsageError
+from hessdiag.settings import Settings
+from hessdiag.spectral import deflation, moments
+from hessdiag.spectral.interval import PILOT, enough
+from tests import models
+
+SEEDS = 2000  # the standard error of a coverage of 0.95 is 0.005: the band is four of them wide
+BAND = (0.93, 0.97)
+SPECTRUM = np.r_[np.geomspace(0.5, 10, 8), 0.3 * np.random.default_rng(1).random(192)]
+
+
+@functools.cache
+def rotated() -> torch.Tensor:
+    size = len(SPECTRUM)
+    basis, _ = np.linalg.qr(np.random.default_rng(6).normal(size=(size, size)))
+    matrix = torch.from_numpy(basis * SPECTRUM @ basis.T)
+    return (matrix + matrix.T) / 2
+
+
+def asked(rtol: float, seed: int = 0, num_probes: int = 150, deflate: int = 0) -> hessdiag.Estimate:
+    return hessdiag.trace(rotated(), num_probes=num_probes, seed=seed, rtol=rtol, deflate=deflate)
+
+
+def test_as_many_probes_as_the_tolerance_needs():
+    many = hessdiag.trace(rotated(), num_probes=150, seed=1)
+    spread = many.stderr * math.sqrt(150) / SPECTRUM.sum()
+    assert len(asked(0.5).per_probe) == PILOT
+    for rtol in (spread / 4, spread / 6):
+        numbers = [len(asked(rtol, seed).per_probe) for seed in range(20)]
+        assert np.mean(numbers) == pytest.approx((spread / rtol) ** 2, rel=0.4)
+        assert len(set(numbers)) > 5  # every run decides by itself
+    # a longer run begins with a shorter one's probes, and a run without tolerance with both
+    long, short = asked(0.05).per_probe, asked(0.5).per_probe
+    fixed = hessdiag.trace(rotated(), num_probes=len(long)).per_probe
+    assert fixed == long
+    assert long[: len(short)] == short
+    assert asked(0.05).provenance.products == len(long) + PILOT
+
+
+@functools.cache
+def over_seeds() -> tuple[float, float]:
+    """Bias in its own standard errors, and how often the interval holds the truth."""
+    torch.set_num_threads(1)
+    found = [asked(0.02, seed, deflate=6) for seed in range(SEEDS)]
+    values = np.array([one.value for one in found])
+    held = float(np.mean([one.lo <= SPECTRUM.sum() <= one.hi for one in found]))
+    return float((values.mean() - SPECTRUM.sum()) / values.std() * math.sqrt(SEEDS)), held
+
+
+def test_stopping_moves_no_value_and_shortens_no_interval():
+    bias, held = over_seeds()
+    assert abs(bias) < 4
+    assert BAND[0] <= held <= BAND[1]
+
+
+def test_the_most_is_the_most():
+    found = asked(0.001, num_probes=20)
+    assert len(found.per_probe) == 20 - PILOT
+    assert found.stderr > 0.001 * found.value
+
+
+@pytest.mark.parametrize("rtol", [0.0, 1.0, -0.1])
+def test_tolerances_out_of_range_are_refused(rtol: float):
+    with pytest.raises(UsageError, match="rtol"):
+        asked(rtol)
+    with pytest.raises(UsageError, match="--trace-rtol"):
+        Settings(trace_rtol=rtol)
+
+
+def smooth() -> hessdiag.Problem:
+    """Few outputs, so that tr(G) is exact, and curved tensors, whose tr(R) takes probes; no closed form."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3)]
+    data = (models.randn(60, 6), models.labels(60, 3))
+    return hessdiag.Problem(nn.Sequential(*layers).double(), {"train": data}, criterion="cross_entropy")
+
+
+def analysis(rtol: float | None, *quantities: str, problem: hessdiag.Problem | None = None, **options: object):
+    return hessdiag.analyze(problem or smooth(), ["trace", *quantities], trace_rtol=rtol, **options)
+
+
+def probes(found: hessdiag.Analysis) -> int:
+    return len(found.metrics["trace"].per_probe)
+
+
+def test_probes_of_the_residual_stop_too():
+    everything, loose, tight = analysis(None), analysis(0.2), analysis(0.03)
+    assert probes(everything) == 32
+    assert probes(loose) == PILOT < probes(tight) <= 32 - PILOT
+    assert loose.cost.products < everything.cost.products
+    truth = float(models.dense_hessian(smooth()).trace())
+    for found in (loose, tight):
+        trace = found.metrics["trace"]
+        assert trace.lo <= truth <= trace.hi
+        assert "tr(G) exactly" in trace.provenance.method
+        assert trace.provenance.settings["probes"] == probes(found) == trace.provenance.products - PILOT
+        assert all(row.lo <= row.trace <= row.hi for row in found.layers)
+
+
+def test_what_is_not_reached_is_said_with_what_it_takes():
+    found = analysis(0.001)
+    trace = found.metrics["trace"]
+    (said,) = [text for text in found.warnings if "standard error" in text]
+    needed = int(said.split("--probes ")[1])
+    assert needed == PILOT + math.ceil(32 * (trace.stderr / abs(trace.value) / 0.001) ** 2)
+    assert not [text for text in analysis(0.2).warnings if "standard error" in text]
+
+
+def bare() -> hessdiag.Problem:
+    """The same as a loss alone: the trace comes from probes on H."""
+    problem = smooth()
+    return hessdiag.Problem(
+        problem.model,
+        problem.data,
+        loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+    )
+
+
+def test_probes_on_the_hessian_stop_where_nothing_else_needs_them():
+    alone = analysis(0.2, problem=bare())
+    assert probes(alone) == PILOT
+    assert len(alone.layers) == 6
+    assert sum(row.trace for row in alone.layers) == pytest.approx(alone.metrics["trace"].value, rel=1e-9)
+    shared = analysis(0.2, "frobenius_squared", problem=bare())
+    assert probes(shared) == 32
+    dense = analysis(0.2, "density", problem=bare(), density_probes=4, steps=4)
+    assert probes(dense) == 32
+
+
+def test_a_finished_measurement_is_not_taken_for_another_accuracy():
+    from hessdiag.analysis import Measurement
+
+    keys = {Measurement(smooth(), Settings(quantities=("trace",), trace_rtol=r)).key for r in (None, 0.1, 0.01)}
+    assert len(keys) == 3
+
+
+def pilots_used_again(op, krylov, num_probes, seed, rtol):
+    """The mean of those that decided and those that came after."""
+    pilot = deflation.forms(op, krylov, PILOT, seed)
+    needed = pilot.trace.var(ddof=1) / (rtol * pilot.trace.mean()) ** 2
+    more = min(math.ceil(needed), num_probes) - PILOT
+    return pilot if more <= 0 else pilot.with_more(deflation.forms(op, krylov, more, seed, first=PILOT))
+
+
+def half(pilot: np.ndarray, wanted: float, most: int) -> int:
+    return enough(pilot, wanted * math.sqrt(3), most)
+
+
+BROKEN = {
+    "pilots are used again": (
+        moments,
+        "forms_to",
+        pilots_used_again,
+        test_stopping_moves_no_value_and_shortens_no_interval,
+    ),
+    "a third as many": (deflation, "enough", half, test_as_many_probes_as_the_tolerance_needs),
+    "always all": (deflation, "enough", lambda *a: a[-1], test_as_many_probes_as_the_tolerance_needs),
+    "the residual's always all": (traces, "enough", lambda *a: a[-1], test_probes_of_the_residual_stop_too),
+}
+
+
+@pytest.mark.parametrize(("place", "name", "broken", "promise"), BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(place, name, broken, promise, monkeypatch):
+    over_seeds.cache_clear()
+    monkeypatch.setattr(place, name, broken)
+    with pytest.raises(AssertionError):
+        promise()
+    over_seeds.cache_clear()
+
+
+def test_this_promise_would_notice_an_unsaid_shortfall(monkeypatch):
+    monkeypatch.setattr(traces, "BEYOND", math.inf)
+    with pytest.raises(ValueError, match="not enough values"):
+        test_what_is_not_reached_is_said_with_what_it_takes()
