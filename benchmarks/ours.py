@@ -23,6 +23,7 @@ class Found:
     products: int
     how: str
     preflight: float = 0.0  # seconds of self-test and planning, part of the whole
+    stderr: float = 0.0  # as hessdiag states it
 
 
 def analysis(
@@ -40,7 +41,8 @@ def ask(problem: Problem, workload: Workload, quantity: str, seed: int) -> Found
     result = measurement.run()
     metric = result.metrics[quantity]
     how = metric.provenance.method.split(":")[0]
-    return Found(metric.value, metric.lo, metric.hi, result.cost.products, how, preflight)
+    stderr = getattr(metric, "stderr", 0.0)
+    return Found(metric.value, metric.lo, metric.hi, result.cost.products, how, preflight, stderr)
 
 
 def frozen(problem: Problem, workload: Workload) -> Problem:
