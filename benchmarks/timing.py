@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -17,6 +19,22 @@ from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
+
+
+@contextmanager
+def bounded_memory(share: float = 0.6) -> Iterator[None]:
+    """Beyond this share of the machine's memory an allocation fails, instead of the system ending the process.
+
+    Nothing is bounded where CUDA maps its own.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if not torch.cuda.is_initialized():
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def unit(device: str = "cpu") -> str:
