@@ -98,7 +98,7 @@ class Sweep:
         if self.network is not None:
             found.closed, model = closed_trace(self.operator, self.network, s.confidence)
         elif uses_trace(s):
-            model = model_trace(self.operator, s)
+            model = model_trace(self.operator, s, probed=needs_square(s))
         if isinstance(model, ModelTrace):
             found.products, found.layers = model.products, model.layers
             found.metrics["trace"] = model.estimate

@@ -41,18 +41,25 @@ class ModelTrace:
     products: int
 
 
-def model_trace(operator: Curvature, settings: Settings) -> ModelTrace | str:
+def model_trace(operator: Curvature, settings: Settings, *, probed: bool = False) -> ModelTrace | str:
     """tr(H), or tr(G), through per-example gradients.
 
     Cost: C backward passes of per-example gradients for C outputs per example, or 16 with signs at the outputs;
     ``settings.probes`` products with R where some tensor is curved, or what ``settings.trace_rtol`` needs of them.
+
+    Args:
+        operator: H or G.
+        settings: what is asked for.
+        probed: whether there will be probes on H anyway. They know the trace better than signs at the outputs do
+            (a 2-layer GPT: 1.2% from 32 deflated probes, 1.7% from 16 signs and 32 probes on R).
 
     Returns:
         The trace; or one line saying why it has to come from probes on H.
     """
     if operator.way == "finite_difference":
         return "second derivatives are not to be had here"
-    draws = max(OUTPUT_DRAWS, settings.probes // 2)  # an escalated check must shrink this error too
+    # an escalated check must shrink the error of draws too
+    draws = 0 if probed else max(OUTPUT_DRAWS, settings.probes // 2)
     gauss_newton = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
     if isinstance(gauss_newton, str):
         return gauss_newton

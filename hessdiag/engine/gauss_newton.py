@@ -66,7 +66,7 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
     """tr(G) on the operator's sample set.
 
     Cost: one forward and C backward passes of per-example gradients, C the number of outputs per example
-    (at most 32); else one forward and ``draws`` backward passes.
+    (at most 32); else one forward and ``draws`` backward passes. Without ``draws``, exactly or not at all.
 
     Returns:
         The trace; or, where it cannot be had this way, one line saying why.
@@ -83,6 +83,8 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
             if isinstance(outputs, str):
                 return outputs
             exact = outputs <= EXACT_OUTPUTS
+            if not exact and not draws:
+                return f"{outputs} outputs per example, more than {EXACT_OUTPUTS}"
             if not exact and operator.problem.criterion not in CRITERIA:
                 return f"{outputs} outputs per example, and the root of its curvature is known for {KNOWN} only"
             pulled = pullbacks(operator)
