@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from hessdiag.engine.functional import Functional, _Call
+from hessdiag.engine.functional import Functional, _Call, one_tensor
 from hessdiag.errors import MeasurementError, ProblemError
 from hessdiag.problem import Problem
 
@@ -141,13 +141,9 @@ class Around:
         """The model's outputs at the checkpoint.
 
         Raises:
-            MeasurementError: they are not one tensor.
+            UsageError: they are not one tensor.
         """
-        outputs = self._call(self._problem.outputs, batch)
-        if not isinstance(outputs, Tensor):
-            msg = f"the model returns {type(outputs).__name__}: G and R need one tensor; give forward=..."
-            raise MeasurementError(msg)
-        return outputs
+        return one_tensor(self._call(self._problem.outputs, batch))
 
     def _call(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
         return torch.func.functional_call(_Call(self._model, function), self._tensors, (batch,))

@@ -78,11 +78,7 @@ class Functional:
         Raises:
             UsageError: they are not one tensor.
         """
-        outputs = self._call(self._outputs, theta, batch)
-        if not isinstance(outputs, Tensor):
-            msg = f"the model returns {type(outputs).__name__}: G and R need one tensor; give forward=..."
-            raise UsageError(msg)
-        return outputs
+        return one_tensor(self._call(self._outputs, theta, batch))
 
     def place(self, batch: Any) -> Any:
         """The batch on the measurement's device, floating-point entries in its dtype."""
@@ -162,6 +158,18 @@ class Functional:
                     f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite: take an earlier checkpoint"
                 )
                 raise NonFiniteError(msg)
+
+
+def one_tensor(outputs: Any) -> Tensor:
+    """What a model returned, if G and R can be taken of it.
+
+    Raises:
+        UsageError: it is not one tensor.
+    """
+    if not isinstance(outputs, Tensor):
+        msg = f"the model returns {type(outputs).__name__}: G and R need one tensor; give forward=..."
+        raise UsageError(msg)
+    return outputs
 
 
 def graph_nodes(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
