@@ -21,6 +21,8 @@ WAYS = (
     "layer_streamed",
     "finite_difference",
 )
+UNPAIRED = ("trace_rtol",)
+"""Options that no check and no comparison has: pairs need probes of one number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

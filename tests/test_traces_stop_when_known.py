@@ -148,6 +148,17 @@ def test_a_finished_measurement_is_not_taken_for_another_accuracy():
     assert len(keys) == 3
 
 
+def test_checks_draw_in_pairs_and_have_no_such_option():
+    """Fewer probes than the baseline's would leave pairs unused, and more could never be drawn."""
+    from hessdiag.check.schema import RunTable
+    from hessdiag.integrations.pytest_run import OPTIONS
+
+    assert "trace_rtol" not in RunTable.model_fields
+    assert "trace_rtol" not in OPTIONS
+    assert "probes" in RunTable.model_fields
+    assert "probes" in OPTIONS
+
+
 def pilots_used_again(op, krylov, num_probes, seed, rtol):
     """The mean of those that decided and those that came after."""
     pilot = deflation.forms(op, krylov, PILOT, seed)

@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hessdiag.check.budgets import CLAIMS, LEVELS, Claim, Level
-from hessdiag.settings import DTYPES, OPERATORS, WAYS, Settings
+from hessdiag.settings import DTYPES, OPERATORS, UNPAIRED, WAYS, Settings
 
 SCHEMA = 1
 STRICT = ConfigDict(extra="forbid", strict=True)
-SETTINGS = tuple(field for field in fields(Settings) if field.name != "quantities")
+SETTINGS = tuple(field for field in fields(Settings) if field.name not in ("quantities", *UNPAIRED))
 HINTS = get_type_hints(Settings)
 RunTable: Any = create_model(
     "RunTable",

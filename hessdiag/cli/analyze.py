@@ -19,6 +19,9 @@ from hessdiag.sources.many import is_pattern
 @click.command(epilog=FACTORY)
 @options(PROBLEMS, SAMPLES, MEASUREMENT)
 @click.option(
+    "--trace-rtol", type=float, help="Standard error of the trace at which its probes stop.  [all of them]"
+)
+@click.option(
     "-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write run.json, plots and report."
 )
 @click.option("--cross-check", type=click.Choice(["pyhessian"]), help="Measure again with another tool.")

@@ -74,9 +74,6 @@ SAMPLES = (
 MEASUREMENT = (
     click.option("--quantities", callback=_quantities, metavar="A,B", help=f"Of {', '.join(QUANTITIES)}.  [all]"),
     click.option("--rtol", type=float, default=1e-3, show_default=True, help="Relative width for the extremes."),
-    click.option(
-        "--trace-rtol", type=float, help="Standard error of the trace at which its probes stop.  [all of them]"
-    ),
     click.option("--probes", type=int, default=32, show_default=True, help="Random quadratic forms."),
     click.option("--density-probes", type=int, default=8, show_default=True, help="Of these, for the density."),
     click.option("--steps", type=int, default=40, show_default=True, help="Lanczos steps of each of these."),

@@ -17,13 +17,13 @@ from hessdiag.check.subject import Subject, entry_of
 from hessdiag.errors import UsageError
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Metric
-from hessdiag.settings import Settings
+from hessdiag.settings import UNPAIRED, Settings
 from hessdiag.sources.factory import build_problem
 from hessdiag.sources.spec import split_key, split_spec
 
 QUANTITIES = ("lambda_max", "trace")  # the two a first look needs
 DENSITY_PROBES = 8  # default of `Settings`
-OPTIONS = tuple(field.name for field in fields(Settings))
+OPTIONS = tuple(field.name for field in fields(Settings) if field.name not in UNPAIRED)
 
 
 class Run:
