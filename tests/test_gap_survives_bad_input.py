@@ -262,7 +262,7 @@ def test_ctrl_c_ends_all_processes_at_once(zoo, monkeypatch, capfd):
     monkeypatch.setattr(verb, "say", then_control_c)
     code, _, err = gap("--jobs", "2", factory="slow")
     took = time.monotonic() - begun[0]
-    assert (code, len(pids)) == (130, 2)
+    assert (code, len(pids)) == (130, 2), err
     assert "1 of 3 are kept: the same command goes on from there" in err
     assert "Traceback" not in err + capfd.readouterr().err
     assert active_children() == []
