@@ -247,6 +247,15 @@ def test_ctrl_c_says_how_many_are_kept(zoo, more):
     check_interrupted(*more)
 
 
+@pytest.fixture
+def in_the_foreground():
+    """A shell's background jobs ignore Ctrl-C, and so do their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 def test_ctrl_c_ends_all_processes_at_once(zoo, monkeypatch, capfd):
     """As a terminal does it: the signal goes to every process of the command."""
     say, pids, begun = verb.say, [], []
