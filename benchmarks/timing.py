@@ -29,8 +29,9 @@ def bounded_memory(share: float = 0.6) -> Iterator[None]:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = int(share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    stricter = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     if not torch.cuda.is_initialized():
-        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (min([most, *stricter]), hard))
     try:
         yield
     finally:

@@ -171,11 +171,11 @@ class Sweep:
 
     def _forms(self, found: Found) -> None:
         s, op = self.settings, self.operator
-        if found.forms is None and s.trace_rtol is not None and not needs_square(s):
-            found.forms = forms_to(op, found.krylov, s.probes, s.seed, s.trace_rtol)
-            found.first_form = len(op.forms) - len(found.forms.trace)  # after those that said how many
-        elif found.forms is None:
-            found.forms = forms(op, found.krylov, s.probes, s.seed)
+        if found.forms is None:
+            rtol = None if needs_square(s) else s.trace_rtol
+            found.forms = forms_to(op, found.krylov, s.probes, s.seed, rtol)
+            if not found.forms.exact:
+                found.first_form = len(op.forms) - len(found.forms.trace)  # after those that said how many
         elif not found.forms.exact and s.probes > s.density_probes:
             more = forms(op, known_half(found.krylov), s.probes - s.density_probes, s.seed, first=s.density_probes)
             found.forms = found.forms.with_more(more)

@@ -79,9 +79,7 @@ class _Forms:
     products: int
 
 
-def _residual(
-    operator: Curvature, curved: tuple[str, ...], settings: Settings, draws: Array | None = None
-) -> _Forms:
+def _residual(operator: Curvature, curved: tuple[str, ...], settings: Settings, *draws: Array) -> _Forms:
     """As many probes as asked for; with a tolerance, as many as it takes beside ``draws`` of tr(G), (n,)."""
     R = operator.sibling("residual")
     mask = torch.cat([torch.full((size,), name in curved) for name, size in operator.layout]).to(operator.device)
@@ -98,7 +96,7 @@ def _residual(
     number = settings.probes
     if settings.trace_rtol is not None and number > 2 * PILOT:
         pilot = probe("residual pilot", PILOT).sum(1)
-        beside, error, _ = _sum([draws] if draws is not None else [], settings.confidence)
+        beside, error, _ = _sum(list(draws), settings.confidence)
         allowed = settings.trace_rtol * abs(beside + float(pilot.mean()))
         # where tr(G) is the worse known, products would be spent in vain
         number = enough(pilot, math.sqrt(max(allowed**2 - error**2, allowed**2 / 4)), number - PILOT)

@@ -172,8 +172,7 @@ class Curvature(SymmetricOperator):
         forms = forms.cpu()
         self.forms.extend(forms.sum(2) / self.weights.clamp(min=1e-300))
         self.layer_forms.extend(forms.sum(1) / self.total_weight)
-        total = total / self.total_weight if whole else total.div_(self.total_weight)
-        return total.to(self.dtype)
+        return total.div_(self.total_weight).to(self.dtype)
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Products (k, b, P) of b batches' summed losses, with their indices: stacks of batches, or one by one."""

@@ -125,13 +125,16 @@ def forms(
     return from_values(op, krylov, traces, squares, seed=seed, exact=exact, spent=min(num_probes, left))
 
 
-def forms_to(op: SymmetricOperator, krylov: Krylov | None, num_probes: int, seed: int, rtol: float) -> Forms:
+def forms_to(
+    op: SymmetricOperator, krylov: Krylov | None, num_probes: int, seed: int, rtol: float | None
+) -> Forms:
     """As many `forms` as the trace needs for a relative standard error of ``rtol``, with ``num_probes`` at most.
 
-    Eight products of a stream of their own say how many (`enough`), where that leaves room for as many more.
+    Without ``rtol`` all of them; with it eight products of a stream of their own say how many (`enough`), where
+    that leaves room for as many more.
     """
     left = op.size - (krylov.size if krylov is not None else 0)
-    if num_probes <= 2 * PILOT or num_probes >= left:
+    if rtol is None or num_probes <= 2 * PILOT or num_probes >= left:
         return forms(op, krylov, num_probes, seed)
     pilot = forms(op, krylov, PILOT, seed, quantity="pilot").trace
     number = enough(pilot, rtol * abs(float(pilot.mean())), num_probes - PILOT)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Estimate, Provenance, at_least
-from hessdiag.spectral.deflation import Forms, forms, forms_to
+from hessdiag.spectral.deflation import Forms, forms_to
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.lanczos import lanczos
@@ -46,7 +46,8 @@ def trace(
         rtol: relative standard error that is enough: 8 of ``num_probes`` then say how many of the others it takes.
 
     Returns:
-        Estimate; ``kind`` is "exact" where no direction was left to chance. Cost: num_probes + deflate.
+        Estimate; ``kind`` is "exact" where no direction was left to chance. Cost: num_probes + deflate, or
+            less with ``rtol``.
 
     Raises:
         BudgetError: fewer than 2 probes: one has no standard error.
@@ -166,4 +167,4 @@ def _draw(
         krylov = lanczos(op, steps=deflate, seed=seed)
     left = op.size - (krylov.size if krylov is not None else 0)
     at_least(num_probes, min(2, left), "num_probes", "a standard error")
-    return forms(op, krylov, num_probes, seed) if rtol is None else forms_to(op, krylov, num_probes, seed, rtol)
+    return forms_to(op, krylov, num_probes, seed, rtol)
