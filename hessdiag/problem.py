@@ -106,7 +106,7 @@ class Problem:
             NothingMatchedError: the globs match nothing.
         """
         named = dict(self.bare_model().named_parameters())
-        trainable = [n for n, p in named.items() if p.requires_grad and p.is_floating_point()]
+        trainable = [n for n, p in named.items() if p.requires_grad and (p.is_floating_point() or p.is_complex())]
         if not trainable:
             msg = f"the model has no trainable floating-point parameters ({len(named)} in all): unfreeze some"
             raise ProblemError(msg)

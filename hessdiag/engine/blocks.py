@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from hessdiag.engine.functional import Functional, _Call, one_tensor
+from hessdiag.engine.functional import Functional, one_tensor
+from hessdiag.engine.swapping import swapped
 from hessdiag.errors import MeasurementError, ProblemError
 from hessdiag.problem import Problem
 
@@ -47,7 +48,8 @@ class Block:
         """What the module returns on (x, *args), with ``theta`` in the order of `indices`."""
         learned = dict(zip(self.learned, theta, strict=True))
         # a copy: blocks may write into what they are given
-        return torch.func.functional_call(self.module, {**self.fixed, **learned}, (x.clone(), *args), kwargs)
+        with swapped(self.module, {**self.fixed, **learned}):
+            return self.module(x.clone(), *args, **kwargs)
 
     def stream(self, output: Any) -> Tensor:
         """What the next block gets: the output, or its first entry.
@@ -82,7 +84,10 @@ def find_blocks(function: Functional) -> tuple[Block, ...]:
         if name not in known:
             msg = f"blocks={list(names)}: there is no module {name!r}; allowed are names of model.named_modules()"
             raise ProblemError(msg)
-    return tuple(_block(function, name, known[name]) for name in names)
+    blocks = tuple(_block(function, name, known[name]) for name in names)
+    if any(p.is_complex() for p in model.parameters()):
+        refuse("the model has complex parameters")
+    return blocks
 
 
 def has_blocks(function: Functional) -> bool:
@@ -130,7 +135,7 @@ class Around:
         learned, fixed = _tensors(function, model, self._model)
         self.indices = tuple(learned.values())
         theta = {name: function.theta[index] for name, index in learned.items()}
-        self._tensors = {f"model.{name}": tensor for name, tensor in {**fixed, **theta}.items()}
+        self._tensors = {**fixed, **theta}
 
     def total(self, batch: Any) -> Tensor:
         """The batch's summed loss at the checkpoint, a scalar."""
@@ -146,7 +151,8 @@ class Around:
         return one_tensor(self._call(self._problem.outputs, batch))
 
     def _call(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
-        return torch.func.functional_call(_Call(self._model, function), self._tensors, (batch,))
+        with swapped(self._model, self._tensors):
+            return function(self._model, batch)
 
 
 class _Stand(nn.Module):
@@ -191,7 +197,7 @@ def _tensors(function: Functional, model: nn.Module, part: nn.Module) -> tuple[d
     known = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     found = {name: known[id(tensor)] for name, tensor in (*part.named_parameters(), *part.named_buffers())}
     learned = {name: place[full] for name, full in found.items() if full in place}
-    fixed = {name: function._fixed[f"model.{full}"] for name, full in found.items() if full not in place}
+    fixed = {name: function.fixed[full] for name, full in found.items() if full not in place}
     return learned, fixed
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,12 @@ class Coordinates(Functional):
     def outputs(self, theta: tuple[Tensor, ...], batch: Any) -> Tensor:
         """The model's outputs at θ₀ + Aφ."""
         return self._base.outputs(self._moved(theta), batch)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """As for the function of θ: it is the one that calls the model."""
+        with self._base.measuring():
+            yield
 
     def _moved(self, phi: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         moves = dict(zip(self.names, phi, strict=True))

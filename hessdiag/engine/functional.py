@@ -1,43 +1,38 @@
 """The model as a pure function of the parameters that count; the model itself is never touched.
 
 Parameters and buffers are copied once, in the dtype and on the device of the measurement, and swapped in
-for the duration of a call (``torch.func.functional_call``). So gradients, BatchNorm statistics and weights
-of the user's model stay as they are; `measuring` puts back the rest: modes, random states, global flags.
+for the duration of a call. So gradients, BatchNorm statistics and weights of the user's model stay as they are;
+`measuring` puts back the rest: modes, attributes, random states, global flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hessdiag.engine.attributes import left_as_found
+from hessdiag.engine.checkpointing import kept_activations
+from hessdiag.engine.swapping import swapped
 from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
 from hessdiag.operator import full_precision
 from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 
 
-class _Call(nn.Module):
-    """A function of (model, batch) as a module, so that ``functional_call`` can swap the model's tensors."""
-
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
-        super().__init__()
-        self.model = model
-        self._function = function
-
-    def forward(self, batch: Any) -> Any:
-        return self._function(self.model, batch)
-
-
 class Functional:
     """Loss and outputs of a problem as functions of θ, the parameters that count.
 
+    A complex parameter counts as its real and imaginary parts, two numbers an entry.
+
     Attributes:
-        theta: the parameters, leaf tensors of ``dtype`` on ``device``.
+        theta: the parameters, leaf tensors of ``dtype`` on ``device``; complex ones as `torch.view_as_real`.
         names: their names, in the model's order.
         layout: (name, number of elements) of each.
         size: P, their number of elements in all.
@@ -57,19 +52,20 @@ class Functional:
         self.device = torch.device(device) if device is not None else first.device
         self.dtype = dtype or _measuring_dtype([named[name] for name in self.names])
         self._model = model
-        self._loss = _Call(model, problem.total)
-        self._outputs = _Call(model, problem.outputs)
-        self.theta = tuple(self._copy(named[name]).requires_grad_() for name in self.names)
+        self._complex = tuple(named[name].is_complex() for name in self.names)
+        self.theta = tuple(self._leaf(named[name]) for name in self.names)
         self.layout = tuple((name, tensor.numel()) for name, tensor in zip(self.names, self.theta, strict=True))
         self.size = sum(size for _, size in self.layout)
         chosen = set(self.names)
-        self._fixed = {f"model.{n}": self._copy(p) for n, p in named.items() if n not in chosen}
-        self._fixed |= {f"model.{n}": self._copy(b) for n, b in model.named_buffers()}
+        self.fixed = {n: self._copy(p) for n, p in named.items() if n not in chosen}
+        self.fixed |= {n: self._copy(b) for n, b in model.named_buffers()}
+        self._measuring = 0  # how many `measuring` contexts are open
+        self._everywhere: bool | None = None  # whether the loss reaches parameters past the module, once known
         self._refuse_non_finite()
 
     def total(self, theta: tuple[Tensor, ...], batch: Any) -> Tensor:
         """The batch's loss times what its mean stands for, a scalar."""
-        total: Tensor = self._call(self._loss, theta, batch)
+        total: Tensor = self._call(self.problem.total, theta, batch)
         return total
 
     def outputs(self, theta: tuple[Tensor, ...], batch: Any) -> Tensor:
@@ -78,7 +74,7 @@ class Functional:
         Raises:
             UsageError: they are not one tensor.
         """
-        return one_tensor(self._call(self._outputs, theta, batch))
+        return one_tensor(self._call(self.problem.outputs, theta, batch))
 
     def place(self, batch: Any) -> Any:
         """The batch on the measurement's device, floating-point entries in its dtype."""
@@ -117,11 +113,13 @@ class Functional:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Evaluation mode, MATH attention, no TF32, own random streams; all put back afterwards."""
-        modes = [(module, module.training) for module in self._model.modules()]
+        modules = list(self._model.modules())
         cuda = [self.device] if self.device.type == "cuda" else []
-        has_rnn = any(isinstance(module, nn.RNNBase) for module, _ in modes)
+        has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=cuda))
+            stack.enter_context(left_as_found(self._model))
+            stack.enter_context(random_states(cuda))
+            stack.enter_context(kept_activations())
             # no other attention kernel has second derivatives (pytorch#116350)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             # cuDNN's recurrent kernels have no double backward (pytorch#5261)
@@ -129,17 +127,46 @@ class Functional:
             stack.enter_context(cudnn)
             stack.enter_context(torch.enable_grad())
             stack.enter_context(full_precision())
+            for module in modules:
+                module.training = False
+            self._measuring += 1
             try:
-                for module, _ in modes:
-                    module.training = False
                 yield
             finally:
-                for module, training in modes:
-                    module.training = training
+                self._measuring -= 1
 
-    def _call(self, shell: _Call, theta: tuple[Tensor, ...], batch: Any) -> Any:
-        tensors = {f"model.{name}": tensor for name, tensor in zip(self.names, theta, strict=True)}
-        return torch.func.functional_call(shell, self._fixed | tensors, (batch,))
+    def tensors(self, theta: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        """What the model holds at ``theta``, by name: complex parameters as such, and all that does not count."""
+        pieces = zip(self.names, theta, self._complex, strict=True)
+        return self.fixed | {name: torch.complex(t[..., 0], t[..., 1]) if pair else t for name, t, pair in pieces}
+
+    def _call(self, function: Callable[[nn.Module, Any], Any], theta: tuple[Tensor, ...], batch: Any) -> Any:
+        if not self._measuring:  # a pass in training mode would draw from the user's random streams
+            with self.measuring():
+                return self._call(function, theta, batch)
+        tensors = self.tensors(theta)
+        with swapped(self._model, tensors, everywhere=self._everywhere is True):
+            result = function(self._model, batch)
+        if self._everywhere is None and isinstance(result, Tensor) and result.grad_fn is not None:
+            past = self._reached_past(result)
+            self._everywhere = bool(past)
+            if past:
+                result = self._call(function, theta, batch)
+                if self._reached_past(result):
+                    msg = f"the loss reaches {past[0]} past the model (a list, a closure, a custom function that "
+                    msg += "holds it), so that it cannot be moved: read it from the module that is called"
+                    raise MeasurementError(msg)
+        return result
+
+    def _reached_past(self, result: Tensor) -> tuple[str, ...]:
+        """Names of the model's own parameters, not their copies, that the result was computed from."""
+        own = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        leaves = (getattr(node, "variable", None) for node in graph_nodes(result))
+        return tuple(own[id(leaf)] for leaf in leaves if id(leaf) in own)
+
+    def _leaf(self, tensor: Tensor) -> Tensor:
+        copy = self._copy(tensor)
+        return (torch.view_as_real(copy).clone() if copy.is_complex() else copy).requires_grad_()
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta:
@@ -148,6 +175,8 @@ class Functional:
         return self._place(tensor.detach()).clone()
 
     def _place(self, tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(self.device, self.dtype.to_complex())
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
 
     def _refuse_non_finite(self) -> None:
@@ -158,6 +187,18 @@ class Functional:
                     f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite: take an earlier checkpoint"
                 )
                 raise NonFiniteError(msg)
+
+
+@contextmanager
+def random_states(cuda: list[torch.device]) -> Iterator[None]:
+    """The random states of torch, numpy and Python, put back afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 def one_tensor(outputs: Any) -> Tensor:
@@ -186,5 +227,5 @@ def graph_nodes(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
 
 def _measuring_dtype(tensors: list[Tensor]) -> torch.dtype:
     """float32 for half precision (whose products are about 1 % off), the widest dtype otherwise."""
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    wide = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
     return torch.float64 if wide else torch.float32
