@@ -50,6 +50,8 @@ class Settings:
         top: how many of the largest eigenvalues to verify.
         confidence: of intervals over probes and data.
         block: vectors that share one graph.
+        second_opinion: compare the measured loss and gradient with those of the user's own model first; costs one
+            gradient.
     """
 
     quantities: Sequence[str] = QUANTITIES
@@ -71,6 +73,7 @@ class Settings:
     top: int = 1
     confidence: float = 0.95
     block: int = 8
+    second_opinion: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what does not exist or contradicts itself.

@@ -92,6 +92,7 @@ class Measurement:
             dtype=getattr(torch, settings.dtype) if settings.dtype else None,
             device=_device(settings.device),
             block=settings.block,
+            opinion=settings.second_opinion,
         )
 
     @property
@@ -175,6 +176,7 @@ class Measurement:
             layers=found.layers,
             convergence=found.convergence,
             self_test=checked.self_test,
+            second_opinion=checked.second_opinion,
             fingerprint=self.fingerprint,
             cost=Cost(
                 products=op.products - before + found.products,

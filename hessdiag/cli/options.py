@@ -70,6 +70,12 @@ SAMPLES = (
         "--way", type=click.Choice(WAYS), default="auto", show_default=True, help="How products are formed."
     ),
     click.option("--block", type=int, default=8, show_default=True, help="Vectors that share one graph."),
+    click.option(
+        "--second-opinion/--no-second-opinion",
+        default=True,
+        show_default=True,
+        help="Compare loss and gradient with the model's own first.",
+    ),
 )
 MEASUREMENT = (
     click.option("--quantities", callback=_quantities, metavar="A,B", help=f"Of {', '.join(QUANTITIES)}.  [all]"),

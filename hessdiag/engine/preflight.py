@@ -18,13 +18,14 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.planner import Plan, choose, trials_in
+from hessdiag.engine.second_opinion import second_opinion
 from hessdiag.engine.selftest import Fault, self_test
 from hessdiag.engine.slopes import Kind
 from hessdiag.engine.ways import EXACT_WAYS
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
-from hessdiag.results import SelfTest
-from hessdiag.samples import SampleSet, divide, row_count
+from hessdiag.results import SecondOpinion, SelfTest
+from hessdiag.samples import SampleSet, divide, leaves, row_count
 
 SPLIT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # rounding of models that cast to float32 inside
 LEAST_GRADIENTS = 1.2  # of a product from a kept graph: an MLP's; a GPT takes 2, a ResNet 2.4
@@ -43,6 +44,7 @@ class Preflight:
         operator: its way chosen, its rounding floor measured.
         plan: which way and why.
         self_test: the four numbers.
+        second_opinion: the user's own loss and gradient; None if it was not asked for or could not be made.
         findings: everything looked at.
         loss: the mean loss on the sample set.
         gradient_norm: of the mean loss.
@@ -52,6 +54,7 @@ class Preflight:
     operator: Curvature
     plan: Plan
     self_test: SelfTest
+    second_opinion: SecondOpinion | None
     findings: tuple[Finding, ...]
     loss: float
     gradient_norm: float
@@ -69,6 +72,7 @@ def preflight(
     kind: Kind = "hessian",
     way: str = "auto",
     products: int | None = None,
+    opinion: bool = True,
     **options: Any,
 ) -> Preflight:
     """Check a problem and choose the way its products are formed; about 4 gradients of the sample set.
@@ -79,6 +83,7 @@ def preflight(
         kind: "hessian", "ggn" or "residual".
         way: "auto", or one of `ways.WAYS`.
         products: how many will be formed, about, if known.
+        opinion: whether to ask the user's own model for loss and gradient, one gradient more.
         **options: dtype, device, block of `Curvature`.
 
     Returns:
@@ -111,13 +116,15 @@ def preflight(
         raise MeasurementError(_too_large(operator, "products of the first examples", error)) from error
     findings += [_ways(plan), *_tested(numbers, faults)]
     begun = time.perf_counter()
-    norm = float(operator.gradient().norm())
+    gradient = operator.gradient()
     # the only gradient of the whole set may be slow to begin with: 2.4 times on a small GPT
     seconds = min(time.perf_counter() - begun, trials_in(operator) * plan.gradient_seconds)
+    norm = float(gradient.norm())
     findings.append(
         Finding("note", "gradient", f"‖gradient‖ = {norm:.3g}: the checkpoint is this far from stationary")
     )
-    return Preflight(operator, plan, numbers, tuple(findings), loss, norm, seconds)
+    asked, said = second_opinion(operator, gradient) if opinion else (None, [])
+    return Preflight(operator, plan, numbers, asked, tuple(findings + said), loss, norm, seconds)
 
 
 def require_sound(checked: Preflight) -> None:
@@ -170,10 +177,14 @@ def _too_large(operator: Curvature, where: str, error: BaseException) -> str:
 def _loss_works(operator: Curvature) -> Finding:
     """The first batch's loss, twice, with the random stream moved on between."""
     function, batch = operator.function, operator.batches[0]
+    versions = [leaf._version for leaf in leaves(batch)]
     with _failures_named(operator, "the first batch"), function.measuring(), torch.no_grad():
         first = float(function.total(function.theta, batch))
         torch.rand(1, device=operator.device)
         second = float(function.total(function.theta, batch))
+    if [leaf._version for leaf in leaves(batch)] != versions:
+        text = "the model or the loss writes into the batch, so that a second pass sees other data: work on a "
+        return Finding("fault", "determinism", text + "copy in forward (x = x.clone(); no x.mul_(...) on inputs)")
     if math.isfinite(first) and abs(first - second) > 1e-6 * max(abs(first), abs(second)):
         text = (
             f"the same loss twice gave {first:.8g} and {second:.8g}: the model draws random numbers in evaluation "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hessdiag.present.text import format_count, plain
-from hessdiag.results import Analysis, SelfTest
+from hessdiag.results import Analysis, SecondOpinion, SelfTest
 
 
 def reproduce(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -27,6 +27,7 @@ def reproduce(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Fingerprint", analysis.fingerprint),
         ("Methods", methods),
         ("Self test", {} if analysis.self_test is None else _self_test(analysis.self_test)),
+        ("Second opinion", {} if analysis.second_opinion is None else _opinion(analysis.second_opinion)),
         ("Cost", spent),
         ("Environment", analysis.environment),
     ]
@@ -48,6 +49,16 @@ def _self_test(test: SelfTest) -> dict[str, str]:
     }
     if test.ways_agree is not None:
         out["two ways of forming a product"] = f"{test.ways_agree:.1e}"
+    return out
+
+
+def _opinion(opinion: SecondOpinion) -> dict[str, str]:
+    out = {
+        "loss by the model alone": f"{opinion.loss:.6g}, the measured one is off by {opinion.loss_off:.1e}",
+        "gradient by model.parameters()": f"off by {opinion.gradient_off:.1e}, worst at {opinion.worst_tensor}",
+    }
+    if opinion.model_loss is not None:
+        out["model(**batch).loss of the first batch"] = f"{opinion.model_loss:.6g}"
     return out
 
 

@@ -14,7 +14,7 @@ All of it concerns the frozen sample set. What that set says about the populatio
 ``data``, a second error bar (`DataError`).
 """
 
-from hessdiag.results.analysis import SCHEMA, Analysis, Convergence, Cost, Layer, SelfTest
+from hessdiag.results.analysis import SCHEMA, Analysis, Convergence, Cost, Layer, SecondOpinion, SelfTest
 from hessdiag.results.metrics import (
     QUANTITIES,
     Bound,
@@ -44,6 +44,7 @@ __all__ = [
     "Provenance",
     "Quadrature",
     "RitzValue",
+    "SecondOpinion",
     "SelfTest",
     "Spectrum",
     "at_least",

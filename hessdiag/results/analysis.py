@@ -60,6 +60,17 @@ class SelfTest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondOpinion:
+    """The user's own loss and gradient, by their model and torch alone, against the measured ones."""
+
+    loss: float  # mean over the sample set, of the untouched model in evaluation mode
+    loss_off: float  # relative difference from the measured loss
+    gradient_off: float  # relative, worst tensor, between the plain gradient and the measured one
+    worst_tensor: str
+    model_loss: float | None = None  # what model(**batch).loss is on the first batch, where there is such a thing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What the measurement cost."""
 
@@ -79,6 +90,7 @@ class Analysis:
     layers: tuple[Layer, ...] = ()
     convergence: Convergence = field(default_factory=Convergence)
     self_test: SelfTest | None = None
+    second_opinion: SecondOpinion | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     cost: Cost = field(default_factory=lambda: Cost(products=0, gradients=0.0, seconds=0.0))
     environment: Mapping[str, Any] = field(default_factory=dict)

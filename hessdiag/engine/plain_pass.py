@@ -1,0 +1,172 @@
+"""The user's module called and differentiated as its user does it, over the sample set, and left as found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hessdiag.engine.attributes import left_as_found
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.failures import is_out_of_memory
+from hessdiag.engine.functional import graph_nodes, random_states
+from hessdiag.problem import TARGET_KEYS, Problem, target_of
+from hessdiag.samples import map_tensors
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The user's loss and gradient over the sample set.
+
+    Attributes:
+        loss: the mean.
+        loss_scale: the mean of absolute values over batches.
+        gradient: per parameter that counts.
+        sizes: Σ over batches of each one's norm: what a sum that cancels is rounded against.
+        outside: shapes of trainable tensors that the loss depends on and the model does not hold.
+        custom: names of hand-written autograd functions in the graph.
+    """
+
+    loss: float
+    loss_scale: float
+    gradient: tuple[Tensor, ...]
+    sizes: tuple[float, ...]
+    outside: tuple[tuple[int, ...], ...]
+    custom: tuple[str, ...]
+
+
+class PlainModel:
+    """The user's module, called as its user calls it."""
+
+    def __init__(self, operator: Curvature) -> None:
+        self.problem: Problem = operator.problem
+        self.model = self.problem.bare_model()
+        self.names = operator.function.names
+        self.batches, self.weights = operator.samples.batches, operator.weights.tolist()
+        named = dict(self.model.named_parameters())
+        self.parameters = [named[name] for name in self.names]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode; modes, attributes, buffers and random states are put back afterwards."""
+        cuda = [p.device for p in self.parameters[:1] if p.device.type == "cuda"]
+        held = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
+        with left_as_found(self.model), random_states(cuda), torch.enable_grad():
+            for module in self.model.modules():
+                module.training = False
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for buffer, before in held:
+                        if not torch.equal(buffer, before):
+                            buffer.copy_(before)
+
+    def gradient(self) -> Passed:
+        """One pass over the sample set, batch by batch."""
+        total = [torch.zeros_like(p.detach()) for p in self.parameters]
+        sizes = [0.0] * len(total)
+        losses: list[tuple[float, float]] = []
+        outside: dict[int, tuple[int, ...]] = {}
+        custom: dict[str, None] = {}
+        whole = math.fsum(self.weights)
+        for batch, weight in zip(self.batches, self.weights, strict=True):
+            if not weight:
+                continue
+            loss = self._mean(batch)
+            losses.append((float(loss.detach()), weight / whole))
+            own = {id(p) for p in self.model.parameters()}
+            for node in graph_nodes(loss):
+                leaf = getattr(node, "variable", None)
+                if leaf is not None and id(leaf) not in own:
+                    outside[id(leaf)] = tuple(leaf.shape)
+                if isinstance(node, torch.autograd.function.BackwardCFunction):
+                    custom[node.name().removesuffix("Backward")] = None
+            pieces = torch.autograd.grad(loss, self.parameters, allow_unused=True) if loss.requires_grad else ()
+            for index, piece in enumerate(pieces):
+                if piece is not None:
+                    piece = piece.to_dense() if piece.is_sparse else piece
+                    total[index].add_(piece, alpha=weight / whole)
+                    sizes[index] += weight / whole * norm(piece)
+        value = math.fsum(loss * share for loss, share in losses)
+        scale = math.fsum(abs(loss) * share for loss, share in losses)
+        return Passed(value, scale, tuple(total), tuple(sizes), tuple(outside.values()), tuple(custom))
+
+    def returned_losses(self) -> list[tuple[float, float]]:
+        """(the problem's loss, the one that the model returns) of the first and the last labelled batch."""
+        if self.problem.loss is not None:
+            return []
+        found = []
+        chosen = [b for b in self.batches if isinstance(b, Mapping) and any(key in b for key in TARGET_KEYS)]
+        for batch in [*chosen[:1], *chosen[1:][-1:]]:
+            batch = self._place(batch, None)
+            try:
+                with torch.no_grad():
+                    returned = self.model(**batch)
+                    loss = returned["loss"] if isinstance(returned, Mapping) else returned.loss
+                    found.append((float(self._loss(batch)), float(loss)))
+            except (TypeError, KeyError, AttributeError, ValueError):  # this model takes no labels
+                return []
+        return found
+
+    def _mean(self, batch: Any) -> Tensor:
+        """The mean loss of a batch as it comes; in the model's own precision where it does not take that."""
+        try:
+            return self._loss(self._place(batch, None))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            first = self.parameters[0].dtype
+            return self._loss(self._place(batch, first.to_real() if first.is_complex else first))
+
+    def _place(self, batch: Any, dtype: torch.dtype | None) -> Any:
+        device = self.parameters[0].device
+
+        def place(leaf: Tensor) -> Tensor:
+            # a copy: some models write into what they are given
+            return leaf.clone().to(device, dtype if leaf.is_floating_point() else None)
+
+        return map_tensors(batch, place)
+
+    def _loss(self, batch: Any) -> Tensor:
+        problem = self.problem
+        if problem.loss is not None:
+            return problem.loss(self.model, batch)
+        outputs = problem.outputs(self.model, batch)
+        if callable(problem.criterion):
+            return problem.criterion(outputs, batch)
+        return TORCH_LOSSES[str(problem.criterion)](outputs, target_of(batch))
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As torch takes it, classes second; language models have them last."""
+    last = outputs.dim() > 2 and outputs.shape[:-1] == targets.shape
+    if last and outputs.shape[:1] + outputs.shape[2:] != targets.shape:
+        outputs, targets = outputs.flatten(0, -2), targets.flatten()
+    return F.cross_entropy(outputs, targets if targets.is_floating_point() else targets.long())
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape != targets.shape and outputs.squeeze(-1).shape == targets.squeeze(-1).shape:
+        targets = targets.reshape(outputs.shape)
+    return F.mse_loss(outputs, targets.to(outputs.dtype))
+
+
+def _next_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten().long())
+
+
+TORCH_LOSSES = {"cross_entropy": _cross_entropy, "mse": _squared_error, "causal_lm": _next_token}
+"""The built-in criteria by torch's own functions, on the tensors as they come."""
+
+
+def norm(tensor: Tensor) -> float:
+    """The Euclidean norm, taken in double precision."""
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return float(torch.linalg.vector_norm(tensor, dtype=wide).real)
