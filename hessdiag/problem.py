@@ -10,12 +10,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessdiag.criteria import (
+    CRITERIA,
+    IGNORE_INDEX,
+    TARGET_KEYS,
+    align_classes,
+    check_values,
+    squared_error,
+    targets_of,
+    terms,
+)
 from hessdiag.errors import NothingMatchedError, ProblemError, UsageError
 from hessdiag.samples import row_count
-
-CRITERIA = ("cross_entropy", "mse")
-TARGET_KEYS = ("labels", "label", "target", "targets", "y")
-IGNORE_INDEX = -100  # torch's own default for positions that do not count
 
 
 @dataclass
@@ -25,9 +31,10 @@ class Problem:
     Attributes:
         model: any ``nn.Module``; it is never changed.
         data: split name to a map-style dataset, a ``DataLoader``, a tuple of tensors, or an iterable of batches.
-        criterion: ``"cross_entropy"`` (targets -100 do not count), ``"mse"`` (mean over all elements), or
-            ``f(outputs, batch)`` returning the mean loss. Gives the Hessian, the Gauss-Newton matrix and their
-            difference.
+        criterion: ``"cross_entropy"`` (targets -100 do not count), ``"causal_lm"`` (the same of the next token:
+            outputs (batch, tokens, words), labels (batch, tokens) not yet shifted), ``"mse"`` (mean over all
+            elements), or ``f(outputs, batch)`` returning the mean loss. Gives the Hessian, the Gauss-Newton matrix
+            and their difference. Names mean what torch's functions of that name do on the same tensors.
         forward: ``f(model, batch)`` returning the outputs; by default the model is called on the batch's first
             element, or on a dict's entries without its labels.
         loss: ``f(model, batch)`` returning the mean loss, instead of a criterion: gives the Hessian only.
@@ -35,7 +42,8 @@ class Problem:
         metric: ``f(outputs, batch)``, a score per batch, for reports.
         meta: facts about the run (lr, epoch, weight decay ...), kept with the results.
         weight: ``f(batch)``, how many terms a custom loss's mean stands for (unmasked tokens, say); by default
-            the number of rows. The built-in criteria count for themselves.
+            the number of rows. The built-in criteria count for themselves; with a weight a batch's mean counts
+            by that.
         blocks: names of the modules that follow one another, for ``--way layer_streamed``; by default the alike
             children of a ``ModuleList`` or ``Sequential`` with most parameters.
     """
@@ -60,7 +68,8 @@ class Problem:
             msg = 'data must name at least one split: data={"train": dataset}'
             raise ProblemError(msg)
         if (self.criterion is None) == (self.loss is None):
-            msg = 'give one of criterion ("cross_entropy", "mse" or f(outputs, batch)) and loss f(model, batch)'
+            names = ", ".join(f'"{name}"' for name in CRITERIA)
+            msg = f"give one of criterion ({names} or f(outputs, batch)) and loss f(model, batch)"
             raise ProblemError(msg)
         if isinstance(self.criterion, str) and self.criterion not in CRITERIA:
             msg = f"criterion {self.criterion!r}: allowed are {', '.join(CRITERIA)} or f(outputs, batch)"
@@ -128,19 +137,30 @@ class Problem:
 
     def loss_sum(self, outputs: Any, batch: Any) -> Tensor:
         """The criterion summed over what it averages: sum / `count` is the mean loss."""
-        if self.criterion == "cross_entropy":
-            logits, targets = align_classes(outputs, target_of(batch))
-            if targets.is_floating_point():
-                return -(targets * F.log_softmax(logits, dim=-1)).sum()
-            return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-        if self.criterion == "mse":
-            # not F.mse_loss: its forward-mode derivative fails in torch 2.13 (pytorch#123996)
-            difference: Tensor = outputs - target_of(batch).reshape(outputs.shape)
-            return difference.square().sum()
+        if isinstance(self.criterion, str):
+            total = self._built_in_sum(outputs, batch)
+            return total if self.weight is None else total * self._weight_of_a_term(batch)
         if not callable(self.criterion):
             msg = "this problem gives a loss(model, batch) only: there are no outputs to differentiate by"
             raise UsageError(msg)
         return require_scalar(self.criterion(outputs, batch), "criterion") * self.count(batch)
+
+    def targets(self, batch: Any) -> Tensor:
+        """What a built-in criterion compares the outputs with, place by place; for "causal_lm" the next tokens."""
+        return targets_of(self.criterion, batch)
+
+    def _built_in_sum(self, outputs: Any, batch: Any) -> Tensor:
+        targets = self.targets(batch)
+        if self.criterion == "mse":
+            return squared_error(outputs, targets).sum()
+        logits, targets = align_classes(outputs, targets, self.criterion)
+        if targets.is_floating_point():
+            return -(targets * F.log_softmax(logits, dim=-1)).sum()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+    def _weight_of_a_term(self, batch: Any) -> Any:
+        own = terms(str(self.criterion), self.targets(batch))
+        return self.count(batch) / (own.clamp(min=1) if isinstance(own, Tensor) else max(own, 1))
 
     def total(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a batch times what its mean stands for; the data set's loss is Σ total / Σ `count`."""
@@ -156,13 +176,10 @@ class Problem:
         """
         if self.weight is not None:
             return float(self.weight(batch))
-        if self.criterion == "cross_entropy":
-            targets = target_of(batch)
-            if targets.is_floating_point():
-                return float(targets.shape[:-1].numel())
-            return float((targets != IGNORE_INDEX).sum())
-        if self.criterion == "mse":
-            return float(target_of(batch).numel())
+        if isinstance(self.criterion, str):
+            targets = self.targets(batch)
+            check_values(self.criterion, targets)
+            return float(terms(self.criterion, targets))
         rows = row_count(batch)
         if rows is None:
             msg = "cannot tell how many examples a batch holds: give Problem(weight=f(batch))"
@@ -179,52 +196,6 @@ def matching(names: Iterable[str], globs: Sequence[str]) -> tuple[str, ...]:
         for name in names
         if any(fnmatchcase(name, g) for g in include) and not any(fnmatchcase(name, g) for g in exclude)
     )
-
-
-def target_of(batch: Any) -> Tensor:
-    """The targets of a batch: its second element, or a dict's entry called labels, target or y.
-
-    Raises:
-        ProblemError: there are none.
-    """
-    target: Any = None
-    if isinstance(batch, Mapping):
-        target = next((batch[key] for key in TARGET_KEYS if key in batch), None)
-    elif isinstance(batch, Sequence) and len(batch) > 1:
-        target = batch[1]
-    if not isinstance(target, Tensor):
-        msg = f"no targets in a batch of type {type(batch).__name__}: give (inputs, targets), or a criterion"
-        raise ProblemError(msg)
-    return target
-
-
-def align_classes(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits as (n, classes) and targets as (n,) or (n, classes), whether classes come last or second.
-
-    Raises:
-        ProblemError: shapes that fit neither, or both.
-    """
-    if not isinstance(outputs, Tensor):
-        msg = f"the model returns {type(outputs).__name__}, not logits: give forward=lambda model, batch: ..."
-        raise ProblemError(msg)
-    if targets.is_floating_point() and targets.shape == outputs.shape:
-        return outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1, outputs.shape[-1])
-    last = outputs.dim() == targets.dim() + 1 and outputs.shape[:-1] == targets.shape
-    second = (
-        outputs.dim() == targets.dim() + 1
-        and outputs.dim() > 2
-        and outputs.shape[:1] + outputs.shape[2:] == targets.shape
-    )
-    if last == second:
-        why = "could be read two ways" if last else "do not fit"
-        msg = (
-            f"logits {tuple(outputs.shape)} and targets {tuple(targets.shape)} {why} (classes last or second): "
-            "give criterion=lambda outputs, batch: ..."
-        )
-        raise ProblemError(msg)
-    if second:
-        outputs = outputs.movedim(1, -1)
-    return outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1).long()
 
 
 def require_scalar(value: Any, name: str) -> Tensor:

@@ -17,6 +17,7 @@ ROOMS = [
     "settings",
     "operator",
     "samples",
+    "criteria",
     "problem",
     "sources",
     "engine",

@@ -410,11 +410,23 @@ def classes_second():
     return 3 * models.randn(5, 3, 2, 3), targets, "cross_entropy"
 
 
+def next_tokens():
+    labels = torch.randint(4, (5, 3), generator=models.generator(4))
+    labels[1, 1:] = -100
+    return labels
+
+
 ROOTS = {
     "labels": lambda: (models.randn(5, 4), models.labels(5, 4), "cross_entropy"),
     "a confident model": lambda: (300 * models.randn(5, 4), models.labels(5, 4), "cross_entropy"),
     "soft targets": soft,
     "classes second, some ignored": classes_second,
+    "soft targets, classes second": lambda: (
+        models.randn(5, 3, 2),
+        2 * models.randn(5, 3, 2, seed=2).softmax(1),
+        "cross_entropy",
+    ),
+    "next tokens, some ignored": lambda: (models.randn(5, 3, 4), next_tokens(), "causal_lm"),
     "squared error": lambda: (models.randn(5, 2, 3), models.randn(5, 2, 3, seed=2), "mse"),
 }
 
@@ -516,7 +528,7 @@ def test_this_promise_would_notice(name, monkeypatch):
 BROKEN_ROOTS = {
     "the row's weight is not its root": ("_weights", lambda f: lambda labels: f(labels) ** 2, soft),
     "ignored places count": ("IGNORE_INDEX", lambda _: -1, classes_second),
-    "no projection": ("_applied", lambda f: lambda outputs, targets, z: outputs.softmax(-1).sqrt() * z, soft),
+    "no projection": ("_applied", lambda f: lambda _, outputs, targets, z: outputs.softmax(-1).sqrt() * z, soft),
 }
 
 

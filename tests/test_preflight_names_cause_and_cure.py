@@ -344,7 +344,7 @@ BROKEN = {
         "a label out of range in the last batch",
     ),
     "batches are not divided": (
-        lambda patch: patch.setattr(room, "_splits", lambda op: []),
+        lambda patch: patch.setattr(room, "weighting", lambda op: []),
         "a custom loss weighted otherwise",
     ),
     "kinks are not looked for": (

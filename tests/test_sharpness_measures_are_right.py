@@ -624,7 +624,7 @@ def not_relative(monkeypatch):
 
 
 def uncentred(monkeypatch):
-    monkeypatch.setattr("hessdiag.engine.passes.normalized", lambda z, batch: z / z.norm(dim=-1, keepdim=True))
+    monkeypatch.setattr("hessdiag.engine.passes.normalized", lambda _, z, batch: z / z.norm(dim=-1, keepdim=True))
 
 
 def unweighted(monkeypatch):

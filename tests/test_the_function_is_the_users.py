@@ -35,9 +35,7 @@ def regression():
 
 def by_loss():
     problem = regression()
-    return Problem(
-        problem.model, problem.data, loss=lambda model, batch: F.l1_loss(model(batch[0]), batch[1])
-    )
+    return Problem(problem.model, problem.data, loss=lambda model, batch: F.l1_loss(model(batch[0]), batch[1]))
 
 
 HEALTHY = {

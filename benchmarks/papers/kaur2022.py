@@ -15,7 +15,8 @@ from benchmarks.papers.claims import Outcome, mean_and_error
 from benchmarks.papers.kaur2022_measuring import Row, measured
 from benchmarks.papers.kaur2022_picture import picture
 from benchmarks.papers.kaur2022_training import SIDE, Cell, Run, Split, digits, mnist, network, trained
-from hessdiag.problem import Problem, target_of
+from hessdiag.criteria import target_of
+from hessdiag.problem import Problem
 
 TITLE = "The maximum Hessian eigenvalue and generalization (Kaur, Cohen and Lipton, arXiv 2206.10654)"
 FACTORS = ["batch", "lr", "rho", "dropout", "norm"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hessdiag.closed_form.network import ThreeLayer, Tile
+from hessdiag.criteria import IGNORE_INDEX
 from hessdiag.errors import UsageError
-from hessdiag.problem import IGNORE_INDEX
 
 Batch = tuple[Tensor, Tensor]
 

@@ -59,6 +59,14 @@ class Coordinates(Functional):
         with self._base.measuring():
             yield
 
+    def returned(self, theta: tuple[Tensor, ...], batch: Any) -> Any:
+        """Whatever the model returns at θ₀ + Aφ."""
+        return self._base.returned(self._moved(theta), batch)
+
+    def with_constant_outputs(self, theta: tuple[Tensor, ...], batch: Any) -> Tensor:
+        """The batch's summed loss at θ₀ + Aφ, its outputs held constant."""
+        return self._base.with_constant_outputs(self._moved(theta), batch)
+
     def _moved(self, phi: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         moves = dict(zip(self.names, phi, strict=True))
         pairs = zip(self._base.names, self._base.theta, strict=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.blocks import has_blocks
+from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.graphs import Graphs
@@ -121,6 +122,7 @@ class Curvature(SymmetricOperator):
 
     def sibling(self, kind: Kind) -> Curvature:
         """Another kind of curvature of the same loss on the same samples, sharing the parameters' copies."""
+        require_outputs(self, kind)
         other = Curvature(
             self.problem, self.samples, kind=kind, way=self.way, block=self.block, function=self.function
         )

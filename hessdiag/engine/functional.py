@@ -74,7 +74,21 @@ class Functional:
         Raises:
             UsageError: they are not one tensor.
         """
-        return one_tensor(self._call(self.problem.outputs, theta, batch))
+        return one_tensor(self.returned(theta, batch))
+
+    def returned(self, theta: tuple[Tensor, ...], batch: Any) -> Any:
+        """Whatever the model returns: one tensor, a tuple, a mapping."""
+        return self._call(self.problem.outputs, theta, batch)
+
+    def with_constant_outputs(self, theta: tuple[Tensor, ...], batch: Any) -> Tensor:
+        """The batch's summed loss with its outputs held constant: what is left of θ is the criterion's own."""
+        total: Tensor = self._call(self._criterion, theta, batch)
+        return total
+
+    def _criterion(self, model: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad():
+            outputs = self.problem.outputs(model, batch)
+        return self.problem.loss_sum(outputs, batch)
 
     def place(self, batch: Any) -> Any:
         """The batch on the measurement's device, floating-point entries in its dtype."""

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessdiag.criteria import CRITERIA
+from hessdiag.engine.composition import beside_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.loss_roots import root, signed_root
@@ -26,7 +28,6 @@ from hessdiag.engine.precision import in_double
 from hessdiag.engine.pullbacks import Pullbacks, pullbacks
 from hessdiag.engine.slopes import output_gradient
 from hessdiag.errors import one_line
-from hessdiag.problem import CRITERIA
 from hessdiag.samples import divide, map_tensors, row_count
 
 EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, random signs cost less
@@ -34,7 +35,7 @@ OUTPUT_DRAWS = 16  # draws of signs at the outputs, a backward pass of the sampl
 CHUNK_BYTES = 32 * 2**20  # for the signs at the outputs
 CURVED = 1e-6  # relative: piecewise linear tensors give exactly 0 or rounding, curved ones 1e-3 and more
 PROBED_EXAMPLES = 4
-KNOWN = " and ".join(CRITERIA)
+KNOWN = f"{', '.join(CRITERIA[:-1])} and {CRITERIA[-1]}"
 DEPENDENT = 1e-3  # relative: rounding leaves 1e-5, batch statistics 1e-1
 
 
@@ -71,8 +72,8 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
     Returns:
         The trace; or, where it cannot be had this way, one line saying why.
     """
-    if not operator.problem.has_outputs:
-        return "the problem gives no outputs"
+    if why := beside_outputs(operator):
+        return why
     if operator.problem.weight is not None:
         return "the loss has a weight of its own, so that examples cannot be taken apart"
     if any(row_count(batch) is None for batch in operator.batches):

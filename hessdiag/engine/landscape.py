@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hessdiag.criteria import IGNORE_INDEX
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.passes import CHUNK_BYTES, Passes
 from hessdiag.engine.scores import Scores, classes, from_outputs, joined, with_classes
 from hessdiag.engine.stacking import filled
 from hessdiag.errors import UsageError
-from hessdiag.problem import IGNORE_INDEX
 from hessdiag.samples import divide, leaves, row_count
 
 
@@ -64,9 +64,10 @@ class Landscape:
     @cached_property
     def positions(self) -> int:
         """How many positions have an integer class that counts; 0 where not every batch has such classes."""
-        if not self.operator.problem.has_outputs:
-            return 0
-        pairs = [classes(self.outputs(index), batch) for index, batch in enumerate(self.batches)]
+        pairs = [
+            None if outputs is None else classes(self.operator.problem, outputs, batch)
+            for outputs, batch in ((self._returned(index, None), one) for index, one in enumerate(self.batches))
+        ]
         return sum(0 if pair is None else int((pair[1] != IGNORE_INDEX).sum()) for pair in pairs) * (
             None not in pairs
         )
@@ -158,6 +159,15 @@ class Landscape:
         with self.operator.timed(), torch.no_grad():
             return self.function.outputs(self._passes.moved(self._row(shift)), self.batches[index])
 
+    def _returned(self, index: int, shift: Tensor | None) -> Tensor | None:
+        """The outputs of a batch; None where there are none, or not one tensor."""
+        if not self.operator.problem.has_outputs:
+            return None
+        try:
+            return self.outputs(index, shift)
+        except UsageError:
+            return None
+
     def examples(self, shift: Tensor | None = None) -> Scores:
         """Loss, hit, margin and confidence of every example at θ + shift.
 
@@ -165,7 +175,7 @@ class Landscape:
         """
         parts = []
         for index, batch in enumerate(self.batches):
-            outputs = self.outputs(index, shift) if self.operator.problem.has_outputs else None
+            outputs = self._returned(index, shift)
             found = None if outputs is None else from_outputs(self.operator.problem, outputs, batch)
             parts.append(found or self._one_by_one(outputs, batch, self._row(shift)))
         return joined(parts)
@@ -216,7 +226,7 @@ class Landscape:
             )
         counts = torch.tensor([self.operator.problem.count(one) for one in divide(batch, 1)], dtype=torch.float64)
         loss = totals.double().cpu() / counts.clamp(min=1e-300)
-        found = None if outputs is None else classes(outputs, batch)
+        found = None if outputs is None else classes(self.operator.problem, outputs, batch)
         if found is None or len(found[1]) != number or bool((found[1] == IGNORE_INDEX).any()):
             return Scores(loss)
         return with_classes(loss, found[0].double(), found[1])

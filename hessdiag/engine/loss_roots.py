@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from hessdiag.problem import IGNORE_INDEX, Problem, align_classes, target_of
+from hessdiag.criteria import IGNORE_INDEX, align_classes
+from hessdiag.problem import Problem
 
 
 def root(problem: Problem, outputs: Tensor, piece: Any) -> Tensor | None:
@@ -34,35 +35,35 @@ def root(problem: Problem, outputs: Tensor, piece: Any) -> Tensor | None:
     eye = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *shape)
     if problem.criterion == "mse":
         return math.sqrt(2) * eye.expand(n, *eye.shape)
-    if problem.criterion != "cross_entropy":
+    if not isinstance(problem.criterion, str):
         return None
-    targets = target_of(piece)
+    targets, criterion = problem.targets(piece), problem.criterion
     places = torch.arange(size, device=outputs.device).view(1, *shape).to(outputs)
-    kept = align_classes(places, targets[:1])[0][:, :-1].flatten().long()
+    kept = align_classes(places, targets[:1], criterion)[0][:, :-1].flatten().long()
     repeated = targets.repeat_interleave(len(kept), 0)
-    units = align_classes(eye[kept].repeat(n, *[1] * len(shape)), repeated)[0].double()
-    logits, labels = align_classes(outputs.repeat_interleave(len(kept), 0), repeated)
+    units = align_classes(eye[kept].repeat(n, *[1] * len(shape)), repeated, criterion)[0].double()
+    logits, labels = align_classes(outputs.repeat_interleave(len(kept), 0), repeated, criterion)
     if bool((_weights(labels) < 0).any()):
         return None
     p = logits.detach().double().softmax(-1).sqrt()
     units[:, -1] = -(units * p).sum(-1) / (1 + p[:, -1])
-    return _applied(outputs.repeat_interleave(len(kept), 0), repeated, units).view(n, len(kept), *shape)
+    return _applied(criterion, outputs.repeat_interleave(len(kept), 0), repeated, units).view(n, len(kept), *shape)
 
 
 def signed_root(problem: Problem, outputs: Tensor, piece: Any, generator: Generator) -> Tensor:
     """A_n z for random signs z, shaped like the outputs, for a built-in criterion."""
     if problem.criterion == "mse":
         return math.sqrt(2) * _signs(outputs.shape, generator).to(outputs)
-    targets = target_of(piece)
-    signs = _signs(align_classes(outputs, targets)[0].shape, generator)
-    return _applied(outputs, targets, signs.to(outputs.device, torch.float64))
+    criterion, targets = str(problem.criterion), problem.targets(piece)
+    signs = _signs(align_classes(outputs, targets, criterion)[0].shape, generator)
+    return _applied(criterion, outputs, targets, signs.to(outputs.device, torch.float64))
 
 
-def _applied(outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+def _applied(criterion: str, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
     """A z shaped like the outputs, z (positions, classes) float64: of cross-entropy."""
     leaf = outputs.detach().requires_grad_()
     with torch.enable_grad():
-        logits, labels = align_classes(leaf, targets)
+        logits, labels = align_classes(leaf, targets, criterion)
         p = logits.detach().double().softmax(-1)
         roots = p.sqrt() * z
         signed = roots - p * roots.sum(-1, keepdim=True)

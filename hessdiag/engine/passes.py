@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessdiag.engine.composition import beside_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.scores import normalized, right
 from hessdiag.engine.stacking import Stack, filled, joined, stacks
-from hessdiag.errors import one_line
+from hessdiag.errors import UsageError, one_line
 
 TOGETHER = 100_000  # parameters: beyond, a copy per shift costs more than the calls it saves
 STACKED = 16  # batches in one pass
@@ -35,6 +36,7 @@ class Passes:
     def __init__(self, operator: Curvature, normalize: bool) -> None:
         self.function, self.batches, self.normalize = operator.function, operator.batches, normalize
         self.problem = operator.problem
+        self.beside = beside_outputs(operator)
         self.together = operator.size <= TOGETHER
         self.notes: list[str] = []
         self._theta = tuple(tensor.detach() for tensor in self.function.theta)
@@ -58,13 +60,22 @@ class Passes:
     def evaluate(self, shift: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         """Summed loss and number of hits of a batch at θ + shift."""
         theta = self.moved(shift)
-        if not self.problem.has_outputs:
-            return self.function.total(theta, batch), torch.zeros((), device=shift.device)
+        if self.beside:  # not by way of the outputs: they are no tensor, or not all that the loss is made of
+            return self._whole(theta, batch)
         outputs = self.function.outputs(theta, batch)
-        hits = right(outputs, batch)
+        hits = right(self.problem, outputs, batch)
         if self.normalize:
-            outputs = normalized(outputs, batch)
+            outputs = normalized(self.problem, outputs, batch)
         return self.problem.loss_sum(outputs, batch), hits.to(outputs.device)
+
+    def _whole(self, theta: tuple[Tensor, ...], batch: Any) -> tuple[Tensor, Tensor]:
+        total = self.function.total(theta, batch)
+        if self.normalize:
+            msg = f"logits cannot be normalised: {self.beside}"
+            raise UsageError(msg)
+        if not self.problem.has_outputs:
+            return total, torch.zeros((), device=total.device)
+        return total, right(self.problem, self.function.returned(theta, batch), batch).to(total.device)
 
     def values(self, stack: Stack, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """Summed losses and hits, (k, b) each, of stacked batches at θ + each row of shifts (k, P)."""

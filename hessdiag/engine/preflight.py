@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory
@@ -22,12 +23,12 @@ from hessdiag.engine.second_opinion import second_opinion
 from hessdiag.engine.selftest import Fault, self_test
 from hessdiag.engine.slopes import Kind
 from hessdiag.engine.ways import EXACT_WAYS
+from hessdiag.engine.weighting import weighting
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion, SelfTest
-from hessdiag.samples import SampleSet, divide, leaves, row_count
+from hessdiag.samples import SampleSet, leaves, row_count
 
-SPLIT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # rounding of models that cast to float32 inside
 LEAST_GRADIENTS = 1.2  # of a product from a kept graph: an MLP's; a GPT takes 2, a ResNet 2.4
 KINKED = (
     *("ReluBackward", "LeakyReluBackward", "PreluKernel", "RreluWithNoise", "ThresholdBackward", "AbsBackward"),
@@ -102,7 +103,12 @@ def preflight(
     if not math.isfinite(loss):
         msg = f"the loss on the sample set is {loss}: look for overflow or log(0); try --dtype float64"
         raise NonFiniteError(msg)
-    findings += [Finding("ok", "loss", f"{loss:.6g}, the same twice"), *_splits(operator), *model_facts(operator)]
+    require_outputs(operator, kind)
+    findings += [
+        Finding("ok", "loss", f"{loss:.6g}, the same twice"),
+        *weighting(operator),
+        *model_facts(operator),
+    ]
     operator.divisible = all(f.check != "weighting" or f.level == "ok" for f in findings)
     if way == "finite_difference":
         findings += _kinks(operator)
@@ -193,29 +199,6 @@ def _loss_works(operator: Curvature) -> Finding:
             "fault", "determinism", text + "mode (functional dropout, noise, sampling); switch that off"
         )
     return Finding("ok", "determinism", "the same loss twice is the same")
-
-
-def _splits(operator: Curvature) -> list[Finding]:
-    """Whether a batch's loss is the sum over its parts, so that batch sizes do not change the numbers."""
-    function, batch = operator.function, operator.batches[0]
-    rows = row_count(batch)
-    if rows is None or rows < 2:
-        return []
-    with function.measuring(), torch.no_grad():
-        whole = operator.batch_losses[0] * operator.problem.count(batch)
-        parts = sum(float(function.total(function.theta, p)) for p in divide(batch, rows - max(1, rows // 3)))
-    error = abs(whole - parts) / max(abs(whole), 1e-30)
-    if error <= SPLIT_TOLERANCE[operator.dtype]:
-        return [Finding("ok", "weighting", "any division into batches gives the same loss")]
-    text = f"the loss of a batch is not the sum over its parts (off by {error:.2g})"
-    custom = not isinstance(operator.problem.criterion, str) and operator.problem.weight is None
-    if custom and len(operator.batches) > 1:
-        text += ": say what its mean stands for with Problem(weight=f(batch)), or measure in one --batch-size"
-        return [Finding("fault", "weighting", text)]
-    text += (
-        f": the numbers hold for batches of {rows} examples only (batch statistics, a contrastive loss, a mask)"
-    )
-    return [Finding("warning", "weighting", text)]
 
 
 def _kinks(operator: Curvature) -> list[Finding]:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hessdiag.criteria import IGNORE_INDEX, align_classes, is_index, squared_error
 from hessdiag.errors import ProblemError
-from hessdiag.problem import IGNORE_INDEX, Problem, align_classes, target_of
+from hessdiag.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -31,38 +32,39 @@ class Scores:
     confidence: Tensor | None = None
 
 
-def classes(outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
+def classes(problem: Problem, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
     """Logits (n, classes) and integer classes (n,), -100 where a position does not count; or None."""
     try:
-        targets = target_of(batch)
-        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        targets = problem.targets(batch)
+        if not is_index(targets):
             return None
-        logits, labels = align_classes(outputs, targets)
+        logits, labels = align_classes(outputs, targets, problem.criterion)
     except ProblemError:
         return None
     return (logits, labels) if logits.shape[1] > 1 else None
 
 
-def right(outputs: Any, batch: Any) -> Tensor:
+def right(problem: Problem, outputs: Any, batch: Any) -> Tensor:
     """How many positions are classified right, a scalar; 0 where there are no classes."""
-    found = classes(outputs, batch)
+    found = classes(problem, outputs, batch)
     if found is None:
         return torch.zeros(())
     logits, labels = found
     return (logits.argmax(-1) == labels).sum()
 
 
-def normalized(outputs: Tensor, batch: Any) -> Tensor:
+def normalized(problem: Problem, outputs: Tensor, batch: Any) -> Tensor:
     """Logits centred over the classes and divided by their length, in the outputs' own layout.
 
     Raises:
         ProblemError: there are no classes.
     """
-    found = classes(outputs, batch)
+    found = classes(problem, outputs, batch)
     if found is None:
         msg = "logits can be normalised for integer classes only"
         raise ProblemError(msg)
-    axis = -1 if outputs.shape[-1] == found[0].shape[1] and outputs.shape[:-1] == target_of(batch).shape else 1
+    places = problem.targets(batch).shape
+    axis = -1 if outputs.shape[-1] == found[0].shape[1] and outputs.shape[:-1] == places else 1
     centred = outputs - outputs.mean(axis, keepdim=True)
     tiny = torch.finfo(outputs.dtype).tiny
     return centred / centred.square().sum(axis, keepdim=True).clamp(min=tiny).sqrt()
@@ -70,14 +72,14 @@ def normalized(outputs: Tensor, batch: Any) -> Tensor:
 
 def from_outputs(problem: Problem, outputs: Tensor, batch: Any) -> Scores | None:
     """The scores of a batch from its outputs alone; None where the loss is not a built-in one."""
-    found = classes(outputs, batch)
+    found = classes(problem, outputs, batch)
     if problem.criterion == "mse":
-        difference = (outputs - target_of(batch).reshape(outputs.shape)).double().square()
+        difference = squared_error(outputs.double(), problem.targets(batch))
         return Scores(difference.reshape(len(outputs), -1).mean(1).cpu())
-    if problem.criterion != "cross_entropy":
+    if not isinstance(problem.criterion, str):
         return None
     if found is None:
-        logits, targets = align_classes(outputs, target_of(batch))
+        logits, targets = align_classes(outputs, problem.targets(batch), problem.criterion)
         return Scores(-(targets * F.log_softmax(logits.double(), -1)).sum(-1).cpu())
     logits, labels = found
     kept = labels != IGNORE_INDEX

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hessdiag.criteria import CRITERIA
 from hessdiag.errors import HessdiagError, LoadError, ProblemError, UsageError, one_line
-from hessdiag.problem import CRITERIA, Problem
+from hessdiag.problem import Problem
 from hessdiag.sources.spec import parse_options, split_key, split_spec
 from hessdiag.sources.weights import Weights, load_into, read_weights
 

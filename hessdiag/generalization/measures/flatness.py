@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from hessdiag.criteria import IGNORE_INDEX, align_classes
 from hessdiag.engine.coordinates import Map
 from hessdiag.generalization.checkpoint import Checkpoint, WeightLayer
 from hessdiag.generalization.measures.curvature import NO_ANALYSIS
 from hessdiag.generalization.measures.observed import input_spread, passages
 from hessdiag.generalization.measures.weighted_trace import COST, weighted_trace
 from hessdiag.generalization.registry import Reading, measure
-from hessdiag.problem import IGNORE_INDEX, align_classes, target_of
 
 SOURCE = "Petzka et al. 2021, Definition 3"
 RESCALING = ("layer rescaling", "neuron rescaling", "permutation")
@@ -230,20 +230,22 @@ def _are_logits(checkpoint: Checkpoint, given: Tensor, outputs: Tensor) -> bool:
     if given.shape != outputs.shape or torch.equal(given, outputs):
         return given.shape == outputs.shape
     again = given.double().log_softmax(-1).to(outputs)
-    return checkpoint.problem.criterion == "cross_entropy" and torch.allclose(again, outputs, rtol=1e-5, atol=1e-6)
+    of_logits = checkpoint.problem.criterion in ("cross_entropy", "causal_lm")
+    return of_logits and torch.allclose(again, outputs, rtol=1e-5, atol=1e-6)
 
 
 def _by_logits(checkpoint: Checkpoint, outputs: Tensor, batch: object) -> Tensor | str:
     """The Hessian of every row's loss by its outputs, (rows, C, C) float64."""
     problem = checkpoint.problem
-    if problem.weight is not None or problem.criterion not in ("cross_entropy", "mse"):
+    if problem.weight is not None or not isinstance(problem.criterion, str):
         return "the loss is not one of the built-in criteria: its Hessian by the outputs is not known here"
     width = outputs.shape[-1]
     eye = torch.eye(width, dtype=torch.float64, device=outputs.device)
     if problem.criterion == "mse":
         return (2 * eye).expand(outputs.numel() // width, width, width)
-    logits, targets = align_classes(outputs, target_of(batch))
-    if logits.shape[1] != width or len(logits) * width != outputs.numel():
+    logits, targets = align_classes(outputs, problem.targets(batch), problem.criterion)
+    second = targets.is_floating_point() and outputs.dim() > 2  # soft targets: classes second, as in torch
+    if second or logits.shape[1] != width or len(logits) * width != outputs.numel():
         return "the classes are not the last layer's outputs"
     p = logits.double().softmax(-1)
     size = targets.double().sum(-1) if targets.is_floating_point() else (targets != IGNORE_INDEX).double()

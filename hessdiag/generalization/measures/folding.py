@@ -8,10 +8,10 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from hessdiag.criteria import target_of
 from hessdiag.errors import ProblemError
 from hessdiag.generalization.checkpoint import Checkpoint, WeightLayer
 from hessdiag.generalization.measures.observed import same_tensor_pairs
-from hessdiag.problem import target_of
 from hessdiag.samples import divide, map_tensors
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -11,13 +11,13 @@ import math
 import torch
 from torch import Tensor
 
+from hessdiag.criteria import IGNORE_INDEX
 from hessdiag.engine.scores import classes
 from hessdiag.errors import UsageError, one_line
 from hessdiag.generalization.checkpoint import Checkpoint
 from hessdiag.generalization.measures.folding import folded_matrices, path_outputs
 from hessdiag.generalization.measures.noise import example_statistics
 from hessdiag.generalization.registry import Reading, exact, measure
-from hessdiag.problem import IGNORE_INDEX
 
 JIANG = "Jiang et al. 2020, appendix C"
 QUANTILE = 0.1  # of the margins: robust to a few misfits (Jiang et al. 2020, section 6)
@@ -212,7 +212,7 @@ def _closed_fisher_rao(checkpoint: Checkpoint) -> tuple[float, float] | None:
 def _radial(checkpoint: Checkpoint, index: int) -> Tensor | None:
     """(⟨p, f⟩ − f_y)² per example of a batch; None where an example is not one class."""
     outputs = checkpoint.landscape.outputs(index).detach()
-    found = classes(outputs, checkpoint.operator.batches[index])
+    found = classes(checkpoint.problem, outputs, checkpoint.operator.batches[index])
     if found is None or outputs.dim() != 2 or bool((found[1] == IGNORE_INDEX).any()):
         return None
     logits, labels = found[0].double(), found[1]

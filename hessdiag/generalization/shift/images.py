@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from hessdiag.criteria import IGNORE_INDEX, target_of
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.scores import classes
 from hessdiag.errors import NonFiniteError, ProblemError, UsageError
-from hessdiag.problem import IGNORE_INDEX, Problem, target_of
+from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -98,7 +99,7 @@ def correct(problem: Problem, batches: list[Any] | tuple[Any, ...]) -> np.ndarra
     with function.measuring(), torch.no_grad():
         for batch in batches:
             here = function.place(batch)
-            pair = classes(function.outputs(function.theta, here), here)
+            pair = classes(problem, function.outputs(function.theta, here), here)
             if pair is None:
                 msg = f"targets are {target_of(here).dtype}, not classes: give scores of your own"
                 raise ProblemError(msg)
