@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from hessdiag.engine.curvature import Curvature
@@ -60,8 +61,22 @@ def model_facts(operator: Curvature) -> list[Finding]:
                 f"{name} masks its gradient at padding_idx, which the self-test sees only where the examples it "
             )
             facts.append(Finding("warning", "padding", text + f"tries are padded: set {name}.padding_idx = None"))
+    facts += _read_as(operator)
     if not operator.problem.has_outputs:
         facts.append(
             Finding("note", "loss", "a loss(model, batch) gives the Hessian only: no G, R or exact trace")
         )
     return facts
+
+
+def _read_as(operator: Curvature) -> list[Finding]:
+    """Targets that are read in another shape than theirs."""
+    problem, batch = operator.problem, operator.batches[0]
+    if problem.criterion != "mse":
+        return []
+    with operator.timed(), torch.no_grad():
+        outputs, targets = operator.function.outputs(operator.function.theta, batch), problem.targets(batch)
+    if outputs.shape == targets.shape:
+        return []
+    text = f"targets {tuple(targets.shape)} were read as outputs {tuple(outputs.shape)}, row by row; "
+    return [Finding("note", "targets", text + "torch's mse_loss would compare every row with every other")]

@@ -25,6 +25,7 @@ from hessdiag.samples import divide, leaves, map_tensors, row_count
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # rounding of models that cast to float32 inside
 LOOKED_AT = 4096  # examples at most, for the most unlike
 ROUNDING = 64  # eps: of a loss computed twice, in batches of another size
+EQUAL = 1e-2  # of the limit: two weights that fit as well as this are alike
 WORST = 4  # examples with a large loss beside them
 TOGETHER = 16  # examples of several batches in one
 UNTESTED = "untested weighting"  # another check than "weighting": batches may be cut all the same
@@ -197,15 +198,15 @@ def _fault(operator: Curvature, trials: list[Trial], off: float) -> Finding:
 
 
 def _passing(operator: Curvature, trials: list[Trial]) -> Candidate | None:
-    """The first weight with which every trial is the sum of its parts."""
-    limit = TOLERANCE[operator.dtype]
+    """The weight with which every trial is the sum of its parts; of several the best, of equals the first."""
+    limit, fits = TOLERANCE[operator.dtype], []
     for one in candidates(operator.problem, operator.batches[0]):
         try:
-            if all(trial.off(one.weight, limit) <= limit for trial in trials):
-                return one
+            fits.append((max(trial.off(one.weight, limit) for trial in trials), one))
         except Exception:
             continue
-    return None
+    best = min((off for off, _ in fits), default=math.inf)
+    return next((one for off, one in fits if off <= min(limit, max(2 * best, EQUAL * limit))), None)
 
 
 def _untested(operator: Curvature) -> Finding:
