@@ -68,6 +68,7 @@ def _reached(function: Functional, piece: Any) -> list[str]:
     """Names of the parameters that a criterion depends on while its outputs are held constant."""
     if isinstance(function.problem.criterion, str):
         return []
+    function.total(function.theta, piece)  # the whole loss decides how its parameters are reached
     total = function.with_constant_outputs(function.theta, piece)
     if not total.requires_grad:
         return []

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hessdiag.criteria import TARGET_KEYS, target_of
 from hessdiag.engine.attributes import left_as_found
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.functional import graph_nodes, random_states
-from hessdiag.problem import TARGET_KEYS, Problem, target_of
+from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 
 
