@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hessdiag.errors import ProblemError
 
-CRITERIA = ("cross_entropy", "causal_lm", "mse")
+CRITERIA = ("cross_entropy", "mse", "causal_lm")
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 IGNORE_INDEX = -100  # torch's own default for positions that do not count
 SUMS_TO_ONE = 1e-3

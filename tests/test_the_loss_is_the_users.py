@@ -660,12 +660,16 @@ def fits(name):
     return lambda: caught(make, sizes)
 
 
-def landscape_holds() -> bool:
+def passes_test(test, *names) -> bool:
     try:
-        test_the_landscape_moves_what_the_criterion_takes_too("an L2 penalty")
+        test(*names)
     except AssertionError:
         return False
     return True
+
+
+def landscape_holds() -> bool:
+    return passes_test(test_the_landscape_moves_what_the_criterion_takes_too, "an L2 penalty")
 
 
 def next_tokens_hold() -> bool:
@@ -708,6 +712,10 @@ BROKEN = {
     "penalties stay where they are": (
         lambda patch: patch.setattr(passes, "beside_outputs", lambda operator: ""),
         landscape_holds,
+    ),
+    "any weight within the limit is named": (
+        lambda patch: patch.setattr(weighting, "EQUAL", 1.0),
+        lambda: passes_test(test_of_two_weights_the_one_that_fits_better_is_named),
     ),
     "rounding is a difference": (lambda patch: patch.setattr(weighting, "ROUNDING", 0), healthy),
 }

@@ -400,7 +400,7 @@ REASONS = {
             {"train": (models.randn(9, 5), models.randn(9, 40))},
             criterion=lambda outputs, batch: F.huber_loss(outputs, batch[1]),
         ),
-        "known for cross_entropy, causal_lm and mse only",
+        "known for cross_entropy, mse and causal_lm only",
     ),
 }
 
