@@ -82,6 +82,7 @@ def hessian(
     first = EXACT_WAYS[0] if way == "auto" else way
     curvature = Curvature(problem, drawn, kind=operator, way=first, **options)
     curvature.way = choose(curvature, fixed=way != "auto").way
+    curvature.notes += (*drawn.warnings, *drawn.notes)
     return curvature
 
 

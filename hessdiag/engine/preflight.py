@@ -109,6 +109,8 @@ def preflight(
         *weighting(operator),
         *model_facts(operator),
     ]
+    findings += [Finding("warning", "samples", text) for text in samples.warnings]
+    findings += [Finding("note", "samples", text) for text in samples.notes]
     operator.divisible = all(f.check != "weighting" or f.level == "ok" for f in findings)
     if way == "finite_difference":
         findings += _kinks(operator)

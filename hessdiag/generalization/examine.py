@@ -141,7 +141,7 @@ def examine(
         readings[key] = attempted(one, checkpoint)
     watch("guard", 0, 1)
     twin = _rescaled(checkpoint, measures, readings) if asked.guard else _Twin("the guard was not asked for")
-    found, evaluated = _performance(problem, asked, operator)
+    found, evaluated, said = _performance(problem, asked, operator)
     return CheckpointRecord(
         name=about.name,
         file=about.file,
@@ -159,7 +159,7 @@ def examine(
         products=operator.products + twin.products,
         seconds=time.perf_counter() - begun,
         model_seconds=operator.seconds + evaluated + twin.seconds,
-        notes=(*about.notes, *analysis.warnings),
+        notes=tuple(dict.fromkeys((*about.notes, *analysis.warnings, *said))),
     )
 
 
@@ -199,18 +199,22 @@ def _gradient_share(checkpoint: Checkpoint) -> float:
     return lengths / max(abs(checkpoint.loss), 1e-300)
 
 
-def _performance(problem: Problem, asked: Examination, operator: Curvature) -> tuple[Performance, float]:
-    """Performance on every split, and the seconds it took."""
+def _performance(
+    problem: Problem, asked: Examination, operator: Curvature
+) -> tuple[Performance, float, list[str]]:
+    """Performance on every split, the seconds it took, and what is to know of the examples."""
     splits, seconds, s = {}, 0.0, asked.settings
+    said: list[str] = []
     for split, source in problem.data.items():
         samples = draw(source, split=split, samples=asked.evaluate, seed=s.seed, batch_size=s.batch_size)
         other = Curvature(operator.problem, samples, function=operator.function)
         splits[split] = _examples(Landscape(other), problem)
+        said += (*samples.warnings, *samples.notes)
         seconds += other.seconds
     found = performance(
         splits, train=s.split, test=asked.test, floor=asked.floor, confidence=s.confidence, seed=s.seed
     )
-    return found, seconds
+    return found, seconds, said
 
 
 def _examples(landscape: Landscape, problem: Problem) -> Examples:

@@ -180,7 +180,8 @@ def shift_curves(
     inputs, score = scorer(problem, test)
     known, _ = scorer(problem, train)
     scores = score(inputs)
-    common: dict[str, Any] = {"seed": settings.seed, "confidence": settings.confidence}
+    said = (*train.warnings, *train.notes, *test.warnings, *test.notes)
+    common: dict[str, Any] = {"seed": settings.seed, "confidence": settings.confidence, "notes": said}
     of = (train.digest, test.digest, settings)
 
     def covariate() -> ShiftCurve:
@@ -200,7 +201,8 @@ def shift_curves(
     def other() -> ShiftCurve:
         source = _samples(problem, str(settings.other), settings)
         both = digest(inputs) + source.digest
-        return other_source(scores, correct(problem, source.batches), identity=both, **common)
+        told = {**common, "notes": (*said, *source.warnings, *source.notes)}
+        return other_source(scores, correct(problem, source.batches), identity=both, **told)
 
     tests = {
         "covariate": covariate,

@@ -1,0 +1,23 @@
+"""The frozen sample set: which examples are measured, drawn once by seed, hashed, never reshuffled.
+
+Batches are opaque: tensors, and tuples, lists and mappings of them, to any depth.
+"""
+
+from __future__ import annotations
+
+from hessdiag.samples.batches import divide, leaves, map_tensors, row_count
+from hessdiag.samples.digest import Digest
+from hessdiag.samples.drawing import draw
+from hessdiag.samples.sample_set import DEFAULT_SAMPLES, SampleSet, default_batch_size
+
+__all__ = [
+    "DEFAULT_SAMPLES",
+    "Digest",
+    "SampleSet",
+    "default_batch_size",
+    "divide",
+    "draw",
+    "leaves",
+    "map_tensors",
+    "row_count",
+]
