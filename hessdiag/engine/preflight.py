@@ -174,6 +174,7 @@ def _failures_named(operator: Curvature, where: str) -> Iterator[None]:
             raise MeasurementError(_too_large(operator, where, error)) from error
         kind = type(error).__name__
         msg = f"model or loss fails on {where} ({kind}: {one_line(error, 140)}): check shapes and labels"
+        msg = "; ".join((msg, *operator.samples.notes))
         raise ProblemError(msg) from error
 
 

@@ -193,12 +193,19 @@ def from_whole_batches(
         examples += row_count(batch) or 1
         if examples >= asked.most:
             break
+    notes: tuple[str, ...] = ()
+    if any(row_count(batch) is None for batch in found.values()):
+        text = (
+            f"{asked.where} has batch_size=None: each element is one batch, and counts as one example where its "
+        )
+        notes = (text + "tensors share no first dimension",)
     digest, batches = Digest(), []
     for place in sorted(found):
         digest.batch(found[place])
         batches += list(divide(found[place], asked.batch_size)) if asked.batch_size else [found[place]]
+    more, warnings = reader.findings("batches")
     return SampleSet(
-        tuple(batches), examples, asked.split, asked.seed, digest.hexdigest(), None, *reader.findings("batches")
+        tuple(batches), examples, asked.split, asked.seed, digest.hexdigest(), None, notes + more, warnings
     )
 
 

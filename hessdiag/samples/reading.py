@@ -105,9 +105,7 @@ def reading_of(elements: Sequence[Any], split: str) -> tuple[Reading, str]:
         return "examples", examples + "(they hold vectors of different lengths)"
     if rows is not None or alike:
         _refuse_ambiguous(one, split)
-    text = (
-        f"data[{split!r}]: each element is one batch, its tensors share no first dimension; if they are examples: "
-    )
+    text = f"data[{split!r}]: each element is one batch, its tensors share no first dimension; if they are examples, give "
     return "batches", text + "DataLoader(data, batch_size=...)"
 
 
@@ -239,7 +237,7 @@ def _are_columns(one: Tensor, other: Tensor) -> bool:
 
 
 def _refuse_ambiguous(one: Any, split: str) -> NoReturn:
-    msg = f"data[{split!r}]: its elements ({_shapes(one)}) could be examples or batches: {BOTH_WAYS}"
+    msg = f"data[{split!r}]: its elements ({_shapes(one)}) could be examples or batches: give {BOTH_WAYS}"
     raise ProblemError(msg)
 
 

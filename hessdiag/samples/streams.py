@@ -43,6 +43,11 @@ def from_elements(source: Any, asked: Asked, *, loader: bool = False) -> SampleS
             if kind == "examples":
                 return _of_examples(source, [*begin, *islice(iterator, max(0, asked.most - 2))], asked, notes)
         found = _of_batches(begin, iterator, asked, loader=loader)
+    if getattr(source, "num_workers", 0) > 1 and _repeats(found):
+        text = f"{asked.where}: its workers give the same batches, each counted as often as it comes: "
+        notes += (
+            text + "num_workers=0 gives each once, or divide the stream by torch.utils.data.get_worker_info()",
+        )
     more, warnings = _findings(source, begin[0], asked)
     return replace(found, notes=notes + more, warnings=warnings)
 
@@ -68,6 +73,11 @@ def _of_batches(begin: list[Any], rest: Iterator[Any], asked: Asked, *, loader: 
         if examples >= asked.most:
             break
     return SampleSet(tuple(batches), examples, asked.split, asked.seed, digest.hexdigest())
+
+
+def _repeats(found: SampleSet) -> bool:
+    hashes = [of_example(batch) for batch in found.batches]
+    return len(set(hashes)) < len(hashes)
 
 
 def _findings(source: Any, first: Any, asked: Asked) -> tuple[tuple[str, ...], tuple[str, ...]]:

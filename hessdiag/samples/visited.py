@@ -50,10 +50,18 @@ def visited(loader: DataLoader[Any], split: str, generators: Generators, seed: i
     sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     where = f"data[{split!r}]"
     size = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
-    with _left_alone(sampler):
-        found = _of(sampler, where, generators, seed, size)
+    try:
+        with _left_alone(sampler):
+            found = _of(sampler, where, generators, seed, size)
+    except HessdiagError:
+        raise
+    except Exception as error:  # the user's code can raise anything
+        msg = (
+            f"{where}: its sampler {type(sampler).__name__} raised {type(error).__name__}: {one_line(error, 120)}"
+        )
+        raise ProblemError(msg) from error
     if not len(found.indices):
-        _refuse(where, "its sampler gives no index", "DataLoader(dataset) visits all examples")
+        _refuse(where, "its sampler gives no index", "give DataLoader(dataset), which visits all examples")
     repeated = len(found.indices) - len(set(found.indices))
     notes = found.notes
     if repeated:
@@ -111,7 +119,9 @@ def _without_last(inner: Visited, size: int, where: str) -> Visited:
     total = len(inner.indices)
     left_out = total % size
     if total < size:
-        _refuse(where, f"{total} examples, batch_size={size} and drop_last=True: no batch", "drop_last=False")
+        _refuse(
+            where, f"{total} examples, batch_size={size} and drop_last=True make no batch", "give drop_last=False"
+        )
     if not left_out:
         return _listed(inner)
     if inner.fixed:
@@ -125,7 +135,7 @@ def _of_passes(sampler: Any, where: str, generators: Generators, seed: int, size
     """What a sampler of the user's gives: read twice, so that chance is told from choice."""
     name = type(sampler).__name__
     if isinstance(sampler, Iterator):
-        _refuse(where, f"its sampler is a {name}, which can be read only once", "sampler=list(...)")
+        _refuse(where, f"its sampler is a {name}, which can be read only once", "give sampler=list(...)")
     generators.seed(seed, "sampler")
     first, listed = _pass(sampler, where, size)
     generators.seed(seed, "sampler", "another")
@@ -151,27 +161,18 @@ def _pass(sampler: Any, where: str, size: int) -> tuple[list[Any], bool]:
     indices: list[Any] = []
     listed = False
     most = max(LONGEST_PASS, 10 * size)
-    name = type(sampler).__name__
-    try:
-        for item in sampler:
-            if isinstance(item, list | tuple) or (isinstance(item, Tensor) and item.dim()):
-                listed = True
-                indices += [_index(one) for one in item]
-            else:
-                indices.append(_index(item))
-            if len(indices) > most:
-                break
-    except HessdiagError:
-        raise
-    except Exception as error:  # the user's code can raise anything
-        msg = f"{where}: its sampler {name} raised {type(error).__name__}: {one_line(error, 120)}"
-        raise ProblemError(msg) from error
-    if len(indices) > most:
-        _refuse(
-            where,
-            f"its sampler {name} gives more than {most:,} indices and has perhaps no end",
-            "DataLoader(dataset, batch_size=..., collate_fn=...) visits each example once",
-        )
+    for count, item in enumerate(sampler):
+        if isinstance(item, list | tuple) or (isinstance(item, Tensor) and item.dim()):
+            listed = True
+            indices += [_index(one) for one in item]
+        else:
+            indices.append(_index(item))
+        if max(count, len(indices)) > most:
+            _refuse(
+                where,
+                f"its sampler {type(sampler).__name__} gives more than {most:,} indices and has perhaps no end",
+                "give DataLoader(dataset, batch_size=..., collate_fn=...), which visits each example once",
+            )
     return indices, listed
 
 
@@ -186,7 +187,7 @@ def _refuse_weights(where: str, name: str) -> NoReturn:
     _refuse(
         where,
         f"its {name} repeats and leaves out examples by weight or chance, which makes another mean loss",
-        "DataLoader(dataset) measures the plain mean; for a weighted mean put the weights into the loss",
+        "give DataLoader(dataset) for the plain mean, or put the weights into the loss",
     )
 
 
