@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -133,7 +134,8 @@ class Problem:
         if isinstance(batch, Mapping):
             result = model(**{key: value for key, value in batch.items() if key not in TARGET_KEYS})
             return getattr(result, "logits", result)
-        return model(batch if isinstance(batch, Tensor) else batch[0])
+        inputs = batch if isinstance(batch, Tensor) else batch[0]
+        return model(*inputs) if _takes_each(model, inputs) else model(inputs)
 
     def loss_sum(self, outputs: Any, batch: Any) -> Tensor:
         """The criterion summed over what it averages: sum / `count` is the mean loss."""
@@ -185,6 +187,20 @@ class Problem:
             msg = "cannot tell how many examples a batch holds: give Problem(weight=f(batch))"
             raise ProblemError(msg)
         return float(rows)
+
+
+def _takes_each(model: nn.Module, inputs: Any) -> bool:
+    """Whether inputs ``(x1, x2)`` are the model's arguments one by one: it cannot be called with one."""
+    if not isinstance(inputs, list | tuple):
+        return False
+    try:
+        signature = inspect.signature(model.forward)
+        signature.bind(inputs)
+    except TypeError:
+        return True
+    except ValueError:  # code without a signature
+        return False
+    return False
 
 
 def matching(names: Iterable[str], globs: Sequence[str]) -> tuple[str, ...]:

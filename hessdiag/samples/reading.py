@@ -105,8 +105,10 @@ def reading_of(elements: Sequence[Any], split: str) -> tuple[Reading, str]:
         return "examples", examples + "(they hold vectors of different lengths)"
     if rows is not None or alike:
         _refuse_ambiguous(one, split)
-    text = f"data[{split!r}]: each element is one batch, its tensors share no first dimension; if they are examples, give "
-    return "batches", text + "DataLoader(data, batch_size=...)"
+    text = (
+        f"data[{split!r}]: each element is one batch, its tensors share no first dimension; if they are examples, "
+    )
+    return "batches", text + "give DataLoader(data, batch_size=...)"
 
 
 def plain(element: Any) -> Any:
