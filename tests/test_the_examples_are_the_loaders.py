@@ -118,44 +118,44 @@ def seen(source, **options):
 
 
 SAMPLERS = {
-    "shuffled": (dict(shuffle=True), range(N), ""),
-    "in order": (dict(sampler=SequentialSampler(ROWS)), range(N), ""),
-    "a random subset": (dict(sampler=SubsetRandomSampler(EVEN)), EVEN, ""),
-    "a list": (dict(sampler=[5, 1, 7]), [1, 5, 7], ""),
-    "a sampler of the user's": (dict(sampler=Mine(lambda: EVEN)), EVEN, ""),
-    "indices as tensors": (dict(sampler=Mine(lambda: torch.tensor(EVEN))), EVEN, ""),
-    "indices of NumPy": (dict(sampler=np.array(EVEN)), EVEN, ""),
-    "repetitions": (dict(sampler=[1, 1, 1, 2]), [1, 1, 1, 2], "2 of the 4 indices of its sampler are repetitions"),
-    "drop_last in order": (dict(drop_last=True), range(28), "drop_last leaves out the last 2 of 30 examples"),
+    "shuffled": ({"shuffle": True}, range(N), ""),
+    "in order": ({"sampler": SequentialSampler(ROWS)}, range(N), ""),
+    "a random subset": ({"sampler": SubsetRandomSampler(EVEN)}, EVEN, ""),
+    "a list": ({"sampler": [5, 1, 7]}, [1, 5, 7], ""),
+    "a sampler of the user's": ({"sampler": Mine(lambda: EVEN)}, EVEN, ""),
+    "indices as tensors": ({"sampler": Mine(lambda: torch.tensor(EVEN))}, EVEN, ""),
+    "indices of NumPy": ({"sampler": np.array(EVEN)}, EVEN, ""),
+    "repetitions": ({"sampler": [1, 1, 1, 2]}, [1, 1, 1, 2], "2 of the 4 indices of its sampler are repetitions"),
+    "drop_last in order": ({"drop_last": True}, range(28), "drop_last leaves out the last 2 of 30 examples"),
     "drop_last shuffled": (
-        dict(drop_last=True, shuffle=True),
+        {"drop_last": True, "shuffle": True},
         range(N),
         "drop_last leaves out 2 of 30 .* in a pass",
     ),
-    "with replacement": (dict(sampler=RandomSampler(ROWS, replacement=True)), range(N), "draws with replacement"),
-    "k of n": (dict(sampler=RandomSampler(ROWS, num_samples=7)), range(N), "takes 7 of 30 examples in a pass"),
+    "with replacement": ({"sampler": RandomSampler(ROWS, replacement=True)}, range(N), "draws with replacement"),
+    "k of n": ({"sampler": RandomSampler(ROWS, num_samples=7)}, range(N), "takes 7 of 30 examples in a pass"),
     "one rank's share": (
-        dict(sampler=DistributedSampler(ROWS, num_replicas=3, rank=1)),
+        {"sampler": DistributedSampler(ROWS, num_replicas=3, rank=1)},
         range(N),
         "DistributedSampler gives rank 1 one share of 3",
     ),
-    "batches of the user's": (dict(batch_sampler=[[0, 2], [4, 6, 8]]), [0, 2, 4, 6, 8], "are not kept"),
+    "batches of the user's": ({"batch_sampler": [[0, 2], [4, 6, 8]]}, [0, 2, 4, 6, 8], "are not kept"),
     "a batch sampler of a subset": (
-        dict(batch_sampler=BatchSampler(SubsetRandomSampler(EVEN), 4, drop_last=False)),
+        {"batch_sampler": BatchSampler(SubsetRandomSampler(EVEN), 4, drop_last=False)},
         EVEN,
         "",
     ),
     "a batch sampler in order with drop_last": (
-        dict(batch_sampler=BatchSampler(EVEN, 4, drop_last=True)),
+        {"batch_sampler": BatchSampler(EVEN, 4, drop_last=True)},
         EVEN[:12],
         "drop_last leaves out the last 3 of 15",
     ),
     "lists of indices": (
-        dict(batch_size=None, sampler=BatchSampler(SubsetRandomSampler(EVEN), 4, drop_last=False)),
+        {"batch_size": None, "sampler": BatchSampler(SubsetRandomSampler(EVEN), 4, drop_last=False)},
         EVEN,
         "",
     ),
-    "workers": (dict(num_workers=2, sampler=EVEN, generator=torch.Generator()), EVEN, ""),
+    "workers": ({"num_workers": 2, "sampler": EVEN, "generator": torch.Generator()}, EVEN, ""),
 }
 
 
@@ -174,19 +174,19 @@ def test_what_the_sampler_visits_is_measured(options, indices, said):
 
 
 REFUSED = {
-    "by weight": (dict(sampler=WeightedRandomSampler(torch.ones(N), N)), "WeightedRandomSampler .* plain mean"),
+    "by weight": ({"sampler": WeightedRandomSampler(torch.ones(N), N)}, "WeightedRandomSampler .* plain mean"),
     "by chance": (
-        dict(sampler=Mine(lambda: torch.randint(N, (N,)).tolist())),
+        {"sampler": Mine(lambda: torch.randint(N, (N,)).tolist())},
         "repeats and leaves out .* plain mean",
     ),
-    "for ever": (dict(sampler=Mine(for_ever)), "no end.*DataLoader"),
-    "batches for ever": (dict(batch_sampler=Mine(lambda: itertools.repeat([1, 2]))), "no end"),
-    "empty batches for ever": (dict(batch_sampler=Mine(lambda: itertools.repeat([]))), "no end"),
-    "an iterator": (dict(sampler=iter([1, 2])), "only once; give sampler=list"),
-    "nothing": (dict(sampler=[]), "gives no index"),
-    "fails": (dict(sampler=Mine(lambda: 1 / 0)), "its sampler BatchSampler raised ZeroDivisionError"),
-    "an index too many": (dict(sampler=[1, 99]), r"\[99\] raised IndexError"),
-    "no batch": (dict(batch_size=40, drop_last=True), "no batch; give drop_last=False"),
+    "for ever": ({"sampler": Mine(for_ever)}, "no end.*DataLoader"),
+    "batches for ever": ({"batch_sampler": Mine(lambda: itertools.repeat([1, 2]))}, "no end"),
+    "empty batches for ever": ({"batch_sampler": Mine(lambda: itertools.repeat([]))}, "no end"),
+    "an iterator": ({"sampler": iter([1, 2])}, "only once; give sampler=list"),
+    "nothing": ({"sampler": []}, "gives no index"),
+    "fails": ({"sampler": Mine(lambda: 1 / 0)}, "its sampler BatchSampler raised ZeroDivisionError"),
+    "an index too many": ({"sampler": [1, 99]}, r"\[99\] raised IndexError"),
+    "no batch": ({"batch_size": 40, "drop_last": True}, "no batch; give drop_last=False"),
 }
 
 
@@ -222,8 +222,8 @@ def test_a_shuffled_loader_draws_what_it_always_drew():
 
 def test_a_smaller_draw_is_part_of_a_larger_one_and_batch_size_keeps_its_meaning():
     for options in (
-        dict(sampler=SubsetRandomSampler(EVEN)),
-        dict(batch_sampler=Mine(lambda: [EVEN[:9], EVEN[9:]])),
+        {"sampler": SubsetRandomSampler(EVEN)},
+        {"batch_sampler": Mine(lambda: [EVEN[:9], EVEN[9:]])},
     ):
         loader = DataLoader(ROWS, **options)
         large, small = (seen(loader, samples=k, seed=2, batch_size=3) for k in (9, 4))
@@ -468,10 +468,9 @@ def test_workers_that_all_give_the_whole_stream_are_noted():
 
 
 def test_what_was_found_reaches_every_report():
-    loader = DataLoader(Of(flipped), 7, drop_last=True)
-    problem = hessdiag.Problem(
-        model(), dict.fromkeys(("train", "test", "other"), loader), criterion="cross_entropy"
-    )
+    loader = DataLoader(Of(lambda i: flipped(i % N), 10 * N), 7, drop_last=True)
+    splits = dict.fromkeys(("train", "test", "other"), loader)
+    problem = hessdiag.Problem(model(), splits, criterion="cross_entropy")
     notes = draw(loader).notes
     assert len(notes) == 2
     assert set(notes) <= set(hessdiag.analyze(problem, quantities=["lambda_max"]).notes)
@@ -480,8 +479,9 @@ def test_what_was_found_reaches_every_report():
     assert set(notes) <= {finding.text for finding in findings if finding.level == "note"}
 
     record = examine(problem, Examination(measures=("*norm*",), guard=False), About())
-    assert {n.replace("train", split) for n in notes for split in problem.data} <= set(record.notes)
+    assert {n.replace("train", split) for n in notes for split in splits} <= set(record.notes)
     curve = dict(shift_curves(problem, ShiftSettings(tests=("other",), other="other")))["other"]
+    assert not isinstance(curve, str), curve
     assert set(notes) <= set(curve.notes)
 
 
