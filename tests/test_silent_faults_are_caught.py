@@ -321,5 +321,6 @@ def test_this_promise_would_notice_trust_in_kept_graphs(monkeypatch):
 
 
 def test_this_promise_would_notice_steps_that_cross_kinks(monkeypatch):
-    monkeypatch.setattr(selftest, "STEPS", (0.1,))
+    for ladder in ("STEPS", "SINGLE_STEPS"):
+        monkeypatch.setattr(selftest, ladder, (0.1,))
     assert not promise_holds()

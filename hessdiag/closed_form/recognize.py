@@ -110,6 +110,9 @@ def _layers(model: nn.Module) -> _Found | str:
     owners = [m for m in rest if next(m.parameters(recurse=False), None) is not None]
     if owners:
         return f"{type(owners[0]).__name__} has parameters of its own: the closed form knows two nn.Linear only"
+    odd = [name for name, layer in linears if set(layer._parameters) != {"weight", "bias"}]
+    if odd:
+        return f"{odd[0]} computes its weight from other tensors (pruning, a norm): not the plain layer needed"
     if len(linears) != 2:
         return f"{len(linears)} linear layers: the closed form is for exactly two, one hidden layer"
     if sum(1 for _ in model.parameters()) != sum(1 for _, m in linears for _ in m.parameters()):

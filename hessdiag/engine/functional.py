@@ -19,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessdiag.engine.attributes import left_as_found
 from hessdiag.engine.checkpointing import kept_activations
+from hessdiag.engine.substitutes import twice_differentiable, uncompiled
 from hessdiag.engine.swapping import swapped
+from hessdiag.engine.unfit import require_plain
 from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
 from hessdiag.operator import full_precision
 from hessdiag.problem import Problem
@@ -42,9 +44,7 @@ class Functional:
         self, problem: Problem, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> None:
         model = problem.bare_model()
-        if isinstance(model, torch.jit.ScriptModule):
-            msg = "the model is TorchScript, whose parameters cannot be swapped: give the nn.Module it came from"
-            raise UsageError(msg)
+        require_plain(model)
         self.problem = problem
         self.names = problem.parameter_names()
         named = dict(model.named_parameters())
@@ -134,6 +134,8 @@ class Functional:
             stack.enter_context(left_as_found(self._model))
             stack.enter_context(random_states(cuda))
             stack.enter_context(kept_activations())
+            stack.enter_context(uncompiled())
+            stack.enter_context(twice_differentiable())
             # no other attention kernel has second derivatives (pytorch#116350)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             # cuDNN's recurrent kernels have no double backward (pytorch#5261)

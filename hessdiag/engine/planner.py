@@ -201,10 +201,15 @@ def _require_dependence(operator: Curvature) -> None:
 
 
 def trial_vectors(operator: Curvature, number: int) -> Tensor:
-    """Random signs (number, P): every weight of every tensor takes part alike."""
+    """Random signs times sizes in [½, 1½), (number, P): every weight of every tensor takes part about alike.
+
+    Signs alone can be a null vector of H: of logistic regression with two classes, one in four is.
+    """
     generator = torch.Generator().manual_seed(20_261_121)
-    signs = torch.randint(0, 2, (number, operator.size), generator=generator) * 2 - 1
-    return signs.to(operator.device, operator.dtype)
+    shape = (number, operator.size)
+    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    sizes = torch.rand(shape, generator=generator, dtype=operator.dtype) + 0.5
+    return (signs * sizes).to(operator.device, operator.dtype)
 
 
 def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:

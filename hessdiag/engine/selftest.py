@@ -8,17 +8,19 @@ so that a fault in a small tensor is not drowned by the others and can be named.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.planner import AGREEMENT, Plan, trial_vectors
-from hessdiag.engine.precision import in_double
+from hessdiag.engine.precision import in_double, narrowest
 from hessdiag.engine.slopes import gradient, slopes
+from hessdiag.engine.suspects import half_precision, suspects
 from hessdiag.engine.ways import WAYS
 from hessdiag.results import SelfTest
 
@@ -26,9 +28,14 @@ LIMITS = {"repeatability": 1e-4, "symmetry": 1e-2, "finite_difference": 1e-2, "s
 """Above these a measurement is refused. Silent faults begin at 2e-2; healthy models stay below 1e-4, or below 2e-3
 in float32 where every example is confident (first 16 images of a ResNet: symmetry 1.7e-3, differences 1.9e-3)."""
 STEPS = (1e-5, 1e-7, 1e-9)  # relative to ‖θ‖; on a ResNet 1e-6 missed Hv by 61 %, 1e-9 agreed to 1e-7
-SETTLED = 1e-5  # no smaller step is tried below: faults begin a thousand times higher
+SETTLED = 1e-5  # no further step is tried below: faults begin a thousand times higher
 SINGLE_STEPS = (1e-2, 1e-3, 1e-4)  # where the model cannot run in float64
 SINGLE_LIMIT = 5e-2
+ROUNDED_STEPS = (1e-4, 1e-3, 1e-5, 1e-2)  # where it runs in float64 and casts to float32 inside
+ROUNDED_SETTLED = 1e-3
+LEAST_WEIGHT = 1e-2  # weights are this large, or steps of this scale are tried too: a model may sit at 0
+NEGLIGIBLE = {torch.float32: 1e-4, torch.float64: 1e-8}
+"""Curvature below this share of ‖gradient‖ / ‖θ‖ counts as none: it is the rounding of a Hessian that is 0."""
 FLOOR_MARGIN = 4.0  # the largest rounding over a few vectors, against the typical one
 
 
@@ -57,8 +64,9 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         return way(function, operator.kind, piece, row[None])[0]
 
     with function.measuring():
+        dtype = narrowest(function, piece)
         hu, hv = product(u), product(v)
-        scale = max(_norm(hv), 1e-300)
+        scale = max(_norm(hv), faint(operator, piece) * _norm(v), 1e-300)
         symmetry = abs(_dot(function, u, hv) - _dot(function, v, hu))
         symmetry /= max(_norm(u) * max(_norm(hu), scale), 1e-300)
         symmetry *= math.sqrt(operator.size)  # of random vectors, a product's share along another is 1/√P
@@ -66,7 +74,8 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         torch.rand(1)  # moves the random stream on: noise inside the model must not repeat by chance
         repeatability = _norm(product(v) - hv) / scale
         difference = _differences(operator, v, hv)
-    operator.floor = max(16 * torch.finfo(operator.dtype).eps, FLOOR_MARGIN * repeatability)
+    rounding = torch.finfo(dtype if dtype.itemsize >= 4 else operator.dtype).eps
+    operator.floor = max(16 * rounding, FLOOR_MARGIN * repeatability)
     if plan.agreement is not None:
         operator.floor = max(operator.floor, FLOOR_MARGIN * plan.agreement)
     if operator.way == "finite_difference":
@@ -80,7 +89,32 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         precision=difference.precision,
         ways_agree=plan.agreement,
     )
-    return numbers, tuple(_faults(operator, numbers, plan))
+    fault = _infinite(operator, hv) or _half(operator, dtype)
+    return numbers, (fault,) if fault is not None else tuple(_faults(operator, numbers, plan))
+
+
+def faint(operator: Curvature, piece: Any) -> float:
+    """Curvature per length of a vector that is rounding, at the size of the gradient and of the weights."""
+    theta = math.hypot(*(_norm(t.detach()) for t in operator.function.theta))
+    scale = max(theta, LEAST_WEIGHT * math.sqrt(operator.size))
+    return NEGLIGIBLE[operator.dtype] * _norm(gradient(operator.function, piece)) / scale
+
+
+def _infinite(operator: Curvature, product: Tensor) -> Fault | None:
+    pieces = zip(operator.function.names, operator.function.split(product), strict=True)
+    bad = [name for name, piece in pieces if not bool(torch.isfinite(piece).all())]
+    if not bad:
+        return None
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    text = f"a product with the Hessian is NaN or infinite in {bad[0]}{more}: a second derivative is infinite "
+    text += "here (sqrt, norm, power or log at 0): add a small constant inside, or leave tensors out with --params"
+    return Fault("finite", text)
+
+
+def _half(operator: Curvature, dtype: torch.dtype) -> Fault | None:
+    if dtype.itemsize >= 4:
+        return None
+    return Fault("precision", half_precision(operator, dtype))
 
 
 @dataclass(frozen=True)
@@ -97,29 +131,49 @@ def _differences(operator: Curvature, row: Tensor, product: Tensor) -> _Differen
         # G and R are no derivative of a gradient; H = G + R is what differences can check
         check = operator.sibling("hessian")
         product = WAYS[operator.way](check.function, "hessian", _piece(operator), row[None])[0]
-    function, steps, precision = in_double(operator), STEPS, "float64"
+    function, precision = in_double(operator), "float64"
     if function is None:
-        function, steps, precision = operator.function, SINGLE_STEPS, str(operator.dtype).removeprefix("torch.")
+        function, precision = operator.function, str(operator.dtype).removeprefix("torch.")
     piece = function.place(operator.trial)
     slope = gradient(function, piece)
     slope_norm = _norm(slope)
     downhill = (slope / max(slope_norm, 1e-300)).to(operator.dtype)
     del slope
-    scale = math.hypot(*(_norm(t.detach()) for t in function.theta)) or 1.0
-    length = _norm(row)
+    length, least = _norm(row), faint(operator, _piece(operator))
     best = _Differences(math.inf, math.inf, "", precision)
-    for step in steps:
-        h = step * scale
+    for h, settled in _steps(function, piece):
+        if max(best.product, best.slope) <= settled:
+            break
         up, down = (_slopes_at(function, piece, row, s * h / length) for s in (1, -1))
-        error, worst = _worst_tensor(operator, product, up, down, length / (2 * h))
+        error, worst = _worst_tensor(operator, product, up, down, length / (2 * h), least * length)
         del up, down
         if error < best.product:
             best = _Differences(error, best.slope, worst, precision)
         slope_error = _slope_error(function, piece, downhill, h, slope_norm)
         best = _Differences(best.product, min(best.slope, slope_error), best.worst, precision)
-        if max(best.product, best.slope) <= SETTLED:
-            break
     return best
+
+
+def _steps(function: Functional, piece: Any) -> Iterator[tuple[float, float]]:
+    """Lengths of steps, each with the error at which it is not needed any more.
+
+    The usual ones first; then, where these do not settle it, those for rounding that shows nowhere in the graph
+    and for weights next to 0. A fault is off at every step, so that more steps never hide one.
+    """
+    scale = math.hypot(*(_norm(t.detach()) for t in function.theta))
+    least = LEAST_WEIGHT * math.sqrt(function.size)
+    first: tuple[float, ...]
+    if function.dtype != torch.float64:
+        first, settled, enough = SINGLE_STEPS, SETTLED, SINGLE_LIMIT
+    elif narrowest(function, piece) != torch.float64:
+        first, settled, enough = ROUNDED_STEPS, ROUNDED_SETTLED, LIMITS["finite_difference"]
+    else:
+        first, settled, enough = STEPS, SETTLED, LIMITS["finite_difference"]
+    if scale > 0:
+        yield from ((step * scale, settled) for step in first)
+        yield from ((step * scale, enough) for step in SINGLE_STEPS if step not in first)
+    if scale < least:
+        yield from ((step * least, enough) for step in first)
 
 
 def _slopes_at(function: Functional, piece: Any, direction: Tensor, step: float) -> tuple[Tensor, ...]:
@@ -148,9 +202,14 @@ def _slope_error(function: Functional, piece: Any, direction: Tensor, h: float, 
 
 
 def _worst_tensor(
-    operator: Curvature, product: Tensor, up: tuple[Tensor, ...], down: tuple[Tensor, ...], factor: float
+    operator: Curvature,
+    product: Tensor,
+    up: tuple[Tensor, ...],
+    down: tuple[Tensor, ...],
+    factor: float,
+    least: float,
 ) -> tuple[float, str]:
-    """Largest relative error over tensors; a tensor with next to no curvature counts against the whole."""
+    """Largest relative error over tensors; next to no curvature counts against the whole, or ``least``."""
     norms = []
     for mine, above, below in zip(operator.function.split(product), up, down, strict=True):
         theirs = (above - below).double() * factor
@@ -158,8 +217,8 @@ def _worst_tensor(
     whole = math.hypot(*(theirs for _, theirs, _ in norms))
     worst, name = 0.0, operator.layout[0][0]
     for (label, size), (mine_norm, theirs_norm, off) in zip(operator.layout, norms, strict=True):
-        share = whole * math.sqrt(size / operator.size)
-        error = off / max(theirs_norm, mine_norm, 0.02 * share, 1e-300)
+        share = max(0.02 * whole, least) * math.sqrt(size / operator.size)
+        error = off / max(theirs_norm, mine_norm, share, 1e-300)
         if not error <= worst:
             worst, name = error, label
     return worst, name
@@ -190,19 +249,3 @@ def _faults(operator: Curvature, numbers: SelfTest, plan: Plan) -> list[Fault]:
         text = f"two exact ways of forming products differ by {plan.agreement:.2g}: {suspects(operator)}"
         faults.append(Fault("ways_agree", text))
     return faults
-
-
-def suspects(operator: Curvature) -> str:
-    """What in the model is known for silently wrong second derivatives, and the way out."""
-    found = []
-    for name, module in operator.function.modules():
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            found.append(f"{name} masks its gradient at padding_idx (set {name}.padding_idx = None)")
-        if "WeightNorm" in type(module).__name__:
-            found.append(f"{name} uses weight_norm, wrong in torch 2.13 (write g * v / v.norm() instead)")
-    for operation in operator.function.operations(_piece(operator)):
-        if operation.startswith("WeightNormInterface") and not any("weight_norm" in cause for cause in found):
-            found.append("weight_norm is wrong in torch 2.13 (write g * v / v.norm() instead)")
-        if operation.startswith("custom "):
-            found.append(f"{operation} has no true second derivative (write its backward in torch operations)")
-    return "; ".join(dict.fromkeys(found)) or "an operation's second derivative is wrong; see hessdiag doctor"
