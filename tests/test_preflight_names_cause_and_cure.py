@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hessdiag.engine import kinks
 from hessdiag.engine import preflight as room
 from hessdiag.engine.preflight import preflight, require_sound
 from hessdiag.errors import MeasurementError, NonFiniteError, NothingMatchedError, ProblemError, UsageError
@@ -348,7 +349,7 @@ BROKEN = {
         "a custom loss weighted otherwise",
     ),
     "kinks are not looked for": (
-        lambda patch: patch.setattr(room, "KINKED", ("none",)),
+        lambda patch: patch.setattr(kinks, "KINKED", ("none",)),
         "finite differences with kinks",
     ),
     "NaN is let through": (

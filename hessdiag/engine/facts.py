@@ -34,10 +34,16 @@ def model_facts(operator: Curvature) -> list[Finding]:
     model = operator.problem.bare_model()
     facts: list[Finding] = []
     modules = list(model.modules())
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if any(m.training and m.running_mean is not None for m in norms):
         facts.append(
             Finding("note", "mode", "BatchNorm was in training mode; measured with its running statistics")
         )
+    if any(m.running_mean is None for m in norms):
+        text = (
+            "BatchNorm keeps no running statistics (track_running_stats=False) and normalises by the batch: the "
+        )
+        facts.append(Finding("note", "mode", text + "loss depends on how the samples are cut into batches"))
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in modules):
         facts.append(Finding("note", "mode", "dropout was on; measured with dropout off"))
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)

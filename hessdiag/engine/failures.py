@@ -32,3 +32,11 @@ def unsupported(error: BaseException) -> str:
         f"an operation has no second derivative ({one_line(error, 160)}): replace it by one that has, or "
         "--way finite_difference"
     )
+
+
+def to_check(error: BaseException) -> str:
+    """What to look at where the user's own code fails."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and ("same dtype" in text or "BFloat16" in text or "Half" in text):
+        return "the forward casts to a precision of its own, cast to that of the weights (x.to(weight.dtype))"
+    return "check shapes and labels"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature
-from hessdiag.engine.failures import is_out_of_memory, is_unsupported
+from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.graphs import GradientGraph
+from hessdiag.engine.kinks import kinks
 from hessdiag.engine.slopes import Kind, depends, gradient
 from hessdiag.engine.ways import EXACT_WAYS, WAYS
 from hessdiag.errors import MeasurementError, one_line
@@ -117,7 +118,7 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
                 else:
                     results[name], seconds[name] = _timed(lambda name=name: _try(operator, name, piece, rows))  # type: ignore[misc]
             except RuntimeError as error:
-                if is_out_of_memory(error) or not (is_unsupported(error) or name == "forward_over_reverse"):
+                if is_out_of_memory(error):
                     raise
                 failures[name] = one_line(error, 120)
         gradient_seconds = _timed(lambda: gradient(operator.function, piece)[None])[1]
@@ -126,7 +127,9 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
         if fixed:
             msg = f"--way {operator.way} does not work here ({why}): --way auto takes one that does"
         else:
-            msg = f"no exact product works here ({why}): replace the operation, or --way finite_difference"
+            found = kinks(operator.function, piece)
+            also = f"; differences fail at the kinks of {found[0]}" if found else ", or --way finite_difference"
+            msg = f"no exact product works here ({why}): replace the operation{also}"
         raise MeasurementError(msg)
     agreements = [_agreement(list(results.values()))]
     many = products is None or products >= WORTH_STACKING

@@ -17,7 +17,8 @@ import torch
 from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
-from hessdiag.engine.failures import is_out_of_memory
+from hessdiag.engine.failures import is_out_of_memory, to_check
+from hessdiag.engine.kinks import kinks
 from hessdiag.engine.planner import Plan, choose, trials_in
 from hessdiag.engine.second_opinion import second_opinion
 from hessdiag.engine.selftest import Fault, self_test
@@ -30,11 +31,6 @@ from hessdiag.results import SecondOpinion, SelfTest
 from hessdiag.samples import SampleSet, leaves, row_count
 
 LEAST_GRADIENTS = 1.2  # of a product from a kept graph: an MLP's; a GPT takes 2, a ResNet 2.4
-KINKED = (
-    *("ReluBackward", "LeakyReluBackward", "PreluKernel", "RreluWithNoise", "ThresholdBackward", "AbsBackward"),
-    *("HardtanhBackward", "HardsigmoidBackward", "HardswishBackward", "ClampBackward", "ClampM"),
-    *("MaxPool", "AdaptiveMaxPool", "MaximumBackward", "MinimumBackward"),
-)
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ def _failures_named(operator: Curvature, where: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise MeasurementError(_too_large(operator, where, error)) from error
         kind = type(error).__name__
-        msg = f"model or loss fails on {where} ({kind}: {one_line(error, 140)}): check shapes and labels"
+        msg = f"model or loss fails on {where} ({kind}: {one_line(error, 140)}): {to_check(error)}"
         msg = "; ".join((msg, *operator.samples.notes))
         raise ProblemError(msg) from error
 
@@ -205,11 +201,10 @@ def _loss_works(operator: Curvature) -> Finding:
 
 
 def _kinks(operator: Curvature) -> list[Finding]:
-    operations = operator.function.operations(operator.batches[0])
-    kinks = [name for name in operations if name.startswith(KINKED)]
-    if not kinks:
+    found = kinks(operator.function, operator.batches[0])
+    if not found:
         return []
-    text = f"--way finite_difference on a network with kinks ({kinks[0]}) does not converge to its Hessian "
+    text = f"--way finite_difference on a network with kinks ({found[0]}) does not converge to its Hessian "
     raise MeasurementError(text + "(10 to 70 % off): take an exact way")
 
 
