@@ -43,7 +43,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 def _state(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
     """The attributes, and copies of those that are containers."""
-    attributes = own_attributes(module) | {name: vars(module)[name] for name in _KEPT}
+    attributes = own_attributes(module) | {n: vars(module)[n] for n in _KEPT if n in vars(module)}
     contents = [(v, v.copy()) for v in attributes.values() if type(v) in (list, dict, OrderedDict, set)]
     return attributes, contents
 

@@ -19,7 +19,7 @@ def in_double(operator: Curvature) -> Functional | None:
     try:
         function = Functional(operator.problem, dtype=torch.float64, device=operator.device)
         with function.measuring():
-            gradient(function, function.place(next(divide(operator.samples.batches[0], 1))))
+            gradient(function, function.place(next(divide(operator.samples.batches[0], 2))))
     except (RuntimeError, TypeError, ValueError):
         return None
     return function
