@@ -310,6 +310,14 @@ def at_a_root():
     return model
 
 
+def on_a_kink():
+    model = net(nn.ReLU())
+    with torch.no_grad():
+        model[0].weight[2].zero_()
+        model[0].bias[2] = 0
+    return model
+
+
 class Scripted(nn.Module):
     def forward(self, x):
         return x.tanh()
@@ -348,6 +356,11 @@ REFUSED = {  # name: (problem, options, cause and cure)
         lambda: problem(at_a_root()),
         {},
         "NaN or infinite in 0.weight.*sqrt.*small constant",
+    ),
+    "exactly on a kink": (
+        lambda: problem(on_a_kink()),
+        {},
+        "exactly on a kink.*ReluBackward0 of exactly 0.*after some steps",
     ),
     "a loss without second derivative": (
         lambda: problem(net(Called(lambda x: nn.CrossMapLRN2d(2)(x[:, :, None, None])[:, :, 0, 0]))),

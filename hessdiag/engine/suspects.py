@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.kinks import kinks
 
 
 def suspects(operator: Curvature) -> str:
@@ -22,11 +23,17 @@ def suspects(operator: Curvature) -> str:
             found.append(f"{name} rewrites its rows in forward (set {name}.max_norm = None)")
         if "WeightNorm" in type(module).__name__:
             found.append(f"{name} uses weight_norm, wrong in torch 2.13 (write g * v / v.norm() instead)")
-    for operation in operator.function.operations(operator.function.place(operator.trial)):
+    piece = operator.function.place(operator.trial)
+    for operation in operator.function.operations(piece):
         if operation.startswith("WeightNormInterface") and not any("weight_norm" in cause for cause in found):
             found.append("weight_norm is wrong in torch 2.13 (write g * v / v.norm() instead)")
         if operation.startswith("custom "):
             found.append(f"{operation} has no true second derivative (write its backward in torch operations)")
+    if not found and (bent := kinks(operator.function, piece)):
+        return (
+            "an operation's second derivative is wrong, or the checkpoint lies exactly on a kink, where there is "
+            f"none ({bent[0]} of exactly 0, as in untrained networks: take a checkpoint after some steps)"
+        )
     return "; ".join(dict.fromkeys(found)) or "an operation's second derivative is wrong; see hessdiag doctor"
 
 
