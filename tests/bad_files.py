@@ -45,7 +45,7 @@ def write_checkpoints(folder: Path) -> None:
         "classes.pt": state | {"2.weight": torch.ones(7, 5), "2.bias": torch.ones(7)},
         "lacking.pt": {name: tensor for name, tensor in state.items() if name != "2.bias"},
         "more.pt": state | {"3.bias": torch.ones(1)},
-        "prefix.pt": {f"backbone.{name}": tensor for name, tensor in state.items()},
+        "prefix.pt": {f"backbone.{name}": t for name, t in (state | {"3.bias": torch.ones(1)}).items()},
         "integers.pt": {name: tensor.to(torch.int8) for name, tensor in state.items()},
         "nan.pt": state | {"0.bias": torch.full((5,), torch.nan)},
         "inf.pt": state | {"0.bias": torch.full((5,), torch.inf)},

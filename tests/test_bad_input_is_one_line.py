@@ -123,7 +123,7 @@ CASES: list[Case] = [
     (f"{GOOD} -c classes.pt", 4, ("2.bias (7,)", "number of classes?", "7 in place of 3", "-P")),
     (f"{GOOD} -c lacking.pt", 4, ("3 of 4 tensors matched", "missing: 2.bias")),
     (f"{GOOD} -c more.pt", 4, ("unexpected: 3.bias",)),
-    (f"{GOOD} -c prefix.pt", 4, ("'backbone.'", "in your factory")),
+    (f"{GOOD} -c prefix.pt", 4, ("'backbone.'", "more or other tensors")),
     (f"{GOOD} -c integers.pt", 4, ("int8", "give the original weights")),
     (f"{GOOD} -c nan.pt", 4, ("NaN or infinity", "0.bias", "earlier checkpoint")),
     (f"{GOOD} -c inf.pt", 4, ("NaN or infinity", "0.bias", "earlier checkpoint")),

@@ -30,7 +30,8 @@ PROBLEM = (
         "-c",
         "--checkpoint",
         metavar="FILE",
-        help="Weights: .safetensors, .pt, .pth, .th, .ckpt, .bin; FILE::KEY takes an entry of it.",
+        help="Weights: .safetensors, .pt, .pth, .th, .ckpt, .bin, or a folder of Hugging Face; FILE::KEY takes an "
+        "entry of it, FILE::PREFIX. the tensors whose names begin with PREFIX.",
     ),
     click.option(
         "-P", "options", metavar="KEY=VALUE", multiple=True, help="Option of the factory (JSON or text)."
@@ -46,8 +47,9 @@ PROBLEMS = (
         "checkpoints",
         metavar="FILE",
         multiple=True,
-        help="Weights: .safetensors, .pt, .pth, .th, .ckpt, .bin; FILE::KEY takes an entry of it. Several, or a "
-        "pattern in quotes, where the verb takes them.",
+        help="Weights: .safetensors, .pt, .pth, .th, .ckpt, .bin, or a folder of Hugging Face; FILE::KEY takes an "
+        "entry of it, FILE::PREFIX. the tensors whose names begin with PREFIX. Several, or a pattern in quotes, "
+        "where the verb takes them.",
     ),
     *PROBLEM[2:],
 )

@@ -75,14 +75,15 @@ def build_problem(
         msg = "-P checkpoint=...: a checkpoint is given with -c FILE"
         raise UsageError(msg)
     with _importable(where, app_dir):
-        factory = _find(_import(where, spec), name, spec)
+        module = _import(where, spec)
+        factory = _find(module, name, spec)
         loads_itself = _check_options(factory, given, spec, has_checkpoint=checkpoint is not None)
         weights = None
         if checkpoint is not None and loads_itself:
             _require_file(checkpoint)
             given[CHECKPOINT] = checkpoint
         elif checkpoint is not None:
-            weights = read_weights(checkpoint, trust_pickle=trust_pickle)
+            weights = read_weights(checkpoint, trust_pickle=trust_pickle, main=module)
         problem = _as_problem(_call(factory, given, spec), spec)
     if checkpoint is None:
         return Built(problem, None, ("no checkpoint given: the model as the factory made it",))

@@ -98,7 +98,9 @@ def _number(text: str) -> int | float | str:
 def _scalar(value: Any) -> Fact | None:
     if isinstance(value, Tensor) and value.numel() == 1 and value.dim() == 0:
         value = value.item()
-    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if isinstance(value, int):
+        return value if value.bit_length() < 64 else None  # Python prints and JSON reads no longer ones
+    if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, str) and len(value) <= LONGEST and value.isprintable():
         return value

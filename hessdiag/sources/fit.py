@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from hessdiag.errors import LoadError, NonFiniteError
+from hessdiag.sources.adapters import ADVICE, is_adapter
+from hessdiag.sources.spelling import COUNTER, Speller, is_counter
 
 SHOWN = 10  # differing names in one message
-COUNTER = "num_batches_tracked"  # plays no part in evaluation
-LIGHTNING = "model."  # where a LightningModule usually keeps its network
-COMPILED = "_orig_mod."  # torch.compile, also around the network inside a LightningModule
 
 
 @dataclass(frozen=True)
@@ -25,29 +23,41 @@ class Fit:
     notes: tuple[str, ...]
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], stripped: tuple[str, ...] = (), file: str = "") -> Fit:
+def fit(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    stripped: tuple[str, ...] = (),
+    file: str = "",
+    spec: str = "",
+) -> Fit:
     """Match a checkpoint's tensors to a model's, strictly.
+
+    Tensors beside the one prefix that holds every name of the model are left out, and so are those that the model
+    makes by itself. An adapter file is matched to the model's adapter alone.
 
     Args:
         model: the target; only looked at.
         state: name to tensor.
         stripped: prefixes already removed from the names, outermost first; put back if the model has them.
         file: for messages.
+        spec: the checkpoint as ``-c`` takes it, by default the file.
 
     Raises:
-        LoadError: anything missing, unexpected, of another shape or kind.
+        LoadError: anything missing, unexpected, of another shape or kind; or several prefixes that fit.
         NonFiniteError: a value overflows in the model's smaller dtype.
     """
     target = model.state_dict(keep_vars=True)
     if any(tensor.is_meta for tensor in target.values() if isinstance(tensor, Tensor)):
         msg = "the model is on the meta device and can hold no weights: build it on the CPU"
         raise LoadError(msg)
-    names, note = _renamed(target, state, stripped)
-    notes = [note] if note else []
-    missing, unexpected = _missing(target, names, notes), [name for name in names if name not in target]
-    shapes = [name for name, tensor in names.items() if name in target and _misshapen(tensor, target[name])]
+    speller = Speller(model, target)
+    spelling = speller.find(state, stripped, spec or file)
+    names, notes = spelling.names, list(spelling.notes)
+    missing = [] if spelling.partial else _missing(target, names, speller, notes)
+    unexpected, shapes = [name for name in names if name not in target], speller.misshapen(names)
     if missing or unexpected or shapes:
-        raise LoadError(_mismatch(file, target, names, missing, unexpected, shapes))
+        cause = _cause(target, names, missing, shapes, unexpected, speller)
+        raise LoadError(_mismatch(file, target, names, missing, unexpected, shapes, cause))
     prepared = {name: _cast(name, tensor, target[name], file) for name, tensor in names.items()}
     casts = [name for name in names if prepared[name].dtype != names[name].dtype]
     if casts:
@@ -57,47 +67,18 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], stripped: tuple[str, ...]
     return Fit(prepared, tuple(notes))
 
 
-def _renamed(
-    target: Mapping[str, Tensor], state: Mapping[str, Tensor], stripped: tuple[str, ...]
-) -> tuple[dict[str, Tensor], str]:
-    """The first way of writing the names that fits the model; the names as they are if none does."""
-    for names, note in _spellings(state, stripped):
-        lacking = [n for n in target if n not in names and not _tolerated(n, target, names)]
-        if not lacking and all(name in target for name in names):
-            return names, note
-    return dict(state), ""
-
-
-def _spellings(state: Mapping[str, Tensor], stripped: tuple[str, ...]) -> Iterator[tuple[dict[str, Tensor], str]]:
-    yield dict(state), ""
-    for count in range(1, len(stripped) + 1):
-        prefix = "".join(stripped[-count:])
-        yield {prefix + name: tensor for name, tensor in state.items()}, f"put back {prefix!r}: the model has it"
-    for prefix in (LIGHTNING, LIGHTNING + COMPILED):
-        if all(name.startswith(prefix) for name in state):
-            shorter = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-            yield shorter, f"stripped Lightning's {prefix!r} from {len(state)} names"
-
-
-def _tolerated(name: str, target: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> bool:
-    counter = name.rpartition(".")[2] == COUNTER
-    return counter or any(target[other] is target[name] for other in names if other in target)
-
-
-def _missing(target: Mapping[str, Tensor], names: Mapping[str, Tensor], notes: list[str]) -> list[str]:
-    absent = [name for name in target if name not in names]
-    missing = [name for name in absent if not _tolerated(name, target, names)]
-    counters = [name for name in absent if name.rpartition(".")[2] == COUNTER]
+def _missing(
+    target: Mapping[str, Tensor], names: Mapping[str, Tensor], speller: Speller, notes: list[str]
+) -> list[str]:
+    missing = speller.missing(names)
+    counters = [name for name in target if name not in names and is_counter(name)]
     if counters:
         notes.append(f"the checkpoint has no {COUNTER} ({len(counters)} of them): not used in evaluation")
-    tied = [name for name in absent if name not in missing and name not in counters]
+    known = {*names, *missing, *counters}
+    tied = [name for name in target if name not in known]
     if tied:
         notes.append(f"tied, so loaded under another name: {', '.join(tied[:3])}")
     return missing
-
-
-def _misshapen(tensor: Tensor, wanted: Tensor) -> bool:
-    return not is_lazy(wanted) and tensor.shape != wanted.shape
 
 
 def _cast(name: str, tensor: Tensor, wanted: Tensor, file: str) -> Tensor:
@@ -124,10 +105,10 @@ def _mismatch(
     missing: list[str],
     unexpected: list[str],
     shapes: list[str],
+    cause: str,
 ) -> str:
     matched = len(names) - len(unexpected) - len(shapes)
     parts = [f"{file} does not fit the model: {matched} of {len(target)} tensors matched"]
-    cause = _cause(target, names, missing, shapes, matched)
     if cause:
         parts.append(cause)
     left = SHOWN
@@ -146,18 +127,31 @@ def _shapes(name: str, target: Mapping[str, Tensor], names: Mapping[str, Tensor]
 
 
 def _cause(
-    target: Mapping[str, Tensor], names: Mapping[str, Tensor], missing: list[str], shapes: list[str], matched: int
+    target: Mapping[str, Tensor],
+    names: Mapping[str, Tensor],
+    missing: list[str],
+    shapes: list[str],
+    unexpected: list[str],
+    speller: Speller,
 ) -> str:
-    inside = _common_prefix(target, names)
+    if is_adapter(unexpected) and len(unexpected) == len(names):
+        return ADVICE
+    inside = speller.prefixes(names)
     if inside:
-        rest = len(names) - len(target)
-        others = f", beside {rest} others" if rest else ""
-        return f"its names begin with {inside!r}{others}: take the checkpoint in your factory and remove that"
+        return f"its names begin with {inside[0]!r}, but more or other tensors lie there than in the model"
     outside = _common_prefix(names, target)
     if outside:
         return f"the model's names begin with {outside!r}: hand over that part of the model"
-    if matched == 0:
+    if len(unexpected) == len(names):
         return "the checkpoint belongs to another architecture"
+    own = next((name for name in unexpected if speller.differs(name)), "")
+    if own:
+        return f"the model makes {own} by itself, of other values than the checkpoint's: another configuration?"
+    if not missing and not shapes:
+        return (
+            "the model lacks what it has: build the larger model; if you know it plays no part, load it yourself "
+            "in the factory, def problem(checkpoint)"
+        )
     classes = {(names[n].shape[0], target[n].shape[0]) for n in shapes if names[n].dim() and target[n].dim()}
     alike = all(names[n].shape[1:] == target[n].shape[1:] for n in shapes)
     if len(classes) == 1 and alike and not missing:
@@ -168,7 +162,7 @@ def _cause(
 
 def _common_prefix(short: Mapping[str, Tensor], long: Mapping[str, Tensor]) -> str:
     """The prefix under which ``long`` has every name of ``short`` (counters aside), or ''."""
-    wanted = [name for name in short if name.rpartition(".")[2] != COUNTER]
+    wanted = [name for name in short if not is_counter(name)]
     for name in long:
         prefix = name.removesuffix(wanted[0]) if wanted else ""
         if prefix and prefix != name and prefix.endswith(".") and all(prefix + n in long for n in wanted):
