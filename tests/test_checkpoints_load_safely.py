@@ -9,19 +9,27 @@ import argparse
 import hashlib
 import json
 import pickle
+import random
+import re
+import sys
 import zipfile
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hessdiag.errors import HessdiagError, LoadError, NonFiniteError
-from hessdiag.sources import archive, entries, fit, weights
+from hessdiag.sources import archive, entries, fit, spelling, weights
 from hessdiag.sources.weights import load_into, read_weights, split_key
+from tests import hostile_pickles
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".pkl", ".safetensors", ".json", "")
 
@@ -387,6 +395,172 @@ def test_a_key_is_split_off_unless_the_file_is_called_so(tmp_path: Path) -> None
     assert split_key(str(odd)) == (str(odd), "")
 
 
+DATA: dict[str, Callable[[], object]] = {
+    "numpy scalars": lambda: [np.float64(0.93), np.int64(3), np.bool_(True), np.str_("a")],
+    "numpy arrays": lambda: [np.arange(5.0), np.array(["a", None], dtype=object)],
+    "random states": lambda: [np.random.get_state(), random.getstate(), torch.get_rng_state()],
+    "arguments": lambda: argparse.Namespace(lr=0.1, out=Path("a/b"), device=torch.device("cpu"), kind=torch.half),
+    "times": lambda: [datetime(2026, 1, 2), datetime(2026, 1, 2).date(), timedelta(1)],
+    "containers": lambda: [
+        defaultdict(list, {"a": [1]}),
+        Counter("ab"),
+        deque([1]),
+        {1},
+        frozenset([1]),
+        1j,
+        bytearray(b"a"),
+        range(3),
+    ],
+    "a mapping that holds itself": lambda: (held := {}, held.update(a=held, b=[held]))[0],
+}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize("what", DATA)
+def test_data_beside_the_weights_is_data(tmp_path: Path, what: str, write: Callable[[object, Path], None]) -> None:
+    write({"model": state(), "beside": DATA[what]()}, tmp_path / "a.pt")
+    assert same(read_weights(tmp_path / "a.pt").state, state())
+
+
+def test_numpy_scalars_and_arguments_are_facts(tmp_path: Path) -> None:
+    args = argparse.Namespace(lr=0.1, out=Path("a/b"))
+    torch.save({"model": state(), "best": np.float64(0.93), "step": np.int64(3), "args": args}, tmp_path / "a.pt")
+    assert read_weights(tmp_path / "a.pt").facts == {"best": 0.93, "step": 3, "lr": 0.1, "out": "a/b"}
+
+
+UNNAMED: dict[str, Callable[[], object]] = {
+    "integers": lambda: {0: torch.ones(3)},
+    "integers in an entry": lambda: {"model": {0: torch.ones(3), 1: torch.ones(1)}},
+    "nothing": dict,
+    "deep lists": list,
+}
+
+
+@pytest.mark.parametrize("what", UNNAMED)
+def test_tensors_without_names_are_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a.pt"
+    if what == "deep lists":
+        path.write_bytes(hostile_pickles.in_zip(b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b"."))
+    else:
+        torch.save(UNNAMED[what](), path)
+    assert "no tensors" in refused(path)
+
+
+def prefixed(prefix: str, **extra: Tensor) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state().items()} | extra
+
+
+PREFIXED: dict[str, tuple[dict[str, Tensor], str]] = {
+    "an average": (prefixed("module.", n_averaged=torch.tensor(3)), "'module.'; left out n_averaged"),
+    "a prefix of its own": (prefixed("backbone."), "begin with 'backbone.'"),
+    "a criterion beside it": (prefixed("model.", **{"loss.weight": torch.ones(3)}), "left out loss.weight"),
+    "a misfit beside it": (prefixed("a.") | {"b.0.weight": torch.ones(1)}, "'a.'; left out b.0.weight"),
+    "wrappers within names": ({n.replace(".", "._orig_mod."): t for n, t in state().items()}, "_orig_mod"),
+    "a profiler's counters": (state(total_ops=torch.zeros(1)), "left out.*total_ops"),
+}
+
+
+def check_prefixed(folder: Path, what: str) -> None:
+    tensors, words = PREFIXED[what]
+    torch.save(tensors, folder / "a.pt")
+    model = network()
+    notes = load_into(model, read_weights(folder / "a.pt"))
+    assert re.search(words, " ".join(notes)), notes
+    assert same(dict(model.state_dict()), state())
+
+
+@pytest.mark.parametrize("what", PREFIXED)
+def test_the_one_prefix_that_holds_every_name_is_taken_and_told(tmp_path: Path, what: str) -> None:
+    check_prefixed(tmp_path, what)
+
+
+def test_of_several_prefixes_one_must_be_named(tmp_path: Path) -> None:
+    path, model = tmp_path / "a.pt", network()
+    twice = {name: tensor * 2 for name, tensor in prefixed("ema.").items()}
+    torch.save({"state_dict": prefixed("online.") | twice}, path)
+    with pytest.raises(
+        LoadError, match=re.escape(f"online., ema. fit: choose with -c {path}::state_dict::online.")
+    ):
+        load_into(model, read_weights(path))
+    for spec, factor in (("::online.", 1), ("::state_dict::ema.", 2), ("::ema", 2)):
+        found = read_weights(f"{path}{spec}")
+        assert "left out" in " ".join(found.notes)
+        load_into(model, found)
+        assert torch.equal(model[0].weight, state()["0.weight"] * factor)
+    with pytest.raises(LoadError, match=r"no entry 'none'.*begin with ema., online."):
+        read_weights(f"{path}::none")
+
+
+class Buffered(nn.Module):
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.net = network()
+        self.register_buffer("positions", torch.arange(length), persistent=False)
+
+
+def test_a_buffer_that_the_model_makes_is_left_out_if_it_is_the_same(tmp_path: Path) -> None:
+    older = given(prefixed("net.", positions=torch.arange(4)))
+    assert "positions" in load_into(Buffered(4), older)[0]
+    with pytest.raises(LoadError, match="makes positions by itself"):
+        load_into(Buffered(5), older)
+
+
+class Adapted(nn.Module):
+    """Named as PEFT names a model with a LoRA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peft_config = {"default": object()}
+        self.base_layer = nn.Linear(3, 3)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(3, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 3, bias=False)})
+
+
+def test_an_adapter_goes_onto_an_adapter_alone() -> None:
+    tensors = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.ones(3, 2)}
+    model = Adapted()
+    base = model.base_layer.weight.clone()
+    assert "the other 2 stay" in load_into(model, given(tensors))[0]
+    assert torch.equal(model.lora_B["default"].weight, torch.ones(3, 2))
+    assert torch.equal(model.base_layer.weight, base)
+    for misfit in ({"lora_A.weight": torch.ones(2, 3)}, tensors | {"lora_A.weight": torch.ones(1, 3)}):
+        with pytest.raises(LoadError):
+            load_into(model, given(misfit))
+    with pytest.raises(LoadError, match="an adapter of PEFT"):
+        load_into(network(), given(tensors))
+
+
+def test_shards_and_folders_of_torch_load_too(tmp_path: Path) -> None:
+    names = list(state())
+    for number, part in enumerate((names[:4], names[4:])):
+        torch.save({name: state()[name] for name in part}, tmp_path / f"{number}.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{names.index(name) // 4 and 1}.bin" for name in names}}))
+    assert same(read_weights(index).state, state())
+    assert same(read_weights(tmp_path).state, state())
+    for text in (json.dumps({"weight_map": {"a": index.name}}), "[" * 100_000, '{"weight_map": {"a": "\u0000"}}'):
+        index.write_text(text)
+        assert "index" in refused(index)
+    index.unlink()
+    with pytest.raises(LoadError, match=r"it holds 0.bin, 1.bin"):
+        read_weights(tmp_path)
+
+
+def test_trust_finds_the_classes_of_a_script(tmp_path: Path) -> None:
+    module = ModuleType("factory")
+    module.Net = type("Net", (), {"__module__": "__main__"})
+    main = sys.modules["__main__"]
+    main.Net = module.Net
+    for write in WRITERS:
+        write({"model": state(), "extra": module.Net()}, tmp_path / f"{write.__name__}.pt")
+    del main.Net
+    for write in WRITERS:
+        path = tmp_path / f"{write.__name__}.pt"
+        with pytest.raises(LoadError, match="factory's file"):
+            read_weights(path, trust_pickle=True)
+        assert same(read_weights(path, trust_pickle=True, main=module).state, state())
+
+
 Patch = pytest.MonkeyPatch
 
 
@@ -404,6 +578,10 @@ def copy_first(patch: Patch) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Patch], None], Callable[[Path], None]]] = {
+    "a prefix is not looked for": (
+        lambda patch: patch.setattr(spelling.Speller, "_under_prefix", lambda *_: None),
+        lambda d: check_prefixed(d, "an average"),
+    ),
     "pickles are run (zip)": (unrestricted, lambda d: check_hostile(d, write_zip, "in the optimizer", ".pt")),
     "pickles are run (legacy)": (unrestricted, lambda d: check_hostile(d, write_legacy, "alone", ".pt")),
     "averages are preferred": (
@@ -431,5 +609,5 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], Callable[[Path], None]]] = {
 def test_this_promise_would_notice(breakage: str, tmp_path: Path, monkeypatch: Patch) -> None:
     do, check = BROKEN[breakage]
     do(monkeypatch)
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, LoadError, pytest.fail.Exception)):
         check(tmp_path)

@@ -212,7 +212,7 @@ PYTHON: dict[str, Callable[..., Any]] = {
     "builtins.dict": _mapping,
     "builtins.list": _sequence,
     "builtins.tuple": _sequence,
-    **{f"builtins.{name}": _odd("a range") for name in ("slice", "range")},
+    **{f"builtins.{name}": _odd("a range") for name in ("slice", "range", "xrange")},
     **{f"builtins.{name}": _odd("a type") for name in ("int", "float", "bool", "str", "object")},
     "_codecs.encode": _encoded,
     **{

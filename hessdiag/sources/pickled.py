@@ -2,7 +2,7 @@
 
 A pickle is a program for a small machine whose one dangerous instruction looks a name up and calls it. Here names
 are looked up in a fixed table (`names.BUILDERS`) whose builders make numbers, texts, containers and tensors. Any
-other name becomes an inert `Foreign`, and is reported. Attributes that a pickle sets reach no object but
+other name becomes an inert `Foreign`, and is reported. Attributes that a pickle sets reach no object but a
 `Stateful`. Work and memory grow with the length of the pickle: its memo is a dict, keys of dicts are scalars, and
 what builders copy is counted.
 """
