@@ -9,6 +9,7 @@ from torch import Tensor, nn
 KINDS = ("lora_", "ia3_", "hada_", "lokr_", "oft_", "boft_", "vera_lambda_", "prompt_embeddings", "randlora_")
 """How the components of such names begin."""
 SAVED = "modules_to_save"  # whole modules, trained beside the adapter
+MAGNITUDE = "lora_magnitude_vector"  # of DoRA; in files without the name of its one parameter
 ADVICE = (
     "it is an adapter of PEFT, without the base weights: wrap the model in your factory with "
     "peft.get_peft_model(base, config), its base weights loaded, and give the adapter with -c"
@@ -52,4 +53,6 @@ def _bare(name: str, adapter: str) -> str:
     """lora_A.default.weight -> lora_A.weight; head.modules_to_save.default.weight -> head.weight."""
     parts = name.split(".")
     at = parts.index(adapter)
+    if parts[at - 1] == MAGNITUDE:
+        return ".".join(parts[:at])
     return ".".join(parts[: at - 1 if parts[at - 1] == SAVED else at] + parts[at + 1 :])

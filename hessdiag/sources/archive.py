@@ -1,7 +1,7 @@
 """A checkpoint file -> the Python object in it, without running anything the file asks for.
 
-What a file is, is decided by its content and never by its extension. Pickles go through an interpreter of
-their own (`pickled`), which builds tensors and containers and can call nothing else; there is no fallback to another.
+What a file is, is decided by its content and never by its extension. Pickles go through an interpreter of their
+own (`pickled`), which builds tensors and containers and can call nothing else; there is no other one.
 """
 
 from __future__ import annotations

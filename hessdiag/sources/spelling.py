@@ -18,7 +18,8 @@ COUNTER = "num_batches_tracked"  # plays no part in evaluation
 LIGHTNING = "model."  # where a LightningModule usually keeps its network
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Components that torch.compile, FSDP and activation checkpointing put into names, also in their middle."""
-PROFILER = ("total_ops", "total_params")  # what counting operations leaves in a state dict
+LEFTOVERS = ("total_ops", "total_params", "masked_bias")
+"""What counting operations left in a state dict; the constant of a mask in older files of Hugging Face."""
 SHOWN = 5
 
 
@@ -143,7 +144,7 @@ class Speller:
         return Spelling(names, (*spelling.notes, note))
 
     def _is_spare(self, name: str, spelling: Spelling) -> bool:
-        if name.rpartition(".")[2] in PROFILER:
+        if name.rpartition(".")[2] in LEFTOVERS:
             return True
         if any(name.startswith(prefix) and p.search(name.removeprefix(prefix)) for prefix, p in self._ignored):
             return True
