@@ -150,7 +150,8 @@ def flattest_factors(matrix: Tensor, depth: int, width: int | None = None) -> tu
     eye = torch.eye(width, dtype=matrix.dtype, device=matrix.device)
     # the padding must stay without weight: an identity there would cost trace
     eye[rank:] = 0
-    return (first, *(middle * eye for _ in range(depth - 2)), end)
+    # P and Qᵀ come from torch in column order, and nn.Parameter, safetensors and view() want rows
+    return tuple(factor.contiguous() for factor in (first, *(middle * eye for _ in range(depth - 2)), end))
 
 
 def _left_products(weights: Sequence[Tensor]) -> list[Tensor]:

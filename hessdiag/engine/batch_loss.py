@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hessdiag.engine.ranks import Pieces, mean_over_ranks
+from hessdiag.engine.real_pairs import real
 from hessdiag.engine.restoring import Randomness, Statistics, Weights
 from hessdiag.engine.training import Closures, Curved, loss_and_gradient, norm
 from hessdiag.errors import NonFiniteError, UsageError
@@ -30,7 +31,7 @@ class BatchLoss:
     them, and unscaled.
 
     Attributes:
-        params: what is differentiated by.
+        params: what is differentiated by, complex ones as real pairs.
         weights: moves them; `moved` is the way.
         gradients: passes with a gradient so far.
         loss: of the first pass, detached, the mean over ranks; None before.
@@ -45,9 +46,10 @@ class BatchLoss:
         same_randomness: bool = True,
         model: nn.Module | None = None,
     ) -> None:
-        self.params, self._closure, self._scale = tuple(params), closure, scale
+        self._leaves, self.params = tuple(params), tuple(real(param) for param in params)
+        self._closure, self._scale = closure, scale
         self._randomness = Randomness(params) if same_randomness else None
-        self.weights = Weights(params)
+        self.weights = Weights(self.params)
         self._model, self._statistics = model, Statistics(model)
         self.gradients = 0
         self.loss: Tensor | None = None
@@ -72,13 +74,13 @@ class BatchLoss:
             UsageError: the closure returns no fresh scalar loss, or no parameter takes part in it.
         """
         with self._pass():
-            local = loss_and_gradient(self._closure, self.params, scale=self._scale)
+            local = loss_and_gradient(self._closure, self._leaves, scale=self._scale)
         return self._checked(*mean_over_ranks(*local, self.params))
 
     def curved(self) -> Curved:
         """The loss at the present weights with its graph kept, for products; 1.2 gradients. Raises alike."""
         with self._pass():
-            curved = Curved(self._closure, self.params, scale=self._scale)
+            curved = Curved(self._closure, self._leaves, scale=self._scale)
         self._checked(curved.loss, curved.gradient)
         return curved
 
@@ -99,19 +101,33 @@ class BatchLoss:
         if method == "exact" or (method == "auto" and curved.third_order_is_exact):
             return curved.third(v, y)
         if y is None:
-            h = _step(self.params, v, SECOND_STEP)
-            with self.moved(v, h):
-                up = self.gradient()
-            with self.moved(v, -h):
-                down = self.gradient()
-            sides = zip(self.params, up, curved.gradient, down, strict=True)
-            return tuple((_filled(p, a) - 2 * _filled(p, b) + _filled(p, c)) / h**2 for p, a, b, c in sides)
+            return self.second_difference(curved.gradient, v)
         h = _step(self.params, y, STEP)
         with self.moved(y, h):
             above = self.curved().product(v)
         with self.moved(y, -h):
             below = self.curved().product(v)
         return tuple((a - b) / (2 * h) for a, b in zip(above, below, strict=True))
+
+    def second_difference(
+        self, here: Pieces, v: Pieces, fractions: dict[torch.dtype, float] = SECOND_STEP
+    ) -> tuple[Tensor, ...]:
+        """[∇L(θ+hv) − 2∇L(θ) + ∇L(θ−hv)] / h², the gradient of v·Hv, from gradients alone: 2 more of them.
+
+        Needs no second derivatives from torch.
+
+        Args:
+            here: ∇L(θ), at the step's own weights.
+            v: shaped like the parameters.
+            fractions: |hv| relative to |θ|, for each dtype.
+        """
+        h = _step(self.params, v, fractions)
+        with self.moved(v, h):
+            up = self.gradient()
+        with self.moved(v, -h):
+            down = self.gradient()
+        sides = zip(self.params, up, here, down, strict=True)
+        return tuple((_filled(p, a) - 2 * _filled(p, b) + _filled(p, c)) / h**2 for p, a, b, c in sides)
 
     @contextmanager
     def _pass(self) -> Iterator[None]:

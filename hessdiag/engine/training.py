@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessdiag.engine.functional import graph_nodes
 from hessdiag.engine.ranks import Pieces, mean_over_ranks
+from hessdiag.engine.real_pairs import real
 from hessdiag.errors import MeasurementError, UsageError, one_line
 
 Closure = Callable[[], Tensor]
@@ -31,7 +32,7 @@ def loss_and_gradient(closure: Closures, params: Sequence[Tensor], *, scale: flo
     Args:
         closure: computes and returns the loss, or several micro-batches' closures: the loss is their mean, and
             each graph is freed before the next is built (gradient accumulation).
-        params: leaf tensors to differentiate by.
+        params: leaf tensors to differentiate by; of complex ones the real pairs count.
         scale: the loss is multiplied by it for the backward pass and the gradient divided (half precision).
 
     Returns:
@@ -51,7 +52,7 @@ def loss_and_gradient(closure: Closures, params: Sequence[Tensor], *, scale: flo
         for index, piece in enumerate(pieces):
             if piece is not None:
                 held = total[index]
-                total[index] = piece if held is None else held + piece
+                total[index] = real(piece) if held is None else held + real(piece)
         losses.append(loss.detach())
     if scale != 1.0:
         total = [None if piece is None else piece / scale for piece in total]
@@ -68,20 +69,22 @@ class Curved:
     Attributes:
         loss: scalar, detached.
         gradient: one detached tensor per parameter, None where it takes no part.
-        params: what is differentiated by.
+        params: what is differentiated by, complex ones as real pairs.
         products: H·v formed so far.
         third_order_is_exact: no layer is present whose third derivatives torch 2.13 gets silently wrong
             (LayerNorm, and BatchNorm or InstanceNorm on batch statistics; pytorch#175754, #186256).
     """
 
     def __init__(self, closure: Closures, params: Sequence[Tensor], *, scale: float = 1.0) -> None:
-        self.params, self._scale, self.products = tuple(params), scale, 0
+        self._leaves, self.params = tuple(params), tuple(real(param) for param in params)
+        self._scale, self.products = scale, 0
         with _second_order():
             parts = _closures(closure)
             loss = torch.stack([_evaluate(part, params) for part in parts]).mean()
             with _refusals():
-                self._pieces = torch.autograd.grad(loss * scale, self.params, create_graph=True, allow_unused=True)
-        _refuse_sparse(self._pieces)
+                pieces = torch.autograd.grad(loss * scale, self._leaves, create_graph=True, allow_unused=True)
+            _refuse_sparse(pieces)
+            self._pieces = tuple(None if piece is None else real(piece) for piece in pieces)
         self.third_order_is_exact = not _wrong_third_order(loss)
         detached = tuple(None if piece is None else piece.detach() / scale for piece in self._pieces)
         self.loss, self.gradient = mean_over_ranks(loss.detach(), detached, self.params)
@@ -115,9 +118,10 @@ class Curved:
 
     def _grad(self, heads: list[Tensor], v: list[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
         with _refusals():
-            return torch.autograd.grad(
-                heads, self.params, v, retain_graph=True, create_graph=create_graph, materialize_grads=True
+            pieces = torch.autograd.grad(
+                heads, self._leaves, v, retain_graph=True, create_graph=create_graph, materialize_grads=True
             )
+        return tuple(real(piece) for piece in pieces)
 
     def _reduced(self, pieces: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         local = tuple(piece.detach() / self._scale for piece in pieces)

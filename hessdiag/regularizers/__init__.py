@@ -31,3 +31,7 @@ def __getattr__(name: str) -> Any:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     return getattr(import_module(f"hessdiag.regularizers.{_FILES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -60,19 +60,8 @@ class CurvaturePenalty(Regularizer):
         return finite("third derivative", batch.third(curved, v, y, method="exact" if exact else "difference"))
 
     def second_difference(self, batch: BatchLoss, here: Pieces, v: Pieces) -> Pieces:
-        """[∇L(θ+hv) − 2∇L(θ) + ∇L(θ−hv)] / h², the gradient of v·Hv, from gradients alone: 2 more of them.
-
-        Needs no second derivatives from torch. |hv| is ``second_step`` times |θ|.
-        """
-        fraction = max(self.second_step.get(p.dtype, self.second_step[torch.float32]) for p in batch.params)
-        h = fraction * (norm(tuple(p.detach() for p in batch.params)) or 1.0) / norm(v)
-        sides = []
-        for sign in (1.0, -1.0):
-            with batch.moved(v, sign * h):
-                sides.append(batch.gradient())
-        triples = zip(sides[0], here, sides[1], strict=True)
-        parts = (None if a is None or b is None or c is None else (a - 2 * b + c) / h**2 for a, b, c in triples)
-        return finite("third derivative", tuple(parts))
+        """The gradient of v·Hv from gradients alone, as `BatchLoss` forms it, with |hv| by ``second_step``."""
+        return finite("third derivative", batch.second_difference(here, v, self.second_step))
 
     def penalised(self, gradient: Pieces, pieces: Pieces, factor: float = 1.0) -> Pieces:
         """∇L + mu · factor · ∇R; a parameter that takes no part in the loss stays None."""

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hessdiag.engine.batch_loss import BatchLoss, Method
 from hessdiag.engine.ranks import Pieces
+from hessdiag.engine.real_pairs import real
 from hessdiag.engine.training import norm
 from hessdiag.errors import UsageError
 from hessdiag.regularizers.batch_network import BatchNetwork
@@ -92,8 +93,10 @@ class HSR(CurvaturePenalty):
         self.value, self.reason = math.nan, ""
         if model is None:
             self.reason = "no model was given"
-        elif traces == "probes" or self._scaler is not None:
-            self.reason = "probes were asked for, or a GradScaler is used"
+        elif traces == "probes":
+            self.reason = "probes were asked for"
+        elif self._scaler is not None:
+            self.reason = "a GradScaler is used"
         self._network = None if model is None else BatchNetwork(model)
         self._shift: Pieces | None = None
 
@@ -139,5 +142,5 @@ class HSR(CurvaturePenalty):
         if self._shift is not None:
             with torch.no_grad():
                 for param, move in zip(params, self._shift, strict=True):
-                    param.add_(0.0 if move is None else move)
+                    real(param).add_(0.0 if move is None else move)
         super()._move(params, pieces, scaler, scale)

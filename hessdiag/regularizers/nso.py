@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -105,12 +106,20 @@ class NSO(Regularizer):
 
 def linear(sigma: float, steps: int) -> Callable[[int], float]:
     """A schedule for `NSO`: from 0 to sigma over so many steps, then constant."""
-    return lambda step: sigma * min(step / steps, 1.0)
+    return partial(_linear, sigma, steps)
 
 
 def exponential(sigma: float, steps: int, start: float = 1e-5) -> Callable[[int], float]:
     """A schedule for `NSO`: from ``start`` to sigma geometrically over so many steps, then constant."""
-    return lambda step: start * (sigma / start) ** min(step / steps, 1.0)
+    return partial(_exponential, sigma, steps, start)
+
+
+def _linear(sigma: float, steps: int, step: int) -> float:
+    return sigma * min(step / steps, 1.0)
+
+
+def _exponential(sigma: float, steps: int, start: float, step: int) -> float:
+    return float(start * (sigma / start) ** min(step / steps, 1.0))
 
 
 def _added(total: Pieces | None, gradient: Pieces, share: float) -> Pieces:

@@ -52,6 +52,17 @@ class SAM(Regularizer):
         """The diagonal of T, in whose inverse the radius is measured: |T⁻¹ e| <= rho."""
         return 1.0
 
+    def first_step(self, *_: Any, **__: Any) -> None:
+        """Two calls per step, as other SAM packages have them, do not exist here.
+
+        Raises:
+            UsageError: always, with the call to make instead.
+        """
+        msg = f"{type(self).__name__} steps in one call: step(closure), closure returning the loss, no backward()"
+        raise UsageError(msg)
+
+    second_step = first_step
+
 
 class ASAM(SAM):
     """Adaptive SAM (Kwon et al. 2021, arXiv 2102.11600, section 3): the radius is relative to each weight.

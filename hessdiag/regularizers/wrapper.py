@@ -13,6 +13,7 @@ from torch.optim import LBFGS, Optimizer
 
 from hessdiag.engine.batch_loss import BatchLoss
 from hessdiag.engine.ranks import Pieces
+from hessdiag.engine.real_pairs import like
 from hessdiag.engine.training import Closures
 from hessdiag.errors import NonFiniteError, UsageError
 
@@ -30,7 +31,8 @@ class Regularizer(Optimizer):
     3. the inner optimizer steps: weight decay and momentum act on the unperturbed weights.
 
     An exception, KeyboardInterrupt, NaN or infinity in any pass leaves weights, BatchNorm statistics, ``.grad``
-    and the optimizer's state as they were. BatchNorm statistics move once, in the first pass. Learning-rate
+    and the optimizer's state as they were. BatchNorm statistics move once, in the first pass. A complex parameter
+    counts as its real and imaginary parts, as two real parameters would. Learning-rate
     schedulers take the wrapper or the inner optimizer alike: ``param_groups`` and ``state`` are the same objects.
     Under ``torch.distributed`` losses, gradients and products are means over all ranks, with or without
     ``DistributedDataParallel``, whose hooks do not fire.
@@ -42,6 +44,9 @@ class Regularizer(Optimizer):
         steps: calls of `step` that came to their end, those a GradScaler skipped included.
     """
 
+    # GradScaler.step then hands over without looking for gradients, and `step` says what to do instead
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -50,6 +55,7 @@ class Regularizer(Optimizer):
         clip_norm: float | None = None,
         same_randomness: bool = True,
         model: nn.Module | None = None,
+        **unknown: Any,
     ) -> None:
         """Wraps an optimizer.
 
@@ -61,13 +67,20 @@ class Regularizer(Optimizer):
             same_randomness: all passes of a step draw the same random numbers, so that dropout masks agree.
             model: where BatchNorm layers are. Not needed, a hook finds them, but ``torch.compile`` compiles anew
                 at every hook: give it the module that was compiled.
+            unknown: options that do not exist, such as the inner optimizer's own; refused.
 
         Raises:
-            UsageError: not a torch optimizer, LBFGS, another regularizer, or clip_norm not positive.
+            UsageError: not a torch optimizer, LBFGS, another regularizer, an unknown option, or clip_norm not
+                positive.
         """
+        name = type(self).__name__
+        example = f"{name}(torch.optim.SGD(model.parameters(), lr=0.1))"
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS | Regularizer):
-            kind = type(optimizer).__name__
-            msg = f"{type(self).__name__} wraps a torch optimizer such as SGD or AdamW, not {kind}"
+            kind = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+            msg = f"{name} wraps a torch optimizer such as SGD or AdamW, not {kind}: {example}, then step(closure)"
+            raise UsageError(msg)
+        if unknown:
+            msg = f"{name} has no option {', '.join(unknown)}: the inner optimizer takes its own, as in {example}"
             raise UsageError(msg)
         if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
             msg = f"clip_norm={clip_norm}: allowed are positive numbers, or None for no clipping"
@@ -100,6 +113,11 @@ class Regularizer(Optimizer):
             UsageError: no closure, or one that does not return a fresh loss; the weights are untouched.
             NonFiniteError: NaN or infinity in a pass, and no GradScaler to skip the step.
         """
+        if hasattr(self, "found_inf"):
+            del self.found_inf, self.grad_scale  # type: ignore[attr-defined]  # set by GradScaler.step
+            name = type(self).__name__
+            msg = f"{name} calls its GradScaler by itself: {name}(optimizer, scaler=scaler), then step(closure)"
+            raise UsageError(msg)
         if closure is None:
             msg = f"{type(self).__name__}.step needs a closure that returns the loss: step(lambda: loss_of(batch))"
             raise UsageError(msg)
@@ -191,7 +209,12 @@ class Regularizer(Optimizer):
         self.inner.add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()  # torch's would drop the inner optimizer from copies and pickles
+        """All but hooks and the methods that a scheduler has wrapped: they are bound to this object's weights."""
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if not name.startswith("_optimizer_") and not (callable(value) and hasattr(type(self), name))
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"
@@ -222,9 +245,8 @@ class Regularizer(Optimizer):
         self, params: tuple[Tensor, ...], pieces: Pieces, scaler: torch.amp.GradScaler | None, scale: float
     ) -> None:
         for param, piece in zip(params, pieces, strict=True):
-            param.grad = (
-                None if piece is None else piece.to(param.dtype) * scale if scaler else piece.to(param.dtype)
-            )
+            own = None if piece is None else like(piece, param)
+            param.grad = own if own is None or scaler is None else own * scale
         if scaler is not None:
             scaler.unscale_(self.inner)
         if self._clip_norm is not None:
