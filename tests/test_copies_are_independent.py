@@ -181,6 +181,13 @@ def a_failed_step_leaves_complex_weights():
     assert same(state(model), before)
 
 
+def complex_weights_take_no_scaler():
+    model = Spectral(torch.cfloat, paired=False)
+    scaled = SAM(torch.optim.SGD(model.parameters(), lr=0.1), scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(UsageError, match="cannot unscale complex gradients"):
+        scaled.step(model)
+
+
 # ------------------------------------------------------------------------------------------ calls known elsewhere
 
 
@@ -238,6 +245,7 @@ PROMISES = [
     a_whole_run_is_copied,
     complex_weights_train_as_their_pairs,
     a_failed_step_leaves_complex_weights,
+    complex_weights_take_no_scaler,
     other_call_styles_say_the_way_out,
     a_scaler_that_calls_is_refused,
     what_the_package_has_is_listed,

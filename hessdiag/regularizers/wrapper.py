@@ -144,7 +144,7 @@ class Regularizer(Optimizer):
         """The parameters that count, in the order of the groups: those that require a gradient now.
 
         Raises:
-            UsageError: there are none.
+            UsageError: there are none, or none that can be trained so.
         """
         params = tuple(param for param, _ in self._members())
         if not params:
@@ -152,6 +152,9 @@ class Regularizer(Optimizer):
             raise UsageError(msg)
         if any(hasattr(param, "device_mesh") for param in params):
             msg = f"{type(self).__name__}: parameters are sharded (DTensor), norms would be of a shard: use DDP"
+            raise UsageError(msg)
+        if self._scaler is not None and any(param.is_complex() for param in params):
+            msg = f"{type(self).__name__}: torch's GradScaler cannot unscale complex gradients: train without one"
             raise UsageError(msg)
         return params
 
@@ -235,9 +238,7 @@ class Regularizer(Optimizer):
     @staticmethod
     def _valid(name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            msg = (
-                f"{name}={value!r}: allowed are finite numbers from 0 up, or a function of the step returning one"
-            )
+            msg = f"{name}={value!r}: allowed are finite numbers from 0 up, or a function of the step giving one"
             raise UsageError(msg)
         return float(value)
 
