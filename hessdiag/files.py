@@ -23,16 +23,12 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
         OutputError: the folder cannot be made or written, or the disk is full.
     """
     target = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
+        os.close(handle)
+        write_flushed(temporary, content)
         Path(temporary).replace(target)
     except BaseException as error:
         if temporary is not None:
@@ -42,6 +38,25 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
         msg = f"cannot write {target}: {one_line(error)}; choose another folder with -o"
         raise OutputError(msg) from error
     return target
+
+
+def write_flushed(path: str | Path, content: str | bytes) -> None:
+    """Write a file that no reader knows of yet, down to the disk; text as UTF-8."""
+    with Path(path).open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    Path(path).chmod(0o644)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder down to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def keep(path: str | Path, content: str) -> str:

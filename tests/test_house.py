@@ -13,6 +13,7 @@ ROOT = Path(hessdiag.__file__).parent
 ROOMS = [
     "errors",
     "files",
+    "folders",
     "results",
     "settings",
     "operator",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, load, options, settings
-from hessdiag.cli.output import say, show, write_page, write_run
+from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.progress import display
 from hessdiag.errors import UsageError
 from hessdiag.sources.many import is_pattern
@@ -75,15 +75,14 @@ def analyze(
 
             result = check(measurement_, result)
     if folder is not None:
-        write_run(result, folder)
-        page = write_page({result.title: result}, folder)
+        write_run(result, folder, report=True)
     if as_json:
         click.echo(result.to_json(), nl=False)
     else:
         show({result.title: result})
     say((f"note: {note}" for note in result.notes if note not in built.notes), quiet=quiet)
     if folder is not None:
-        say([f"written: {folder}/run.json, plots, {page}"], quiet=quiet)
+        say([f"written: {folder}/run.json, plots, {folder}/{REPORT}"], quiet=quiet)
     return 0
 
 

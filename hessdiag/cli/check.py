@@ -173,6 +173,7 @@ def _write(report: Report, targets: list[tuple[str, Path | None]], config: Confi
     """Print and write the report in every format asked for, and what the surroundings expect."""
     from hessdiag.check.writers import FORMATS, json_text, markdown, metrics, terminal, workflow_commands
     from hessdiag.files import write_whole
+    from hessdiag.folders import write_together
 
     for name, path in targets:
         if path is not None:
@@ -192,8 +193,8 @@ def _write(report: Report, targets: list[tuple[str, Path | None]], config: Confi
             with Path(summary).open("a", encoding="utf-8") as stream:
                 stream.write(markdown(report))
         write_whole(folder / ".gitignore", "*\n")
-        write_whole(folder / "metrics.json", json.dumps(metrics(report), indent=1, sort_keys=True) + "\n")
-        write_whole(folder / "check.json", json_text(report))
+        numbers = json.dumps(metrics(report), indent=1, sort_keys=True) + "\n"
+        write_together(folder, {"metrics.json": numbers, "check.json": json_text(report)})
     except (OSError, OutputError) as error:  # the verdict stands without them
         say([f"not written: {one_line(error)}"], quiet=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli.options import MEASUREMENT, OUTPUT, SAMPLES, load, options, settings
-from hessdiag.cli.output import draw, say
+from hessdiag.cli.output import draw, page_of, say
 from hessdiag.cli.progress import display
 from hessdiag.errors import UsageError
 
@@ -90,10 +89,8 @@ def compare(
         draw(lambda _: comparison(rows, first, second), width=140)
     if html is not None:
         from hessdiag.files import write_whole
-        from hessdiag.present import page
 
-        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
-        say([f"written: {write_whole(html, page(analyses, command))}"], quiet=quiet)
+        say([f"written: {write_whole(html, page_of(analyses))}"], quiet=quiet)
 
 
 def _sayer(*, quiet: bool) -> Any:

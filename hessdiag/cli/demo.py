@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from hessdiag.cli.output import say, show, write_page, write_run
+from hessdiag.cli.output import REPORT, page_of, say, show, write_run
 from hessdiag.cli.progress import display
 
 Kind = Literal["plain", "flat"]
@@ -56,7 +56,7 @@ def demo(folder: Path, seed: int, debug: bool) -> None:  # noqa: ARG001
             write_run(result, folder / kind)
             results[result.title] = result
             say([f"{checkpoint}: measured"], quiet=False)
-    page = write_page(results, folder)
+    page = write_whole(folder / REPORT, page_of(results))
     show(results)
     click.echo(f"run folders: {folder}/plain, {folder}/flat (run.json, metrics.csv, plots)")
     click.echo(f"report:      {page.resolve().as_uri()}")

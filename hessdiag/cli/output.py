@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hessdiag.files import write_whole
+from hessdiag.folders import write_together
 
 if TYPE_CHECKING:
     from hessdiag.results import Analysis
 
 PLOTS = ("density", "cumulative", "convergence", "layers")
-OPTIONAL = ("spectrum.csv", "layers.csv", *(f"{name}.svg" for name in PLOTS))
+REPORT = "report.html"
 
 
 def show(analyses: Mapping[str, Analysis]) -> None:
@@ -43,25 +43,37 @@ def say(lines: Any, *, quiet: bool) -> None:
             click.echo(f"  {line}", err=True)
 
 
-def write_run(analysis: Analysis, folder: Path) -> None:
-    """Write run.json, the tables and every plot there is data for; none of an earlier run stays beside them."""
-    from hessdiag.present import svg
+def write_run(analysis: Analysis, folder: Path, *, report: bool = False) -> None:
+    """Write run.json, the tables and every plot there is data for; none of an earlier run stays beside them.
 
-    for name in OPTIONAL:
-        (folder / name).unlink(missing_ok=True)
-    analysis.save(folder)
+    Args:
+        analysis: of the run.
+        folder: where to.
+        report: the page too.
+    """
+    from hessdiag.present import svg
+    from hessdiag.results.analysis import SAVED
+
+    contents: dict[str, str] = analysis.files()
     for name in PLOTS:
         if _has(analysis, name):
             axes = getattr(analysis.plot, name)()
-            write_whole(folder / f"{name}.svg", svg(axes, title=f"{name}: {analysis.title}"))
+            contents[f"{name}.svg"] = svg(axes, title=f"{name}: {analysis.title}")
+    if report:
+        contents[REPORT] = page_of({analysis.title: analysis})
+    write_together(folder, contents, (*SAVED, *(f"{name}.svg" for name in PLOTS), REPORT))
 
 
-def write_page(analyses: Mapping[str, Analysis], folder: Path) -> Path:
-    """Write the one-file report with the command that made it, and say where it lies."""
+def page_of(analyses: Mapping[str, Analysis]) -> str:
+    """The one-file report with the command that made it."""
     from hessdiag.present import page
 
-    command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
-    return write_whole(folder / "report.html", page(analyses, command))
+    return page(analyses, command_line())
+
+
+def command_line() -> str:
+    """The command that runs, as it was given."""
+    return f"hessdiag {shlex.join(click.get_current_context().obj)}"
 
 
 def _has(analysis: Analysis, plot: str) -> bool:

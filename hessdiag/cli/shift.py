@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from hessdiag.cli.gap import MANY
 from hessdiag.cli.options import FACTORY, OUTPUT, load, options
-from hessdiag.cli.output import draw, say
+from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
 from hessdiag.errors import HessdiagError, MeasurementError, UsageError, one_line
 
@@ -93,14 +92,16 @@ def shift(
 
 
 def _show(result: ShiftReport, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
-    from hessdiag.files import write_whole
+    from hessdiag.folders import write_together
     from hessdiag.present.shift import shift_page, shift_tables
 
     if folder is not None:
-        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
-        write_whole(folder / "shift.html", shift_page(result, command))
-        write_whole(folder / "shift.csv", result.to_frame().to_csv(index=False, lineterminator="\n"))
-        write_whole(folder / "shift.json", result.to_json())
+        contents = {
+            "shift.html": shift_page(result, command_line()),
+            "shift.csv": result.to_frame().to_csv(index=False, lineterminator="\n"),
+            "shift.json": result.to_json(),
+        }
+        write_together(folder, contents)
     if as_json:
         click.echo(result.to_json(), nl=False)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hessdiag.cli.output import draw, say
+from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.files import keep, write_whole
+from hessdiag.folders import write_together
 from hessdiag.settings import Settings
 from hessdiag.sources.many import CheckpointFile, checkpoints
 
@@ -109,14 +109,13 @@ def _show(trajectory: Trajectory, folder: Path | None, *, as_json: bool, quiet: 
     from hessdiag.present.vector import svg
 
     if folder is not None:
-        command = f"hessdiag {shlex.join(click.get_current_context().obj)}"
-        write_whole(folder / "trajectory.csv", trajectory.to_frame().to_csv(index=False))
-        (folder / "evolution.svg").unlink(missing_ok=True)
+        contents = {"trajectory.csv": trajectory.to_frame().to_csv(index=False)}
         if trajectory.measured:
             text = svg(evolution(trajectory), title="trajectory", description=evolution_caption(trajectory))
-            write_whole(folder / "evolution.svg", text)
-        write_whole(folder / "report.html", trajectory_page(trajectory, command))
-        write_whole(folder / "trajectory.json", trajectory.to_json())
+            contents["evolution.svg"] = text
+        contents["report.html"] = trajectory_page(trajectory, command_line())
+        contents["trajectory.json"] = trajectory.to_json()
+        write_together(folder, contents, ("evolution.svg",))
     if as_json:
         click.echo(trajectory.to_json(), nl=False)
     else:

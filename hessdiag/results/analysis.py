@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hessdiag.files import write_whole
+from hessdiag.folders import write_together
 from hessdiag.results.metrics import Bound, Kind, Metric, RitzValue
 from hessdiag.results.spectrum import Spectrum
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+SAVED = ("run.json", "metrics.csv", "spectrum.csv", "layers.csv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +133,20 @@ class Analysis:
         ]
         return pd.DataFrame(rows)
 
+    def files(self) -> dict[str, str]:
+        """What `save` writes, by name: run.json, metrics.csv and, where measured, spectrum.csv and layers.csv."""
+        found = {"run.json": self.to_json(), "metrics.csv": self.to_frame().to_csv(index=False)}
+        if self.spectrum is not None:
+            found["spectrum.csv"] = self.spectrum.to_frame().to_csv(index=False)
+        if self.layers:
+            import pandas as pd
+
+            layers = pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers])
+            found["layers.csv"] = layers.to_csv(index=False)
+        return found
+
     def save(self, folder: str | Path) -> Path:
-        """Write run.json, metrics.csv and, where measured, spectrum.csv and layers.csv into ``folder``.
+        """Write the files of `files` into ``folder``; none of an earlier run stays beside them.
 
         Returns:
             The path of run.json.
@@ -141,16 +154,7 @@ class Analysis:
         Raises:
             OutputError: the folder cannot be written.
         """
-        folder = Path(folder)
-        write_whole(folder / "metrics.csv", self.to_frame().to_csv(index=False))
-        if self.spectrum is not None:
-            write_whole(folder / "spectrum.csv", self.spectrum.to_frame().to_csv(index=False))
-        if self.layers:
-            import pandas as pd
-
-            layers = pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers])
-            write_whole(folder / "layers.csv", layers.to_csv(index=False))
-        return write_whole(folder / "run.json", self.to_json())
+        return write_together(folder, self.files(), SAVED) / "run.json"
 
     @property
     def plot(self) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hessdiag.errors import UsageError
+from hessdiag.folders import complete
 from hessdiag.results.analysis import SCHEMA, Analysis
 from hessdiag.results.metrics import QUANTITIES, Bound, Estimate, Metric, RitzValue
 
@@ -25,6 +26,7 @@ def load_run(path: str | Path) -> Analysis:
     from pydantic import TypeAdapter, ValidationError
 
     file = Path(path)
+    complete(file if file.is_dir() else file.parent)
     file = file / "run.json" if file.is_dir() else file
     try:
         content = json.loads(file.read_text())
