@@ -5,11 +5,17 @@ Every error carries the exit code its command ends with (README, "Exit codes").
 
 from __future__ import annotations
 
+from hessdiag.shown import visible
+
 
 class HessdiagError(Exception):
     """Base of every refusal; its text is one line a user can act on."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The text, whatever the names and files that it quotes hold."""
+        return visible(super().__str__())
 
 
 class UsageError(HessdiagError):

@@ -30,8 +30,9 @@ from hessdiag.check.writers.document import Document
 from hessdiag.check.writers.github import escape_data, escape_property
 from hessdiag.check.writers.markdown import escape
 from hessdiag.check.writers.openmetrics import escape_label
-from hessdiag.check.writers.words import interval_words, visible
+from hessdiag.check.writers.words import interval_words
 from hessdiag.errors import UsageError
+from hessdiag.shown import visible
 
 from .example_reports import failing, hostile, mixed, passing, row
 

@@ -11,6 +11,7 @@ import hessdiag
 
 ROOT = Path(hessdiag.__file__).parent
 ROOMS = [
+    "shown",
     "errors",
     "files",
     "folders",

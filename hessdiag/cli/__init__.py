@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from hessdiag import __version__
+from hessdiag.cli import stdout
 from hessdiag.errors import HessdiagError, MeasurementError, one_line
 
 VERBS = {
@@ -63,10 +64,12 @@ class LazyGroup(click.Group):
         """Run a verb; a reader that stops reading (``| head``) is no fault, a model that ends the program is."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            with suppress(OSError):  # else Python would flush into the closed pipe once more, and complain
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except stdout.ReaderGoneError:
+            stdout.abandon()
             return 0
+        except (EOFError, BrokenPipeError) as error:  # click would end with 1, as if a limit were exceeded
+            msg = f"the model or its data raised {type(error).__name__}: {one_line(error)}; --debug shows where"
+            raise MeasurementError(msg) from error
         except SystemExit as error:
             msg = f"the model or its data ended the program (sys.exit({error.code!r})): raise an error instead"
             raise MeasurementError(msg) from error
@@ -81,13 +84,22 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code; every refusal is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stderr is None:  # closed by the caller: the next file opened would become it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        stdout.message("hessdiag: stdout is closed, and results would be lost: send it to a file, or to /dev/null")
+        sys.exit(UNEXPECTED)
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal has no λ
-    sys.exit(run(given))
+    sys.exit(run(given, last=arguments is None))
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, last: bool = False) -> int:
     """Run the command line in this process.
+
+    Args:
+        arguments: after ``hessdiag``.
+        last: the process ends with it, so stdout stays reserved: threads of the user's may print until then.
 
     Returns:
         The exit code: 0 done, 1 a check failed, 2 usage, 3 no verdict, 4 measurement or loading failed, 130
@@ -96,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         args = list(arguments) or ["--help"]
-        result: Any = cli.main(args=args, prog_name="hessdiag", standalone_mode=False, obj=args)
+        found: Any = cli.main(args=args, prog_name="hessdiag", standalone_mode=False, obj=args)
     except HessdiagError as error:
         faults = getattr(error, "faults", ()) or (str(error),)  # a configuration says all of its faults at once
         for text in faults:
@@ -117,14 +129,18 @@ def run(arguments: Sequence[str]) -> int:
         )
     except OSError as error:
         return _refuse(error, f"the system refused: {one_line(error)}; --debug shows where", UNEXPECTED, debug)
-    except Exception as error:
+    except BaseException as error:  # a model or its data can raise anything
         text = f"unexpected {type(error).__name__}: {one_line(error).rstrip('.')}; --debug shows whether it comes "
         return _refuse(error, text + "from your model or data, or is to be reported", UNEXPECTED, debug)
-    return result if isinstance(result, int) else 0
+    finally:
+        if not last:
+            stdout.release()
+    return found if isinstance(found, int) else 0
 
 
 def _refuse(error: BaseException, text: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error)
-    click.echo(f"hessdiag: {' '.join(text.split())}", err=True)
+    with suppress(stdout.ReaderGoneError):
+        if debug:
+            stdout.message("".join(traceback.format_exception(error)).rstrip(), lines=True)
+        stdout.message(f"hessdiag: {' '.join(text.split())}")
     return code

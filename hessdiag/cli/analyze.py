@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import click
 from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, load, options, settings
 from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.progress import display
+from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
 from hessdiag.sources.many import is_pattern
 
@@ -59,28 +58,28 @@ def analyze(
             return load(factory, path, options, trust_pickle, app_dir)
 
         return track(checkpoints, one, asked, folder=folder, lr=lr, as_json=as_json, quiet=quiet)
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no result
-        built = load(factory, checkpoint, options, trust_pickle, app_dir)
+    reserve()
+    built = load(factory, checkpoint, options, trust_pickle, app_dir)
 
-        from hessdiag.analysis import Measurement
+    from hessdiag.analysis import Measurement
 
-        say(built.notes, quiet=quiet)
-        measurement_ = Measurement(built.problem, asked)
-        say([measurement_.forecast()], quiet=quiet)
-        with display(quiet=quiet) as report:
-            result = measurement_.run(progress=report)
-        result = result.about(checkpoint or factory, built.notes, built.weights.sha256 if built.weights else None)
-        if cross_check is not None:
-            from hessdiag.integrations.pyhessian import cross_check as check
+    say(built.notes, quiet=quiet)
+    measurement_ = Measurement(built.problem, asked)
+    say([measurement_.forecast()], quiet=quiet)
+    with display(quiet=quiet) as report:
+        found = measurement_.run(progress=report)
+    found = found.about(checkpoint or factory, built.notes, built.weights.sha256 if built.weights else None)
+    if cross_check is not None:
+        from hessdiag.integrations.pyhessian import cross_check as check
 
-            result = check(measurement_, result)
+        found = check(measurement_, found)
     if folder is not None:
-        write_run(result, folder, report=True)
+        write_run(found, folder, report=True)
     if as_json:
-        click.echo(result.to_json(), nl=False)
+        result(found.to_json(), nl=False)
     else:
-        show({result.title: result})
-    say((f"note: {note}" for note in result.notes if note not in built.notes), quiet=quiet)
+        show({found.title: found})
+    say((f"note: {note}" for note in found.notes if note not in built.notes), quiet=quiet)
     if folder is not None:
         say([f"written: {folder}/run.json, plots, {folder}/{REPORT}"], quiet=quiet)
     return 0

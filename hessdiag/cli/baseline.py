@@ -10,7 +10,7 @@ import click
 
 from hessdiag.cli.gating import CONFIG, read_config, subject_of
 from hessdiag.cli.options import options
-from hessdiag.cli.output import say
+from hessdiag.cli.output import say, tell
 from hessdiag.cli.progress import display
 from hessdiag.errors import NoVerdictError, UsageError
 
@@ -54,8 +54,8 @@ def update(
     refuse_worse(config.budgets, entries)
     old, new = updated(config.baseline, {scope.label: entry for scope, entry in entries.items()})
     for line in diff(old, new):
-        click.echo(str(line))
-    click.echo(f"written: {config.baseline}")
+        tell(str(line))
+    tell(f"written: {config.baseline}")
 
 
 @baseline.command()
@@ -86,9 +86,9 @@ def diff(
         new = Baseline(entries={**old.entries, **{s.label: e for s, e in entries.items()}}, tool=old.tool)
     found = lines(old, new)
     for line in found:
-        click.echo(str(line))
+        tell(str(line))
     if not found:
-        click.echo("no difference")
+        tell("no difference")
 
 
 def record(config: Config, reason: str, *, fresh: bool, quiet: bool) -> dict[Scope, Entry]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from hessdiag.cli.gating import CONFIG, REFERENCE, read_config, subject_of
 from hessdiag.cli.options import options
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
+from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import HessdiagError, NoVerdictError, OutputError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def check(
     _write(report, targets, config)
     code = report.exit_code
     if code == 1 and exit_zero:
-        click.echo("--exit-zero: a limit is exceeded, and the exit code is 0 all the same", err=True)
+        message("--exit-zero: a limit is exceeded, and the exit code is 0 all the same")
         return 0
     return code
 
@@ -107,8 +106,8 @@ def _checked(
     quiet: bool,
     facts: dict[str, Any],
 ) -> Report:
-    with redirect_stdout(sys.stderr):
-        from hessdiag.check.gate import Gate, Plan
+    reserve()
+    from hessdiag.check.gate import Gate, Plan
 
     plan = Plan.of(config, only)
     if not plan.budgets:
@@ -183,9 +182,9 @@ def _write(report: Report, targets: list[tuple[str, Path | None]], config: Confi
         draw(lambda width: terminal(report, width), width=110)
     for name in on_stdout:
         if name != "text":
-            click.echo(FORMATS[name](report), nl=False)
+            result(FORMATS[name](report), nl=False)
     if os.environ.get("GITHUB_ACTIONS") == "true" and "github" not in on_stdout and "json" not in on_stdout:
-        click.echo(workflow_commands(report), nl=False)
+        result(workflow_commands(report), nl=False)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     folder = config.file.resolve().parent / ".hessdiag"
     try:

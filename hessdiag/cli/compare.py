@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ import click
 from hessdiag.cli.options import MEASUREMENT, OUTPUT, SAMPLES, load, options, settings
 from hessdiag.cli.output import draw, page_of, say
 from hessdiag.cli.progress import display
+from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +50,8 @@ def compare(
     asked = settings(**measurement)
     if factory is None:
         _require_runs(first, second)
-    with redirect_stdout(sys.stderr), display(quiet=quiet or as_json) as report:
+    reserve()
+    with display(quiet=quiet or as_json) as report:
         from hessdiag.check.budgets import METRICS, Scope
         from hessdiag.check.comparison import compare as compared
         from hessdiag.check.subject import Recordings, Subject
@@ -82,7 +82,7 @@ def compare(
             if isinstance(source, Subject):
                 analyses[name] = source.analyses[scope.label]
     if as_json:
-        click.echo(json.dumps({"first": first, "second": second, "metrics": [row.to_dict() for row in rows]}))
+        result(json.dumps({"first": first, "second": second, "metrics": [row.to_dict() for row in rows]}))
     else:
         from hessdiag.check.writers import comparison
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from hessdiag.cli.stdout import result
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -15,4 +17,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     if kind is None:
         msg = f"no completion for {shell}: allowed are bash, zsh, fish"
         raise click.UsageError(msg)
-    click.echo(kind(ctx.find_root().command, {}, "hessdiag", "_HESSDIAG_COMPLETE").source())
+    result(kind(ctx.find_root().command, {}, "hessdiag", "_HESSDIAG_COMPLETE").source())

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from hessdiag.cli.output import REPORT, page_of, say, show, write_run
+from hessdiag.cli.output import REPORT, page_of, say, show, tell, write_run
 from hessdiag.cli.progress import display
 
 Kind = Literal["plain", "flat"]
@@ -58,8 +58,8 @@ def demo(folder: Path, seed: int, debug: bool) -> None:  # noqa: ARG001
             say([f"{checkpoint}: measured"], quiet=False)
     page = write_whole(folder / REPORT, page_of(results))
     show(results)
-    click.echo(f"run folders: {folder}/plain, {folder}/flat (run.json, metrics.csv, plots)")
-    click.echo(f"report:      {page.resolve().as_uri()}")
+    tell(f"run folders: {folder}/plain, {folder}/flat (run.json, metrics.csv, plots)")
+    tell(f"report:      {page.resolve().as_uri()}")
     flat = shlex.quote(f"{folder}/flat.safetensors")
     same = f" --seed {seed}" if seed else ""
-    click.echo(f"again:       hessdiag analyze hessdiag.sources.digits:problem -c {flat}{same}")
+    tell(f"again:       hessdiag analyze hessdiag.sources.digits:problem -c {flat}{same}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
 from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, load, options
+from hessdiag.cli.output import tell
+from hessdiag.cli.stdout import reserve, result
 from hessdiag.settings import Settings
 
 MARKS = {"ok": "ok  ", "note": "note", "warning": "WARN", "fault": "FAIL"}
@@ -32,23 +32,23 @@ def doctor(
     """Check that a problem can be measured, and forecast time and memory; exit code 4 if it cannot."""
     sampling["params"] = sampling["params"] or None
     asked = Settings(**sampling)
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no finding
-        built = load(factory, checkpoint, options, trust_pickle, app_dir)
+    reserve()
+    built = load(factory, checkpoint, options, trust_pickle, app_dir)
 
-        from hessdiag.analysis import Measurement
+    from hessdiag.analysis import Measurement
 
-        measurement = Measurement(built.problem, asked)
+    measurement = Measurement(built.problem, asked)
     findings = measurement.checked.findings
     failed = any(finding.level == "fault" for finding in findings)
     if as_json:
         rows = [{"level": f.level, "check": f.check, "text": f.text} for f in findings]
-        click.echo(json.dumps({"findings": rows, "notes": built.notes, "forecast": measurement.forecast()}))
+        result(json.dumps({"findings": rows, "notes": built.notes, "forecast": measurement.forecast()}))
         return 4 if failed else 0
     for note in built.notes:
-        click.echo(f"{MARKS['note']}  checkpoint     {note}")
+        tell(f"{MARKS['note']}  checkpoint     {note}")
     for finding in findings:
-        click.echo(f"{MARKS[finding.level]}  {finding.check:<14} {finding.text}")
-    click.echo(f"{MARKS['note']}  cost           {measurement.forecast()}")
+        tell(f"{MARKS[finding.level]}  {finding.check:<14} {finding.text}")
+    tell(f"{MARKS['note']}  cost           {measurement.forecast()}")
     verdict = "not measurable as it is" if failed else "fit to be measured: hessdiag analyze"
-    click.echo(verdict)
+    tell(verdict)
     return 4 if failed else 0

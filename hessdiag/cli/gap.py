@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
-from contextlib import closing, redirect_stdout
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hessdiag.cli import stdout
 from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, options, settings
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
+from hessdiag.cli.stdout import message, reserve
 from hessdiag.errors import MeasurementError, OutputError
+from hessdiag.shown import csv_text
 from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ def gap(
     )
     unwritten = _write(result, targets)
     if as_json:
-        click.echo(result.to_json(), nl=False)
+        stdout.result(result.to_json(), nl=False)
     else:
         from hessdiag.present.gap_text import gap_tables
 
@@ -128,14 +130,16 @@ def _measure(
     from hessdiag.generalization.survey import survey
 
     records, failures, kept = {}, {}, 0
-    with redirect_stdout(sys.stderr), display(quiet=quiet) as report:
+    reserve()
+    with display(quiet=quiet) as report:
         found = survey(files, how, jobs=jobs, report=report, say=_once(quiet=quiet))
         try:
             with closing(found):
                 for number, one in enumerate(found, start=1):
                     if one.record is None:
                         failures[one.name] = one.reason
-                        click.echo(one.traceback if debug else "", err=True, nl=False)
+                        if debug:
+                            message(one.traceback.rstrip(), lines=True)
                     else:
                         records[one.name] = one.record
                         kept += not one.reason
@@ -210,7 +214,7 @@ def _write(result: GapReport, targets: dict[str, Path]) -> OutputError | None:
     """Write what was asked for, each file whole or not at all; why one could not be, once all were tried."""
     from hessdiag.files import write_whole
 
-    texts = {"csv": lambda: result.to_frame().to_csv(index=False, lineterminator="\n"), "json": result.to_json}
+    texts = {"csv": lambda: csv_text(result.to_frame()), "json": result.to_json}
     failed = None
     for kind, target in targets.items():
         try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +10,7 @@ import click
 
 from hessdiag.cli.options import load
 from hessdiag.cli.output import say
+from hessdiag.cli.stdout import reserve
 from hessdiag.errors import UsageError
 from hessdiag.sources.spec import parse_options
 
@@ -103,11 +102,11 @@ def subject_of(
 ) -> Subject:
     """Build the configured problem with its checkpoint, or with another one."""
     weights_file = checkpoint or config.checkpoint
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no result
-        options = tuple(f"{key}={_json(value)}" for key, value in config.options.items())
-        built = load(config.problem, weights_file, options, config.trust_pickle, config.app_dir)
+    reserve()
+    options = tuple(f"{key}={_json(value)}" for key, value in config.options.items())
+    built = load(config.problem, weights_file, options, config.trust_pickle, config.app_dir)
 
-        from hessdiag.check.subject import Subject
+    from hessdiag.check.subject import Subject
 
     say(built.notes, quiet=quiet)
     return Subject(

@@ -11,7 +11,9 @@ import click
 from hessdiag.cli.options import FACTORY, PROBLEM
 from hessdiag.cli.options import options as on_command
 from hessdiag.cli.output import say
+from hessdiag.cli.stdout import result
 from hessdiag.errors import UsageError
+from hessdiag.shown import inert
 
 if TYPE_CHECKING:
     from hessdiag.check.recorded import Entry, Recorded
@@ -91,9 +93,9 @@ def init(
     text = append_to(target, block) if target.exists() else block
     updated(Path(baseline), {split: entry})
     write_whole(target, text)
-    click.echo(block, nl=False)
+    result(inert(block), nl=False)
     say([f"written: {target} and {baseline}"], quiet=quiet)
-    click.echo(SNIPPETS.format(config=target, baseline=baseline), nl=False)
+    result(inert(SNIPPETS.format(config=target, baseline=baseline)), nl=False)
 
 
 def _target(baseline: Path) -> Path:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hessdiag.cli.stdout import message, result, results
 from hessdiag.folders import write_together
+from hessdiag.shown import inert, visible
 
 if TYPE_CHECKING:
     from hessdiag.results import Analysis
@@ -30,17 +31,35 @@ def draw(what: Callable[[int], Any], *, width: int) -> None:
     """Print something of rich on stdout, made for the terminal's width, or for ``width`` where it is none."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else width, highlight=False)
+    console = Console(file=results(), width=None if results().isatty() else width, highlight=False)
     with console.capture() as shown:  # rich itself would end the program when a reader has gone
-        console.print(what(console.width))
-    click.echo(shown.get(), nl=False)
+        console.print(_Visible(what(console.width)))
+    result(inert(shown.get()), nl=False)
+
+
+class _Visible:
+    """Something of rich whose texts, wherever they are from, move no cursor and change no colour."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.segment import Segment
+
+        for text, style, control in console.render(self.inside, options):
+            yield Segment(text if control else visible(text, lines=True), style, control)
+
+
+def tell(line: str) -> None:
+    """Print one line of a result on stdout."""
+    result(inert(visible(line)))
 
 
 def say(lines: Any, *, quiet: bool) -> None:
     """Print notes on stderr, one line each."""
     if not quiet:
         for line in lines:
-            click.echo(f"  {line}", err=True)
+            message(f"  {line}")
 
 
 def write_run(analysis: Analysis, folder: Path, *, report: bool = False) -> None:

@@ -6,10 +6,11 @@ import json
 
 import click
 
+from hessdiag.cli.stdout import result
 from hessdiag.results import json_schema
 
 
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of run.json."""
-    click.echo(json.dumps(json_schema(), indent=1, sort_keys=True))
+    result(json.dumps(json_schema(), indent=1, sort_keys=True))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from hessdiag.cli import stdout
 from hessdiag.cli.gap import MANY
 from hessdiag.cli.options import FACTORY, OUTPUT, load, options
 from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
+from hessdiag.cli.stdout import reserve
 from hessdiag.errors import HessdiagError, MeasurementError, UsageError, one_line
+from hessdiag.shown import csv_text
 
 if TYPE_CHECKING:
     from hessdiag.generalization.shift.report import ShiftReport
@@ -68,7 +69,8 @@ def shift(
         raise UsageError(msg)
     curves, refused, failures = {}, {}, {}
     prepared = Prepared()
-    with redirect_stdout(sys.stderr), display(quiet=quiet) as report:
+    reserve()
+    with display(quiet=quiet) as report:
         for number, one in enumerate(files, start=1):
             try:
                 built = load(factory, one.path, options, trust_pickle, app_dir)
@@ -98,12 +100,12 @@ def _show(result: ShiftReport, folder: Path | None, *, as_json: bool, quiet: boo
     if folder is not None:
         contents = {
             "shift.html": shift_page(result, command_line()),
-            "shift.csv": result.to_frame().to_csv(index=False, lineterminator="\n"),
+            "shift.csv": csv_text(result.to_frame()),
             "shift.json": result.to_json(),
         }
         write_together(folder, contents)
     if as_json:
-        click.echo(result.to_json(), nl=False)
+        stdout.result(result.to_json(), nl=False)
     else:
         draw(lambda _: shift_tables(result), width=120)
     say([f"written: {folder}/shift.html, shift.csv, shift.json"] if folder else [], quiet=quiet)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
+from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.files import keep, write_whole
 from hessdiag.folders import write_together
 from hessdiag.settings import Settings
+from hessdiag.shown import csv_text
 from hessdiag.sources.many import CheckpointFile, checkpoints
 
 if TYPE_CHECKING:
@@ -51,11 +49,11 @@ def track(
         msg = f"--lr {lr}: a learning rate is more than 0"
         raise UsageError(msg)
     files = checkpoints(patterns)
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no result
-        trajectory = _followed(files, load, asked, Kept(folder, quiet=quiet), lr, quiet=quiet)
+    reserve()
+    trajectory = _followed(files, load, asked, Kept(folder, quiet=quiet), lr, quiet=quiet)
     _show(trajectory, folder, as_json=as_json, quiet=quiet)
     for point in trajectory.failed:
-        click.echo(f"hessdiag: {point.name}: {point.error}", err=True)
+        message(f"hessdiag: {point.name}: {point.error}")
     if not trajectory.measured:
         msg = f"none of {len(files)} checkpoints could be measured: mend the first and try again"
         raise LoadError(msg)
@@ -109,7 +107,7 @@ def _show(trajectory: Trajectory, folder: Path | None, *, as_json: bool, quiet: 
     from hessdiag.present.vector import svg
 
     if folder is not None:
-        contents = {"trajectory.csv": trajectory.to_frame().to_csv(index=False)}
+        contents = {"trajectory.csv": csv_text(trajectory.to_frame())}
         if trajectory.measured:
             text = svg(evolution(trajectory), title="trajectory", description=evolution_caption(trajectory))
             contents["evolution.svg"] = text
@@ -117,7 +115,7 @@ def _show(trajectory: Trajectory, folder: Path | None, *, as_json: bool, quiet: 
         contents["trajectory.json"] = trajectory.to_json()
         write_together(folder, contents, ("evolution.svg",))
     if as_json:
-        click.echo(trajectory.to_json(), nl=False)
+        result(trajectory.to_json(), nl=False)
     else:
         draw(lambda _: terminal_trajectory(trajectory), width=120)
     if folder is not None:

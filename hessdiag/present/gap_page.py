@@ -21,6 +21,7 @@ from hessdiag.present.gap_plots import (
 from hessdiag.present.gap_rows import performance_rows, rank_rows, reading_cells, refusals, summary
 from hessdiag.present.pictures import Picture, environment, picture
 from hessdiag.present.text import plain
+from hessdiag.shown import csv_text
 
 MOST_DETAILED = 12  # checkpoints whose readings are tables of their own; a hundred would pass two megabytes
 MOST_CSV = 700_000  # bytes of the tidy table inside the page
@@ -61,7 +62,7 @@ def gap_page(report: GapReport, command: str = "") -> str:
     """
     columns, rows = performance_rows(report)
     known = registry()
-    csv = report.to_frame().to_csv(index=False, lineterminator="\n")
+    csv = csv_text(report.to_frame())
     text: str = (
         environment()
         .get_template("gap.html.j2")

@@ -19,6 +19,7 @@ from hessdiag.present.tables import COLUMNS, metric_rows
 from hessdiag.present.text import format_metric, plain
 from hessdiag.present.words import CAVEAT, MEANING, label, reading
 from hessdiag.results import Analysis
+from hessdiag.shown import csv_text
 
 MOST_ANALYSES = 12  # keeps the page below two megabytes
 HEADLINES = ("lambda_max", "trace", "negative_mass", "ws_upper")
@@ -106,7 +107,7 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
         frame = layers_frame(analysis)[["name", "size", "trace", "lo", "hi", "kind"]]
         drawn = layers(analysis, show_caption=False)
         bars = [picture(drawn, layers_caption(analysis), frame, f"{key}-layers", "layers.csv")]
-    csv = base64.b64encode(analysis.to_frame().to_csv(index=False).encode()).decode()
+    csv = base64.b64encode(csv_text(analysis.to_frame()).encode()).decode()
     return Run(
         key=key,
         name=label(name, analysis),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
 from hessdiag.results import Metric
+from hessdiag.shown import visible
 
 MOST_DIGITS = 6
 """Significant digits at most: a float32 product carries about seven."""
@@ -68,13 +69,8 @@ def format_count(count: int) -> str:
 
 
 def plain(text: str) -> str:
-    """``text`` with what XML and a terminal cannot hold (control characters, lone surrogates) made visible."""
-    return "".join(char if char == "\n" or _printable(char) else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def _printable(char: str) -> bool:
-    code = ord(char)
-    return not (code < 0x20 or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE)
+    """``text`` as it can be shown, line ends kept; see `hessdiag.shown.visible`."""
+    return visible(text, lines=True)
 
 
 def power(exponent: int) -> str:

@@ -17,6 +17,7 @@ from hessdiag.present.trajectory import evolution, limit_name, panel_frame, spec
 from hessdiag.present.words import CAVEAT
 from hessdiag.results import Analysis
 from hessdiag.results.trajectory import Point, Trajectory
+from hessdiag.shown import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,7 +205,7 @@ def trajectory_page(trajectory: Trajectory, command: str = "") -> str:
         frame = evolution_frame(trajectory)
         ax = drawn.axes[0]
         pictures = [picture(ax, evolution_caption(trajectory), frame, "evolution", "trajectory.csv", name)]
-    csv = base64.b64encode(trajectory.to_frame().to_csv(index=False).encode()).decode()
+    csv = base64.b64encode(csv_text(trajectory.to_frame()).encode()).decode()
     return (
         environment()
         .get_template("trajectory.html.j2")

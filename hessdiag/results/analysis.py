@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hessdiag.folders import write_together
 from hessdiag.results.metrics import Bound, Kind, Metric, RitzValue
 from hessdiag.results.spectrum import Spectrum
+from hessdiag.shown import csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,14 +136,14 @@ class Analysis:
 
     def files(self) -> dict[str, str]:
         """What `save` writes, by name: run.json, metrics.csv and, where measured, spectrum.csv and layers.csv."""
-        found = {"run.json": self.to_json(), "metrics.csv": self.to_frame().to_csv(index=False)}
+        found = {"run.json": self.to_json(), "metrics.csv": csv_text(self.to_frame())}
         if self.spectrum is not None:
-            found["spectrum.csv"] = self.spectrum.to_frame().to_csv(index=False)
+            found["spectrum.csv"] = csv_text(self.spectrum.to_frame())
         if self.layers:
             import pandas as pd
 
             layers = pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers])
-            found["layers.csv"] = layers.to_csv(index=False)
+            found["layers.csv"] = csv_text(layers)
         return found
 
     def save(self, folder: str | Path) -> Path:

@@ -127,7 +127,9 @@ def _import(where: str, spec: str) -> ModuleType:
             msg = f"{spec}: no module {error.name!r} here or installed: give its folder with --app-dir"
             raise UsageError(msg) from error
         raise _raised(importing, error) from error
-    except (Exception, SystemExit) as error:  # the user's module can raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module can raise anything
         raise _raised(importing, error) from error
 
 
@@ -203,9 +205,9 @@ def _call(factory: Callable[..., Any], given: Mapping[str, Any], spec: str) -> A
     calling = f"factory {spec}"
     try:
         return factory(**given)
-    except HessdiagError:
+    except (HessdiagError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # the user's factory can raise anything
+    except BaseException as error:  # the user's factory can raise anything
         raise _raised(calling, error) from error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hessdiag.check.verdict import Report, Row, Verdict
-from hessdiag.check.writers.words import measured_words, verdict_words, visible, worst_first
+from hessdiag.check.writers.words import measured_words, verdict_words, worst_first
+from hessdiag.shown import visible
 
 MOST = 10
 """Annotations of one kind that GitHub shows per step; it drops the rest without a word."""

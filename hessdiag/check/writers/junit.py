@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from hessdiag.check.verdict import Report, Row, Verdict
-from hessdiag.check.writers.words import change_words, measured_words, visible
+from hessdiag.check.writers.words import change_words, measured_words
+from hessdiag.shown import visible
 
 SUITE = "hessdiag"
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hessdiag.check.verdict import Report, Row, Verdict
-from hessdiag.check.writers.words import SIGNS, change_words, measured_words, verdict_words, visible, worst_first
+from hessdiag.check.writers.words import SIGNS, change_words, measured_words, verdict_words, worst_first
+from hessdiag.shown import JOINER, visible
 
 MOST_ROWS = 600_000
 """Bytes. GitHub refuses more than 1 MiB; lists and environment take up to 350 kB, at 6 bytes a character."""
 
 MOST_CELL, MOST_LINE, MOST_LINES = 200, 500, 30  # characters, and lines of a list
-JOINER = "\N{WORD JOINER}"
 SPECIAL = re.compile(r"[\\`*_\[\]<>|&~$!{}]")
 LINK = re.compile(r"[@#]|(?<=gh)-(?=\d)", re.IGNORECASE)  # @someone is told, #12 and GH-12 become links
 LIST = re.compile(r"^([-+](?=[\s-]|$)|\d+[.)](?=\s|$))")  # "- x", "---", "1. x"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from hessdiag.check.verdict import Report, Row, Verdict
-from hessdiag.check.writers.words import visible
+from hessdiag.shown import visible
 
 Sample = tuple[Mapping[str, str], float]
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hessdiag.check.verdict import Report, Row, Verdict
-from hessdiag.check.writers.words import SIGNS, change_words, measured_words, verdict_words, visible
+from hessdiag.check.writers.words import SIGNS, change_words, measured_words, verdict_words
+from hessdiag.shown import JOINER, visible
 
 WIDTH = 110
 HEADS = ("budget", "limit", "measured", "change", "verdict")
@@ -20,7 +21,6 @@ WIDEST = (34, 14, 32, 32, 18)  # cells; what is longer goes on in the next line
 NARROWEST = (16, 14, 14, 14, 18)
 GAP = 2
 MOST_NAME, MOST_LINE = 200, 300  # characters of a user's text that a terminal shows
-JOINER = "\N{WORD JOINER}"
 STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.UNSURE: "yellow", Verdict.NONE: "bold magenta"}
 
 

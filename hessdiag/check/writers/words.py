@@ -1,4 +1,4 @@
-"""What every writer says alike: verdicts in words, numbers to the digits they are worth, names made visible."""
+"""What every writer says alike: verdicts in words, numbers to the digits they are worth."""
 
 from __future__ import annotations
 
@@ -10,34 +10,7 @@ from hessdiag.check.verdict import Interval, Report, Row, Verdict
 MOST_DIGITS = 6
 """Significant digits at most: a float32 product carries about seven."""
 
-NEWLINE = "↵"
-UNSHOWABLE = "\N{REPLACEMENT CHARACTER}"
-REORDERING = {
-    *range(0x202A, 0x202F),
-    *range(0x2066, 0x206A),
-}  # bidirectional overrides: text shown is not text read
-SEPARATORS = {0x2028, 0x2029}  # line ends to some readers, not to others
 SIGNS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.UNSURE: "?", Verdict.NONE: "!"}
-
-
-def visible(text: str, most: int | None = None) -> str:
-    """``text`` on one line, without what XML, a terminal or a reader cannot hold.
-
-    Args:
-        text: of a user; any character.
-        most: characters at most; the rest becomes ``…``.
-    """
-    shown = "".join(_shown(char) for char in text.replace("\r\n", "\n"))
-    return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
-
-
-def _shown(char: str) -> str:
-    code = ord(char)
-    if char == "\n":
-        return NEWLINE
-    control = code < 0x20 or 0x7F <= code < 0xA0
-    alone = 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE  # half a surrogate pair, or no character at all
-    return UNSHOWABLE if control or alone or code in REORDERING or code in SEPARATORS else char
 
 
 def verdict_words(report: Report, row: Row) -> str:

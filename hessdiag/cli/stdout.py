@@ -1,0 +1,101 @@
+"""Stdout is for results. What the user's code writes there, in any way and at any time, goes to stderr.
+
+Not only ``print``: a subprocess, ``os.write(1)``, ``sys.__stdout__``, a C library, and a thread that goes on after
+the measurement. So from `reserve` on file descriptor 1 is stderr's, and results go to a descriptor of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
+
+import click
+
+from hessdiag.shown import inert, visible
+
+_RESERVED: list[tuple[TextIO, Callable[[], None]]] = []  # at most one: where results go, and the way back
+
+
+class ReaderGoneError(Exception):
+    """Who read the output has closed the pipe (``| head``): no fault, but nothing is left to do."""
+
+
+def reserve() -> None:
+    """From now on only `result` reaches stdout, until `release`; a second call does nothing."""
+    if _RESERVED:
+        return
+    stream = out = sys.stdout
+    with suppress(OSError, ValueError):  # a test's stream has no descriptor
+        _flush()
+        out = open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors=stream.errors)  # noqa: SIM115, PTH123
+    saved = None
+    with suppress(OSError):
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr
+
+    def back() -> None:
+        _flush()
+        sys.stdout = stream
+        if saved is not None:
+            os.dup2(saved, 1)
+            os.close(saved)
+        if out is not stream:
+            with suppress(OSError):
+                out.close()
+
+    _RESERVED.append((out, back))
+
+
+def release() -> None:
+    """Stdout as it was before `reserve`."""
+    if _RESERVED:
+        _RESERVED.pop()[1]()
+
+
+def results() -> TextIO:
+    """Where results go."""
+    return _RESERVED[0][0] if _RESERVED else sys.stdout
+
+
+def result(text: str, *, nl: bool = True) -> None:
+    """Write a result.
+
+    Raises:
+        ReaderGoneError: nobody reads it any more.
+    """
+    _write(text, results(), nl)
+
+
+def message(text: str, *, lines: bool = False) -> None:
+    """Write a line, or several, on stderr, whatever users and files put into it. Raises as `result`."""
+    _write(inert(visible(text, lines=lines)), sys.stderr, nl=True)
+
+
+def abandon() -> None:
+    """Let what is still to be written go nowhere: Python would complain about the closed pipe at its end."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (results(), sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(nowhere, stream.fileno())
+
+
+def _write(text: str, stream: TextIO, nl: bool) -> None:
+    try:
+        click.echo(text, file=stream, nl=nl)
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
+
+
+def _flush() -> None:
+    for stream in {sys.stdout, sys.__stdout__}:
+        if stream is not None:
+            with suppress(OSError, ValueError):
+                stream.flush()
+    with suppress(Exception):  # what C code printed waits in a buffer of its own
+        ctypes.CDLL(None).fflush(None)
