@@ -346,6 +346,20 @@ def test_a_lock_that_may_be_held_is_waited_for_and_named(tmp_path, pid, host):
     assert names(tmp_path) == [file.name]
 
 
+@pytest.mark.parametrize("content", ["", "\n", "4711"])
+def test_a_lock_whose_process_was_killed_before_it_named_itself_is_broken(tmp_path, content):
+    file = tmp_path / ".b.json.lock"
+    file.write_text(content)
+    os.utime(file, (0, 0))
+    start = time.monotonic()
+    updated(tmp_path / "b.json", {"train": ENTRY}, wait=5)
+    assert time.monotonic() - start < 4
+    assert names(tmp_path) == ["b.json"]
+    file.write_text("")  # just made: its process may be about to write
+    with pytest.raises(OutputError, match=r"another process"):
+        updated(tmp_path / "b.json", {"train": ENTRY}, wait=0.2)
+
+
 def test_the_lock_is_given_back_when_the_update_fails(tmp_path):
     with pytest.raises(KeyboardInterrupt), lock(tmp_path / "b.json"):
         assert str(os.getpid()) in (tmp_path / ".b.json.lock").read_text().split()
@@ -375,6 +389,39 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         updated(tmp_path / "b.json", {"test": ENTRY})
     assert (tmp_path / "b.json").read_bytes() == before
     assert names(tmp_path) == ["b.json"]
+
+
+def git(folder: Path, *arguments: str) -> int:
+    options = ("-c", "user.name=x", "-c", "user.email=x@y", "-c", "init.defaultBranch=main")
+    return subprocess.run(["git", *options, *arguments], cwd=folder, capture_output=True).returncode
+
+
+@pytest.mark.parametrize("style", ["merge", "diff3"])
+def test_after_a_merge_conflict_the_advice_works_and_an_update_goes_through(tmp_path, style):
+    """A true conflict of git; what both sides agree on is kept, what they dispute is recorded anew or left out."""
+    file = tmp_path / "b.json"
+    git(tmp_path, "init", "-q")
+    for branch, value in (("main", 6.40), ("other", 6.42), ("main", 6.41)):
+        git(tmp_path, "checkout", "-q", branch)
+        entry = replace(ENTRY, metrics={"trace": replace(TRACE, value=value, lo=6.3)})
+        write(file, Baseline(entries={"train": entry, "test": ENTRY, "zoo": entry}))
+        git(tmp_path, "add", "-A")
+        assert git(tmp_path, "commit", "-qm", str(value)) == 0
+        if value == 6.40:
+            git(tmp_path, "branch", "other")
+    assert git(tmp_path, "-c", f"merge.conflictStyle={style}", "merge", "other") == 1
+    conflict = file.read_text()
+    with pytest.raises(UsageError, match=r"merge conflict at line \d+; run hessdiag baseline update") as found:
+        read(file)
+    assert git(tmp_path, "checkout", "--", "b.json") == 1  # which was the advice
+    assert f"git checkout --ours -- {file}, or --theirs" in str(found.value)
+    for side, value in (("--ours", 6.41), ("--theirs", 6.42)):
+        assert git(tmp_path, "checkout", side, "--", "b.json") == 0
+        assert read(file).entries["train"].metrics["trace"].value == value
+    file.write_text(conflict)
+    updated(file, {"train": ENTRY})
+    assert read(file).entries == {"train": read(file).entries["train"], "test": read(file).entries["test"]}
+    assert read(file).entries["train"].metrics.keys() == ENTRY.metrics.keys()
 
 
 # Differences

@@ -316,6 +316,24 @@ def test_init_sets_a_repository_up(repository: Path) -> None:
     assert "configures hessdiag already" in err
 
 
+def test_init_puts_nothing_into_the_folder_before_it_has_measured(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a kill leaves nothing there."""
+    Path("pyproject.toml").unlink()
+    Path("baseline.json").unlink()
+    before, during = set(os.listdir()), set()
+
+    def record(config: object, *_: object, **__: object) -> None:
+        during.update(os.listdir())
+        assert str(config.file) == "hessdiag.toml"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hessdiag.cli.baseline.record", record)
+    assert call("init", "problem.py:small", "-c", "best.safetensors", "-q")[0] == 130
+    assert (during, set(os.listdir())) == (before, before)
+
+
 def nothing() -> None:
     pass
 

@@ -5,6 +5,7 @@ It lies under version control; its form is in `hessdiag.check.baseline_text`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hessdiag import __version__
-from hessdiag.check.baseline_text import SCHEMA, Baseline, NewerSchemaError, parsed, rounded, text
+from hessdiag.check.baseline_text import SCHEMA, Baseline, NewerSchemaError, agreed, parsed, rounded, sides, text
 from hessdiag.check.comparable import MISSING, shortened
 from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.errors import NoVerdictError, OutputError, UsageError, one_line
@@ -20,6 +21,7 @@ from hessdiag.files import write_whole
 from hessdiag.results import QUANTITIES
 
 __all__ = ["SCHEMA", "Baseline", "Field", "Line", "diff", "lock", "read", "text", "updated", "write"]
+NAMELESS = 2.0  # seconds after which a lock without a name will get none: it is written at once
 UPDATE = 'hessdiag baseline update --reason "..."'
 
 
@@ -97,6 +99,8 @@ def read(path: str | Path) -> Baseline:
         raise UsageError(msg) from error
     except (ValueError, RecursionError) as error:
         way_out = f"restore it (git checkout -- {file}), or delete it and run {UPDATE}"
+        if sides(content.decode(errors="replace")):  # git restores no file that it has not merged
+            way_out = f"run {UPDATE}, or take one side (git checkout --ours -- {file}, or --theirs)"
         msg = f"the baseline {file} is damaged: {one_line(error, 160)}; {way_out}"
         raise UsageError(msg) from error
 
@@ -139,23 +143,38 @@ def updated(
         What the file held (None if there was none), and what it holds now.
 
     Raises:
-        UsageError: the file there cannot be read; it is left as it is.
+        UsageError: the file there is damaged; it is left as it is.
         NonFiniteError: NaN or infinity in an entry.
         OutputError: the folder cannot be written, or the lock is not given back in time.
     """
     with lock(path, wait):
-        try:
-            old = read(path)
-        except NoVerdictError:
-            old = None
+        old = before(path)
         return old, write(path, Baseline(entries={**(old.entries if old else {}), **entries}))
+
+
+def before(path: str | Path) -> Baseline | None:
+    """What an update finds: the baseline, what both sides of a merge conflict in it agree on, or None.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    try:
+        return read(path)
+    except NoVerdictError:
+        return None
+    except UsageError:
+        with suppress(OSError, ValueError):
+            if (both := agreed(Path(path).read_text(encoding="utf-8"))) is not None:
+                return both
+        raise
 
 
 @contextmanager
 def lock(path: str | Path, wait: float = 10.0) -> Iterator[None]:
     """Keep other processes from updating a baseline: ``.NAME.lock`` beside it, made exclusively.
 
-    It names its process and host; one whose process is gone from this host is broken.
+    It names its process and host; one whose process is gone from this host is broken, and one that names none: its
+    process was killed before it could.
 
     Args:
         path: of the baseline.
@@ -171,6 +190,8 @@ def lock(path: str | Path, wait: float = 10.0) -> Iterator[None]:
     held = SoftFileLock(file, timeout=wait)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists() and time.time() - file.stat().st_mtime > NAMELESS and len(file.read_text().split()) < 2:
+            file.unlink(missing_ok=True)
         held.acquire()
     except Timeout as error:
         owner = "another process"

@@ -43,6 +43,30 @@ class Baseline:
     schema: int = SCHEMA
 
 
+def sides(content: str) -> tuple[str, str] | None:
+    """Both versions of a file that git could not merge, each whole; None where it holds no conflict."""
+    ours, theirs, part, found = [], [], "both", False
+    after = {("<<<<<<<", "both"): "ours", ("|||||||", "ours"): "base", ("=======", "ours"): "theirs"}
+    after |= {("=======", "base"): "theirs", (">>>>>>>", "theirs"): "both"}
+    for line in content.splitlines(keepends=True):
+        if (line[:7], part) in after:
+            part, found = after[line[:7], part], True
+            continue
+        ours += [line] if part in ("both", "ours") else []
+        theirs += [line] if part in ("both", "theirs") else []
+    return ("".join(ours), "".join(theirs)) if found and part == "both" else None
+
+
+def agreed(content: str) -> Baseline | None:
+    """What both sides of a merge conflict record alike; None where there is no conflict, or a side is damaged."""
+    both = sides(content)
+    try:
+        one, other = map(parsed, both or ())
+    except (ValueError, RecursionError):
+        return None
+    return Baseline(entries={k: v for k, v in one.entries.items() if other.entries.get(k) == v}, tool=one.tool)
+
+
 class NewerSchemaError(ValueError):
     """A file of the future."""
 

@@ -101,13 +101,16 @@ def _table_line(file: Path) -> int | None:
     return line_of(text, PYPROJECT_TABLE) or 1
 
 
-def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    path: Path | None = None, overrides: Mapping[str, Any] | None = None, text: str | None = None
+) -> Config:
     """Read a configuration, with every default filled in.
 
     Args:
         path: the file; by default what `find_config` finds.
         overrides: values from flags, by dotted key: "checkpoint", "run.samples", "check.confidence",
             "options" (a table, laid over the file's). None is a flag not given.
+        text: what the file will hold, where there is none yet.
 
     Returns:
         The configuration. Paths of the file hang at its folder, those of flags at the current one.
@@ -117,7 +120,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         UsageError: no configuration is found, or it cannot be read.
     """
     file = find_config() if path is None else path
-    origin = Origin(file, overrides or {})
+    origin = Origin(file, overrides or {}, text)
     table = origin.merged()
     if (of_later := newer(table)) is not None:
         raise ConfigError(origin.said([of_later]))
@@ -129,12 +132,12 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     )
     baseline = origin.anchored(("check", "baseline"), sheet.check.baseline).absolute()
     if baseline.is_dir():
-        text = f"{shown(sheet.check.baseline)} is a folder; name a file in it, baseline.json"
-        rules.faults.append(Fault(("check", "baseline"), text))
+        said = f"{shown(sheet.check.baseline)} is a folder; name a file in it, baseline.json"
+        rules.faults.append(Fault(("check", "baseline"), said))
     app_dir = origin.anchored(("app_dir",) if sheet.app_dir else ("problem",), sheet.app_dir or ".")
     if sheet.app_dir and not app_dir.is_dir():
-        text = f"{shown(sheet.app_dir)}: no such folder; give the one your modules lie in"
-        rules.faults.append(Fault(("app_dir",), text))
+        said = f"{shown(sheet.app_dir)}: no such folder; give the one your modules lie in"
+        rules.faults.append(Fault(("app_dir",), said))
     if rules.faults:
         raise ConfigError(origin.said(rules.faults))
     return Config(

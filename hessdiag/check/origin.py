@@ -36,8 +36,9 @@ class ConfigError(UsageError):
 class Origin:
     """Where each value comes from: a line of the file, or a flag."""
 
-    def __init__(self, file: Path, overrides: Mapping[str, Any]) -> None:
-        self.file, self.text, self.flags = file, read_text(file), dict(_flat(overrides))
+    def __init__(self, file: Path, overrides: Mapping[str, Any], text: str | None = None) -> None:
+        self.file, self.flags = file, dict(_flat(overrides))
+        self.text = read_text(file) if text is None else text
         self.prefix: tuple[str, ...] = PYPROJECT_TABLE if file.name == PYPROJECT else ()
 
     def merged(self) -> dict[str, Any]:

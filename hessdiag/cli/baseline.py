@@ -47,9 +47,10 @@ def update(
         msg = "CI=true: a baseline recorded in CI hides what it should show; record it at a desk, or give --ci"
         raise UsageError(msg)
     config = read_config(config_file, flags)
-    from hessdiag.check.baseline import diff, updated
+    from hessdiag.check.baseline import before, diff, updated
     from hessdiag.check.gate import refuse_worse
 
+    before(config.baseline)  # a damaged one is refused before anything is measured
     entries = record(config, reason.strip(), fresh=fresh, quiet=quiet)
     refuse_worse(config.budgets, entries)
     old, new = updated(config.baseline, {scope.label: entry for scope, entry in entries.items()})

@@ -117,23 +117,12 @@ def _target(baseline: Path) -> Path:
 
 def _first_look(trial: dict[str, Any], device: str | None, quiet: bool) -> Entry:
     """Measure as ``baseline update`` will, with a configuration that exists nowhere yet."""
-    import os
-    import tempfile
-
-    from hessdiag.check.config import load_config
+    from hessdiag.check.config import OWN, load_config
     from hessdiag.check.render import render
     from hessdiag.cli.baseline import record
-    from hessdiag.files import write_whole
 
-    handle, name = tempfile.mkstemp(suffix=".toml", prefix=".hessdiag-init-", dir=".")
-    os.close(handle)
-    file = Path(name)
-    try:
-        write_whole(file, render(trial, prefix=()))
-        config = load_config(file, {"run.device": device})
-        return next(iter(record(config, "initial", fresh=False, quiet=quiet).values()))
-    finally:
-        file.unlink(missing_ok=True)
+    config = load_config(Path(OWN), {"run.device": device}, render(trial, prefix=()))
+    return next(iter(record(config, "initial", fresh=False, quiet=quiet).values()))
 
 
 def _limits(name: str, measured: Recorded) -> dict[str, Any]:
