@@ -322,16 +322,16 @@ def test_init_puts_nothing_into_the_folder_before_it_has_measured(
     """So that a kill leaves nothing there."""
     Path("pyproject.toml").unlink()
     Path("baseline.json").unlink()
-    before, during = set(os.listdir()), set()
+    before, during = {p.name for p in Path().iterdir()}, set()
 
     def record(config: object, *_: object, **__: object) -> None:
-        during.update(os.listdir())
+        during.update(p.name for p in Path().iterdir())
         assert str(config.file) == "hessdiag.toml"
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hessdiag.cli.baseline.record", record)
     assert call("init", "problem.py:small", "-c", "best.safetensors", "-q")[0] == 130
-    assert (during, set(os.listdir())) == (before, before)
+    assert (during, {p.name for p in Path().iterdir()}) == (before, before)
 
 
 def nothing() -> None:

@@ -63,6 +63,8 @@ def loud():
 
 def louder():
     shout("import")
+    warnings.warn_explicit("torch warns of itself", FutureWarning, "jit.py", 1, module="torch.jit._script")
+    warnings.warn("NOISE warning of mine", FutureWarning)
     def go_on():
         while True:
             print("NOISE thread", flush=True)
@@ -175,6 +177,7 @@ def test_a_thread_that_goes_on_is_no_result(folder):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "trace" in json.loads(done.stdout)["metrics"]
+    assert "torch warns of itself" not in done.stderr and "NOISE warning of mine" in done.stderr
     assert {"NOISE thread", "NOISE thread write", "NOISE at exit"} <= set(done.stderr.splitlines())
 
 

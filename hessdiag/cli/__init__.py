@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(UNEXPECTED)
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal has no λ
+    if not sys.warnoptions:  # torch warns of its own code, which no user of it can change
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(\.|$)")
     sys.exit(run(given, last=arguments is None))
 
 
