@@ -1,4 +1,4 @@
-"""Promise: a run's folder holds the files of one run, at every moment and whatever kills the process. (10 s)
+"""Promise: a run's folder holds the files of one run, at every moment and whatever kills the process. (20 s)
 
 Files of other names are the user's and stay; a full disk leaves the earlier run.
 """
@@ -6,12 +6,16 @@ Files of other names are the user's and stay; a full disk leaves the earlier run
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -306,6 +310,88 @@ def test_saved_analyses_are_read_after_a_kill(tmp_path):
             break
     else:
         pytest.fail("it never came to its end")
+
+
+# ------------------------------------------------------------------------------- whole commands, signals at random
+
+PROBLEM = """
+import hessdiag, torch
+from torch import nn
+
+def small():
+    torch.manual_seed(0)
+    data = torch.randn(12, 3), torch.randint(2, (12,))
+    return hessdiag.Problem(nn.Linear(3, 2), {"train": data}, criterion="cross_entropy")
+"""
+CONFIG = """
+schema = 1
+problem = "problem.py:small"
+[check.budgets]
+trace = { max = 100.0 }
+"""
+TRIALS = 12
+
+
+def trials() -> None:
+    """In a process of its own: commands in forked children, each sent a signal after a random time."""
+    from hessdiag import cli
+
+    chance, commands = random.Random(0), ("analyze", "doctor", "check")
+    took = dict.fromkeys(commands, 3.0)
+    for number in range(-len(commands), TRIALS):  # the first of each runs to its end
+        verb = commands[number % len(commands)]
+        end = signal.SIGINT if number // len(commands) % 2 else signal.SIGTERM
+        arguments = {
+            "analyze": ["analyze", "problem.py:small", "-o", "out", "--seed", str(number + 100)],
+            "doctor": ["doctor", "problem.py:small"],
+            "check": ["check", "-o", "junit=out/junit.xml", "-o", "json=out/check.json", "--fresh"],
+        }[verb]
+        start = time.monotonic()
+        if number < 0:  # here, so that every child finds all modules imported
+            assert cli.run(arguments) == 0
+            took[verb] = time.monotonic() - start
+            continue
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                os._exit(cli.run(arguments))
+            except BaseException:
+                os._exit(70)
+        time.sleep(chance.uniform(0, took[verb]))
+        os.kill(child, end)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        assert code in (0, 130, -end), (verb, code)
+        hidden = [path for path in Path().rglob(".*.*") if path.name != ".gitignore" and path.is_file()]
+        assert end is signal.SIGTERM or not hidden, hidden
+        readable(Path("out"), Path(".hessdiag"))
+
+
+def readable(out: Path, hidden: Path) -> None:
+    """Every file is whole, and those of a run are of one."""
+    for file in [*out.glob("*.json"), *hidden.glob("*.json"), *hidden.glob("cache/*.json")]:
+        json.loads(file.read_text())
+    for file in [*out.glob("*.svg"), *out.glob("*.xml")]:
+        ElementTree.parse(file)
+    if (out / "run.json").exists() and (out / "report.html").exists():
+        seed = load_run(out).fingerprint["seed"]
+        page = (out / "report.html").read_text()
+        assert page.rstrip().endswith("</html>") and f"--seed {seed}" in page
+
+
+def test_commands_that_are_interrupted_leave_whole_files(tmp_path):
+    (tmp_path / "problem.py").write_text(PROBLEM)
+    (tmp_path / "hessdiag.toml").write_text(CONFIG)
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.test_run_folders_are_whole import trials; trials()"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # ---------------------------------------------------------------------------------------------------- would notice
