@@ -183,7 +183,57 @@ def test_a_claim_about_the_population_needs_blocks():
     ask = partial(change, relative=False, confidence=0.95, population=True)
     assert ask(few, in_blocks(rng, x, [12] * 8)) is None
     assert ask(many, in_blocks(rng, x, [12] * 8)) is not None
-    assert ask(many, in_blocks(rng, x, [12] * 8), paired=False) is None
+
+
+def test_errors_of_probes_and_of_data_add_in_quadrature():
+    """Halves of 3 and 4 make 5."""
+    rng = np.random.default_rng(0)
+    values, weights = rng.standard_normal(8), np.ones(8)
+    half = float(student.ppf(0.975, 7)) * values.std(ddof=1) / math.sqrt(8)
+    found = changing._over_data(changing.Interval(1.0, -2.0, 1.0), 4 / half * values, weights, 0.95)
+    assert (found.lo, found.hi) == pytest.approx((1 - 5, 1 + 4), rel=1e-12)
+
+
+# brackets
+
+
+def share(lo, hi, samples=()):
+    """A share of eigenvalues known to lie in [lo, hi]; ``samples`` are of its lower end."""
+    value = float(np.mean(samples)) if len(samples) else lo
+    return Recorded(
+        value=value, lo=lo, hi=hi, kind="bracket", confidence=0.95, dtype="float64", per_probe=tuple(samples)
+    )
+
+
+def test_brackets_change_between_their_corners():
+    """What is resolved may grow while the share falls: lower ends say nothing of the change."""
+    noise = 0.001 * np.random.default_rng(0).standard_normal(8)
+    base, new = share(0.03, 0.96, 0.035 + noise), share(0.04, 0.84, 0.045 + noise)
+    found = change(base, new, relative=False, confidence=0.95)
+    assert (found.lo, found.hi) == pytest.approx((0.04 - 0.96, 0.84 - 0.03))
+    assert not found.resolved
+    relative = change(base, new, relative=True, confidence=0.95)
+    assert (relative.lo, relative.hi) == pytest.approx((0.04 / 0.96 - 1, 0.84 / 0.03 - 1))
+    assert not relative.resolved
+    apart = change(share(0.1, 0.12, 0.11 + noise), share(0.3, 0.33, 0.31 + noise), relative=False, confidence=0.95)
+    assert (apart.lo, apart.hi) == pytest.approx((0.18, 0.23))
+    assert apart.resolved
+
+
+@pytest.mark.parametrize("sides", [("bracket", "exact"), ("exact", "bracket")])
+def test_a_bracket_against_a_known_share_is_a_bracket(sides):
+    wide, known = share(0.1, 0.5, [0.1, 0.12, 0.14, 0.16]), replace(share(0.2, 0.2), kind="exact")
+    base, new = (wide if side == "bracket" else known for side in sides)
+    found = change(base, new, relative=False, confidence=0.95)
+    assert (found.lo, found.hi) == pytest.approx((new.lo - base.hi, new.hi - base.lo))
+
+
+def test_equal_brackets_are_one_number_only_if_the_weights_are():
+    record, other = share(0.0, 0.9, [0.0] * 4), share(0.0, 0.8, [0.0] * 4)
+    ask = partial(change, relative=False, confidence=0.95)
+    assert (ask(record, record, same=True).lo, ask(record, record, same=True).hi) == (0.0, 0.0)
+    assert (ask(record, record).lo, ask(record, record).hi) == (-0.9, 0.9)
+    assert ask(record, other, same=True).hi == pytest.approx(0.8)
 
 
 # statistics
@@ -246,7 +296,10 @@ def narrowing(relative=False):
     for seed in range(50):
         noise = correlated(np.random.default_rng([17, seed]), 32)
         base, new = probed(5 + noise[0]), probed(6 + noise[1])
-        found = [change(base, new, relative=relative, confidence=0.95, paired=p) for p in (True, False)]
+        found = [
+            change(base, new, relative=relative, confidence=0.95),
+            changing._corners(base, new, relative),
+        ]
         widths.append([x.hi - x.lo for x in found])
     paired, corners = np.mean(widths, axis=0)
     return corners / paired
@@ -297,7 +350,13 @@ def _first_blocks(metric, ends, shared):
     return np.asarray(metric.block_values[: len(shared)]), np.asarray(metric.block_weights[: len(shared)])
 
 
-ORIGINAL_PAIRS = changing._pairs
+def _larger_error(sampled, values, weights, confidence):
+    _, half, _ = changing.block_spread(values, weights, confidence)
+    down, up = sampled.value - sampled.lo, sampled.hi - sampled.value
+    return changing.Interval(sampled.value, sampled.value - max(half, down), sampled.value + max(half, up))
+
+
+ORIGINAL_PAIRS, ORIGINAL_PAIRED = changing._pairs, changing._paired
 same_record = partial(test_the_same_record_has_not_changed, "float64")
 BROKEN = {
     "unpaired": (
@@ -326,6 +385,12 @@ BROKEN = {
         "_over_data",
         _data_ignored,
         lambda: test_the_interval_holds_the_truth_as_often_as_it_says(COVERAGE["population"]),
+    ),
+    "the larger error alone": ("_over_data", _larger_error, test_errors_of_probes_and_of_data_add_in_quadrature),
+    "brackets by their lower ends": (
+        "_corners",
+        lambda base, new, relative: ORIGINAL_PAIRED(base, new, ORIGINAL_PAIRS(base, new), relative, 0.95),
+        test_brackets_change_between_their_corners,
     ),
     "batches paired by number": ("_merged", _first_blocks, test_batches_merge_up_to_common_limits),
     "n for n − 1 and the normal for t": (

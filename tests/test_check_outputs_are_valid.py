@@ -24,13 +24,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 from rich.cells import cell_len
 
+from hessdiag.check.numbers import interval_words
 from hessdiag.check.verdict import Interval, Report, Verdict
 from hessdiag.check.writers import FORMATS, check_schema, document, metrics, parse_output, terminal
 from hessdiag.check.writers.document import Document
 from hessdiag.check.writers.github import escape_data, escape_property
 from hessdiag.check.writers.markdown import escape
 from hessdiag.check.writers.openmetrics import escape_label
-from hessdiag.check.writers.words import interval_words
 from hessdiag.errors import UsageError
 from hessdiag.shown import visible
 

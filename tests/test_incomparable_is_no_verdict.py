@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.analysis import analyze
+from hessdiag import hessian
+from hessdiag.analysis import analyze, record
 from hessdiag.check import comparable
 from hessdiag.check.comparable import (
     HOW,
@@ -35,6 +36,7 @@ FINGERPRINT = {
     "data_sha256": "3c1f6a0c8ce24f7e" * 4,
     "params_sha256": "9d27bb43a11e0c55" * 4,
     "weights_sha256": "0123456789abcdef" * 4,
+    "fixed_sha256": "fedcba9876543210" * 4,
     "n_params": 2410,
     "tensors": 4,
     "loss": "cross_entropy/mean",
@@ -321,6 +323,44 @@ def test_a_loss_that_changes_unseen_does_not_repeat(monkeypatch):
     after = measure(problem(criterion=moody))
     assert differences(before.fingerprint, after.fingerprint) == ()
     assert len(reproduced(before, after)) >= 1
+
+
+def weights_of(model, params=()):
+    """Digests of the weights that count, and of what else the function depends on."""
+    data = {"train": (models.randn(12, 4).float(), models.labels(12, 3))}
+    operator = hessian(Problem(model, data, criterion="cross_entropy", params=list(params)))
+    return record.weights_digest(operator), record.fixed_digest(operator)
+
+
+def of_two_parts():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in of_two_parts().named_parameters()])
+def test_every_tensor_that_counts_is_in_the_digest(name):
+    """A fine-tuned head is another set of weights, whichever tensor moved, by one bit of one number."""
+    before, after = of_two_parts(), of_two_parts()
+    with torch.no_grad():
+        last = dict(after.named_parameters())[name].view(-1)[-1:]
+        last.copy_(torch.nextafter(last, last + 1))
+    assert weights_of(before)[0] == weights_of(of_two_parts())[0]
+    assert weights_of(before)[0] != weights_of(after)[0]
+    assert weights_of(before)[1] == weights_of(after)[1]
+
+
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"])
+def test_frozen_weights_and_buffers_are_in_a_digest_of_their_own(name):
+    """The Hessian of a head moves with the layers below it: its weights are the same, its numbers are not."""
+    before, after = of_two_parts(), of_two_parts()
+    with torch.no_grad():
+        after.state_dict()[name].view(-1)[-1] += 0.5
+    one, other = (weights_of(model, ["2.*"]) for model in (before, after))
+    assert one[0] == other[0]
+    assert one[1] != other[1]
+    fingerprints = [{"weights_sha256": own, "fixed_sha256": fixed} for own, fixed in (one, other)]
+    assert not same_weights(*fingerprints)
+    assert same_weights(fingerprints[0], {"weights_sha256": one[0]})  # of an earlier hessdiag
 
 
 # Breakages

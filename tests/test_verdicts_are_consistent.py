@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from hessdiag.check import decide as deciding
 from hessdiag.check.budgets import Budget, Limit, Scope
 from hessdiag.check.decide import MOST_PROBES_TOLD, Evidence, decide, needs_floor, probes_needed
-from hessdiag.check.recorded import Recorded
+from hessdiag.check.gate import Gate, Plan
+from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.check.verdict import Interval, Report, Row, Verdict, either, lower, upper
+from hessdiag.check.writers.words import change_words
+from hessdiag.spectral.interval import mean_interval
 
 PASS, FAIL, UNSURE, NONE = Verdict.PASS, Verdict.FAIL, Verdict.UNSURE, Verdict.NONE
 many = settings(max_examples=80, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
@@ -145,14 +149,12 @@ def test_a_share_of_what_may_be_zero_is_never_formed(limit, base, new, floor):
 @many
 @given(limits(), recorded(), recorded(), sizes)
 def test_a_row_agrees_with_what_it_shows(limit, base, new, floor):
-    row = verdict_of(limit, base, new, floor if limit.relative else None)
+    row = verdict_of(limit, base, new, floor)
     bound = -row.threshold if limit.kind == "max_decrease" else row.threshold
     judge = lower if limit.kind in ("min", "max_decrease") else upper
-    if limit.relative and not base.lo <= 0 <= base.hi:  # the floor may have decided
-        assert RANK[row.verdict] >= RANK[judge(row.tested, bound)]
-    else:
-        assert row.verdict is judge(row.tested, bound)
+    assert row.verdict is judge(row.tested, bound)
     assert bool(row.reason) or row.verdict is PASS
+    assert f"{100 * row.threshold:g}%" in row.limit if row.relative else f"{row.threshold:g}" in row.limit
 
 
 @many
@@ -202,7 +204,7 @@ def test_of_two_conditions_one_suffices():
 
 
 def exit_code_of(cells, strict, problems):
-    """The specification, in words of interface.md 2.2, independently of `Report`."""
+    """The specification, independently of `Report`."""
     if any(v is FAIL and (level == "error" or strict) for v, level in cells):
         return 1
     if problems or not cells or any(v is NONE or (v is UNSURE and strict) for v, _ in cells):
@@ -239,12 +241,143 @@ def test_the_same_record_keeps_a_share_without_a_floor():
     assert verdict_of(Limit(kind="max_increase", value=0.5, relative=True), same, same).verdict is PASS
 
 
+CHANGE = Limit(kind="max_increase", value=0.1)
+SHARE = replace(CHANGE, relative=True)
+
+
+def at(value, half=0.0):
+    return Recorded(value=value, lo=value - half, hi=value + half, kind="exact", confidence=1.0, dtype="float64")
+
+
+def by_floor(limit, new, base=None):
+    return verdict_of(limit, base or at(1.0), new, floor=0.5)
+
+
+def test_a_floor_above_an_absolute_limit_is_the_limit_in_verdict_and_text():
+    within, unsure, beyond = by_floor(CHANGE, at(1.3)), by_floor(CHANGE, at(1.45, 0.15)), by_floor(CHANGE, at(1.7))
+    assert [row.verdict for row in (within, unsure, beyond)] == [PASS, UNSURE, FAIL]
+    for row in (within, unsure, beyond):
+        assert (row.limit, row.threshold, row.relative) == ("≤ +0.5", 0.5, False)
+    assert beyond.reason == "+0.700000, beyond ≤ +0.5"
+    assert "holds the limit ≤ +0.5" in unsure.reason
+    assert probes_needed(unsure, 32) == 32 * 9  # +0.45 ± 0.15 is 0.05 from the floor, not 0.35 from the limit
+    down = by_floor(replace(CHANGE, kind="max_decrease"), at(0.3))
+    assert (down.verdict, down.limit, down.threshold) == (FAIL, "≥ −0.5", 0.5)
+    wide = by_floor(replace(CHANGE, value=0.9), at(1.7))
+    assert (wide.verdict, wide.limit, wide.threshold) == (PASS, "≤ +0.9", 0.9)
+    missing = verdict_of(CHANGE, None, at(1.3), floor=0.5)
+    assert (missing.verdict, missing.limit, missing.threshold) == (NONE, "≤ +0.5", 0.5)
+
+
+def test_a_floor_beside_a_share_is_shown_and_whichever_decided_is_the_threshold():
+    cases = {  # the truth, its verdict, and the limit that decided
+        1.05: (PASS, 0.1, True),
+        1.3: (PASS, 0.5, False),
+        1.7: (FAIL, 0.1, True),
+    }
+    for value, (verdict, threshold, relative) in cases.items():
+        row = by_floor(SHARE, at(value))
+        assert (row.verdict, row.threshold, row.relative) == (verdict, threshold, relative)
+        assert row.limit == "≤ +10% or +0.5"
+        assert row.tested.value == pytest.approx(value - 1.0)
+    unsure = by_floor(SHARE, at(1.45, 0.15))  # surely beyond the share, perhaps within the floor
+    assert (unsure.verdict, unsure.threshold, unsure.relative) == (UNSURE, 0.5, False)
+    assert probes_needed(unsure, 32) == 32 * 9
+    assert unsure.reason.startswith("decided by abs_floor = 0.5, +0.45 [+0.30, +0.60] holds the limit ≤ +0.5")
+    zero = by_floor(SHARE, at(0.7), base=at(0.0, 0.1))
+    assert (zero.verdict, zero.threshold, zero.limit) == (FAIL, 0.5, "≤ +10% or +0.5")
+    assert zero.reason.startswith("the baseline may be zero: decided by abs_floor = 0.5, +0.70 [+0.60, +0.80]")
+
+
+def test_a_floor_has_no_say_over_limits_on_the_value():
+    row = verdict_of(Limit(kind="max", value=1.0), None, at(1.3), floor=0.5)
+    assert (row.verdict, row.limit, row.threshold) == (FAIL, "≤ 1", 1.0)
+
+
+def test_a_reason_and_a_table_show_one_interval():
+    base, new = at(80.0, 0.3), at(100.123456, 0.7)
+    row = verdict_of(SHARE, base, new)
+    assert row.verdict is FAIL
+    assert row.reason == f"{change_words(row)}, beyond ≤ +10%"
+
+
+class Probed:
+    """Source of one trace, of as many probes as it is asked for; keeps what it was asked."""
+
+    def __init__(self, mean):
+        self.asked = []
+        self.values = mean + np.random.default_rng(3).standard_normal(4096)
+
+    def entry(self, scope, metrics, **asked):
+        self.asked.append(asked)
+        values = self.values[: asked["probes"]]
+        _, lo, hi = mean_interval(values, asked["confidence"])
+        metric = Recorded(
+            value=float(values.mean()),
+            lo=lo,
+            hi=hi,
+            kind="probes",
+            confidence=asked["confidence"],
+            dtype="float64",
+            per_probe=tuple(values.tolist()),
+        )
+        return Entry(fingerprint={"seed": 0}, metrics={"trace": metric})
+
+
+def look_at(limit, *, escalate):
+    budget = Budget(key="trace", metric="trace", scope=Scope("train"), limits=(Limit(kind="max", value=limit),))
+    source = Probed(mean=5.0)
+    report = Gate(Plan(budgets=(budget,), escalate=escalate, max_probes=128), source, source).run()
+    return source, report.rows[0]
+
+
+def test_each_of_two_looks_takes_half_of_the_error():
+    """P(either is wrong) is at most the sum, 2 · 2.5%; a single look has all 5%."""
+    for escalate, confidence, looks in ((True, 0.975, [32, 128]), (False, 0.95, [32])):
+        source, row = look_at(5.0, escalate=escalate)
+        assert [asked["probes"] for asked in source.asked] == looks
+        assert [asked["confidence"] for asked in source.asked] == pytest.approx([confidence] * len(looks))
+        _, lo, hi = mean_interval(source.values[: looks[-1]], confidence)
+        assert (row.tested.lo, row.tested.hi) == pytest.approx((lo, hi), rel=1e-12)
+
+
+def _no_bonferroni(plan):
+    return plan.confidence
+
+
+def _floor_forgotten(tested, limit, allowed, *rest):
+    return HELD(tested, limit, limit.value, *rest)
+
+
+def _floor_unnamed(budget, limit):
+    return str(limit)
+
+
+HELD = deciding._held
 BROKEN = {
+    "two looks at the error of one": (
+        Plan,
+        "look_confidence",
+        property(_no_bonferroni),
+        test_each_of_two_looks_takes_half_of_the_error,
+    ),
+    "a floor ignored for absolute limits": (
+        deciding,
+        "_held",
+        _floor_forgotten,
+        test_a_floor_above_an_absolute_limit_is_the_limit_in_verdict_and_text,
+    ),
+    "the limit shown, the floor meant": (
+        deciding,
+        "_named",
+        _floor_unnamed,
+        test_a_floor_above_an_absolute_limit_is_the_limit_in_verdict_and_text,
+    ),
     "the estimate decides": (deciding, "upper", _estimate, test_a_mirrored_metric_meets_the_mirrored_limit),
     "decreases are increases": (
         deciding,
-        "_within",
-        lambda tested, limit, allowed: upper(tested, allowed),
+        "lower",
+        lambda tested, limit: upper(tested, -limit),
         test_a_mirrored_metric_meets_the_mirrored_limit,
     ),
     "an end on the limit fails": (
@@ -257,7 +390,7 @@ BROKEN = {
         deciding,
         "either",
         lambda one, other: FAIL if FAIL in (one, other) else one,
-        test_the_same_record_keeps_a_share_without_a_floor,
+        test_a_floor_beside_a_share_is_shown_and_whichever_decided_is_the_threshold,
     ),
     "the floor tightens": (
         deciding,
@@ -268,8 +401,8 @@ BROKEN = {
     "shares of zero": (deciding, "needs_floor", lambda budget, base: False, None),
     "the limit turned round": (
         deciding,
-        "_within",
-        lambda tested, limit, allowed: upper(tested, -allowed),
+        "_bound",
+        lambda limit: -limit.value,
         test_a_looser_limit_never_decides_harder,
     ),
 }

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
         "data_sha256": samples.digest,
         "params_sha256": hashlib.sha256(layout.encode()).hexdigest(),
         "weights_sha256": weights_digest(operator),
+        "fixed_sha256": fixed_digest(operator),
         "n_params": operator.size,
         "tensors": len(operator.layout),
         "loss": operator.problem.loss_name,
@@ -49,9 +50,20 @@ def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
 
 def weights_digest(operator: Curvature) -> str:
     """sha256 of the parameters that count, in the precision measured."""
+    return _digest(operator.function.theta)
+
+
+def fixed_digest(operator: Curvature) -> str:
+    """sha256 of all else in the model: frozen parameters and buffers move the curvature of those that count."""
+    model, counted = operator.problem.bare_model(), {*operator.function.names}
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return _digest(named[name] for name in sorted(named.keys() - counted))
+
+
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
     whole = hashlib.sha256()
-    for tensor in operator.function.theta:
-        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for tensor in tensors:
+        whole.update(tensor.detach().to_dense().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 

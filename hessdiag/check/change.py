@@ -6,7 +6,9 @@ linearized (delta method): with b and n the means over probes, probe i says
 
     c_i = n/b − 1 + ((n_i − n) − (n/b)(b_i − b)) / |b|
 
-Extremes come with certificates instead of probes; their change lies between the corners of the two intervals.
+Extremes come with certificates instead of probes; their change lies between the corners of the two intervals. So
+does that of shares known by brackets, whose samples per probe are lower ends only: what is resolved may grow while
+the share falls.
 A claim about the population adds the spread over batches of the same samples, again in pairs.
 """
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from hessdiag.check.comparable import NUMERIC_FLOOR
 from hessdiag.check.recorded import Recorded
-from hessdiag.check.verdict import Interval
+from hessdiag.check.verdict import BRACKET, Interval
 from hessdiag.spectral.interval import block_spread, mean_interval, sum_half
 
 Array = NDArray[np.float64]
@@ -44,7 +46,7 @@ def level(metric: Recorded, *, confidence: float, population: bool = False) -> I
     if metric.kind == "probes" and metric.confidence < confidence and len(metric.per_probe) >= FEWEST_PAIRS:
         _, lo, hi = mean_interval(np.asarray(metric.per_probe), confidence)
         lo, hi = min(lo, metric.lo), max(hi, metric.hi)
-    sampled = Interval(value, lo, hi, _METHODS[metric.kind])
+    sampled = Interval(value, lo, hi, METHODS[metric.kind])
     if not population:
         return sampled
     values, weights = np.asarray(metric.block_values), np.asarray(metric.block_weights)
@@ -58,7 +60,7 @@ def change(
     relative: bool,
     confidence: float,
     population: bool = False,
-    paired: bool = True,
+    same: bool = False,
 ) -> Interval | None:
     """How much ``new`` is above ``base``, with its interval.
 
@@ -68,7 +70,7 @@ def change(
         relative: as a share of the baseline's size; else in the metric's units.
         confidence: of the interval.
         population: whether it is for the population, not only for these samples.
-        paired: whether both were measured with the same probes on the same samples.
+        same: whether both are of the same weights, so that equal brackets are of one and the same number.
 
     Returns:
         None where a claim about the population has too few common batches behind it.
@@ -79,11 +81,14 @@ def change(
     if relative and base.lo <= 0 <= base.hi:
         msg = f"the baseline's interval [{base.lo:.4g}, {base.hi:.4g}] holds zero: a share of it means nothing"
         raise ValueError(msg)
-    pairs = _pairs(base, new) if paired else None
+    bracketed = "bracket" in (base.kind, new.kind)
+    if bracketed and same and _agree(base, new):
+        return Interval(0.0, 0.0, 0.0, "the same weights")
+    pairs = None if bracketed else _pairs(base, new)
     sampled = _corners(base, new, relative) if pairs is None else _paired(base, new, pairs, relative, confidence)
     if not population:
         return sampled
-    blocks = common_blocks(base, new) if paired else None
+    blocks = common_blocks(base, new)
     if blocks is None:
         return None
     weights = blocks.weights
@@ -93,13 +98,19 @@ def change(
     return _over_data(sampled, values, weights, confidence)
 
 
-_METHODS = {
+METHODS = {
     "exact": "exact",
     "probes": "probes",
     "ritz": "certificate",
-    "bracket": "bracket",
+    "bracket": BRACKET,
     "bound": "estimated bound",
 }
+"""What a metric's interval is called."""
+
+
+def _agree(base: Recorded, new: Recorded) -> bool:
+    floor = NUMERIC_FLOOR.get(new.dtype, NUMERIC_FLOOR["float32"])
+    return all(abs(a - b) <= floor for a, b in zip((base.lo, base.hi), (new.lo, new.hi), strict=True))
 
 
 def _pairs(base: Recorded, new: Recorded) -> list[tuple[Array, Array]] | None:
@@ -142,8 +153,7 @@ def _paired(
         sources = [(stderr**2, len(first) - 1), (float(draws.var(ddof=1)) / len(draws), len(draws) - 1)]
         half = sum_half(sources, confidence)
         lo, hi = min(lo, value - half), max(hi, value + half)
-    method = "paired resolved share" if new.kind == "bracket" else f"{len(first)} pairs of probes"
-    return Interval(value, lo - slack, hi + slack, method)
+    return Interval(value, lo - slack, hi + slack, f"{len(first)} pairs of probes")
 
 
 def _linearized(base: Array, new: Array, b: float, n: float, relative: bool) -> Array:
@@ -155,10 +165,11 @@ def _linearized(base: Array, new: Array, b: float, n: float, relative: bool) -> 
 
 
 def _corners(base: Recorded, new: Recorded, relative: bool) -> Interval:
+    method = f"{BRACKET}s of both" if "bracket" in (base.kind, new.kind) else "both intervals"
     if not relative:
-        return Interval(new.value - base.value, new.lo - base.hi, new.hi - base.lo, "both intervals")
+        return Interval(new.value - base.value, new.lo - base.hi, new.hi - base.lo, method)
     ends = [(n - b) / abs(b) for n in (new.lo, new.hi) for b in (base.lo, base.hi)]
-    return Interval((new.value - base.value) / abs(base.value), min(ends), max(ends), "both intervals")
+    return Interval((new.value - base.value) / abs(base.value), min(ends), max(ends), method)
 
 
 def _over_data(sampled: Interval, values: Array, weights: Array, confidence: float) -> Interval | None:

@@ -31,7 +31,7 @@ SUBJECT: Mapping[str, str] = {
 """What must agree, with the likely cause and the way out where it does not."""
 HOW = frozenset({"probes", "density_probes", "steps", "rtol", "confidence", "available"})
 """How it was measured; may differ."""
-IDENTITY = frozenset({"weights_sha256", "checkpoint_sha256"})
+IDENTITY = frozenset({"weights_sha256", "fixed_sha256", "checkpoint_sha256"})
 """What a check is about; expected to differ."""
 SURROUNDINGS: Mapping[str, str] = {
     "hessdiag": "see its changelog under 'Numbers changed'",
@@ -116,22 +116,13 @@ def surroundings(base_env: Mapping[str, Any], new_env: Mapping[str, Any]) -> tup
     return tuple(found)
 
 
-def paired(metric: str, base: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether the samples of a metric pair probe by probe: the same seed, and steps where they matter.
-
-    Args:
-        metric: its name.
-        base: fingerprint recorded.
-        new: fingerprint measured.
-    """
-    alike = ("seed", "steps") if metric in SHARES else ("seed",)
-    return all(base.get(name) == new.get(name) for name in alike)
-
-
 def same_weights(base: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two fingerprints are of the same weights; unknown weights are not."""
-    weights = new.get("weights_sha256")
-    return weights is not None and weights == base.get("weights_sha256")
+    """Whether two fingerprints are of the same weights; unknown weights are not.
+
+    What a baseline of an earlier hessdiag does not know of frozen parameters and buffers is taken to be the same.
+    """
+    weights, fixed = new.get("weights_sha256"), (base.get("fixed_sha256"), new.get("fixed_sha256"))
+    return weights is not None and weights == base.get("weights_sha256") and (None in fixed or fixed[0] == fixed[1])
 
 
 def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hessdiag.check.budgets import Scope
-from hessdiag.check.change import change
-from hessdiag.check.comparable import differences, explain, paired
+from hessdiag.check.change import METHODS, change
+from hessdiag.check.comparable import differences, explain, same_weights
 from hessdiag.check.recorded import Entry
 from hessdiag.check.subject import Source
 from hessdiag.check.verdict import Interval
@@ -72,12 +72,12 @@ def compare(
 def _compared(name: str, a: Entry, b: Entry, confidence: float) -> Compared:
     one, other = a.metrics[name], b.metrics[name]
     relative = not one.lo <= 0 <= one.hi
-    pairs = paired(name, a.fingerprint, b.fingerprint)
-    difference = change(one, other, relative=relative, confidence=confidence, paired=pairs)
+    same = same_weights(a.fingerprint, b.fingerprint)
+    difference = change(one, other, relative=relative, confidence=confidence, same=same)
     return Compared(
         metric=name,
-        first=Interval(one.value, one.lo, one.hi),
-        second=Interval(other.value, other.lo, other.hi),
+        first=Interval(one.value, one.lo, one.hi, METHODS[one.kind]),
+        second=Interval(other.value, other.lo, other.hi, METHODS[other.kind]),
         difference=difference or Interval(0.0, float("-inf"), float("inf")),
         relative=relative,
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hessdiag.check.budgets import Budget, Limit
-from hessdiag.check.change import change, level
+from hessdiag.check.change import METHODS, change, level
+from hessdiag.check.numbers import interval_words
 from hessdiag.check.recorded import Recorded
 from hessdiag.check.verdict import Interval, Row, Verdict, either, lower, upper
 
@@ -21,7 +22,7 @@ class Evidence:
     Attributes:
         measured: the metric; None if it was not measured.
         baseline: as recorded; None if there is none that may be compared.
-        paired: whether probes and samples were the same.
+        same: whether both are of the same weights.
         missing: why there is no baseline, or no measurement.
         confidence: of the intervals.
         samples: examples it was measured on.
@@ -29,7 +30,7 @@ class Evidence:
 
     measured: Recorded | None
     baseline: Recorded | None
-    paired: bool = True
+    same: bool = False
     missing: str = ""
     confidence: float = 0.95
     samples: int = 0
@@ -64,46 +65,68 @@ def _times_more(tested: Interval, limit: float) -> float:
     return ratio * ratio  # not ** 2, which raises where this is infinite
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One limit, decided.
+
+    Attributes:
+        verdict: the answer.
+        tested: what was held against the threshold that decided.
+        threshold: that limit: the budget's own, or its ``abs_floor``.
+        relative: whether both are shares of the baseline.
+        reason: in words.
+    """
+
+    verdict: Verdict
+    tested: Interval | None
+    threshold: float
+    relative: bool
+    reason: str
+
+
 def _row(budget: Budget, limit: Limit, evidence: Evidence) -> Row:
-    measured = evidence.measured
-    shown = Interval(measured.value, measured.lo, measured.hi) if measured else None
-    population = budget.claim == "population"
-    verdict, tested, reason = _judge(budget, limit, evidence, population)
-    base = evidence.baseline
-    # where the baseline may be zero, the change itself is shown and held against the floor
-    in_units = limit.relative and base is not None and base.lo <= 0 <= base.hi
+    measured, base = evidence.measured, evidence.baseline
+    shown = Interval(measured.value, measured.lo, measured.hi, METHODS[measured.kind]) if measured else None
+    judged = _judge(budget, limit, evidence)
     return Row(
         budget=budget.key,
         metric=budget.metric,
         scope=budget.scope.label,
         level=budget.level,
-        limit=str(limit),
+        limit=_named(budget, limit),
         limit_kind=limit.kind,
-        threshold=(budget.abs_floor or 0.0) if in_units else limit.value,
-        relative=limit.relative and not in_units,
-        verdict=verdict,
+        threshold=judged.threshold,
+        relative=judged.relative,
+        verdict=judged.verdict,
         measured=shown,
         baseline=base.value if base and limit.needs_baseline else None,
-        tested=tested,
+        tested=judged.tested,
         claim=budget.claim,
-        reason=reason,
+        reason=judged.reason,
         file=budget.file,
         line=budget.line,
     )
 
 
-def _judge(
-    budget: Budget, limit: Limit, evidence: Evidence, population: bool
-) -> tuple[Verdict, Interval | None, str]:
+def _named(budget: Budget, limit: Limit) -> str:
+    """The limit as every output shows it, with the floor under it: ``≤ +10% or +0.5``."""
+    floor = budget.abs_floor
+    if floor is None or not limit.needs_baseline or (not limit.relative and floor <= limit.value):
+        return str(limit)
+    whole = str(replace(limit, value=floor, relative=False))
+    return f"{limit} or {whole[2:]}" if limit.relative else whole
+
+
+def _judge(budget: Budget, limit: Limit, evidence: Evidence) -> _Judged:
     measured, baseline = evidence.measured, evidence.baseline
+    population = budget.claim == "population"
+    floor = budget.abs_floor or 0.0
+    allowed = max(limit.value, floor) if limit.needs_baseline and not limit.relative else limit.value
     if measured is None or (limit.needs_baseline and baseline is None):
-        return Verdict.NONE, None, evidence.missing or "not measured"
+        return _Judged(Verdict.NONE, None, allowed, limit.relative, evidence.missing or "not measured")
     if baseline is None or not limit.needs_baseline:
         tested = level(measured, confidence=evidence.confidence, population=population)
-        if tested is None:
-            return Verdict.NONE, None, _too_few_batches(evidence)
-        verdict = (lower if limit.kind == "min" else upper)(tested, limit.value)
-        return verdict, tested, _reason(verdict, tested, limit, measured, evidence, population)
+        return _held(tested, limit, allowed, measured, evidence, population)
 
     def changed(*, relative: bool) -> Interval | None:
         return change(
@@ -112,41 +135,56 @@ def _judge(
             relative=relative,
             confidence=evidence.confidence,
             population=population,
-            paired=evidence.paired,
+            same=evidence.same,
         )
 
+    in_units = replace(limit, relative=False)
     absolute = changed(relative=False)
-    if absolute is None:
-        return Verdict.NONE, None, _too_few_batches(evidence)
-    floor = budget.abs_floor or 0.0
     if not limit.relative:
-        allowed = max(limit.value, floor)
-        verdict = _within(absolute, limit, allowed)
-        return verdict, absolute, _reason(verdict, absolute, limit, measured, evidence, population)
-    within_floor = _within(absolute, limit, floor) if budget.abs_floor is not None else Verdict.FAIL
-    if baseline.lo <= 0 <= baseline.hi:
-        reason = (
-            f"the baseline may be zero: decided by abs_floor = {floor:g}, changed by {_shown(absolute, False)}"
-        )
-        return within_floor, absolute, reason
-    relative = changed(relative=True) or absolute
-    within = _within(relative, limit, limit.value)
-    verdict = either(within, within_floor)
-    if verdict is not within:
-        return verdict, relative, f"changed by {_shown(absolute, False)}: decided by abs_floor = {floor:g}"
-    return verdict, relative, _reason(verdict, relative, limit, measured, evidence, population)
+        return _held(absolute, in_units, allowed, measured, evidence, population)
+    by_floor = _held(absolute, in_units, floor, measured, evidence, population)
+    if baseline.lo <= 0 <= baseline.hi:  # a share of it means nothing: the floor is the limit
+        return _because(by_floor, "the baseline may be zero: decided by abs_floor")
+    own = _held(changed(relative=True), limit, allowed, measured, evidence, population)
+    if budget.abs_floor is None or either(own.verdict, by_floor.verdict) is own.verdict:
+        return own  # where neither tells, or both are exceeded, the share is what was asked for
+    return _because(by_floor, "decided by abs_floor")
 
 
-def _within(tested: Interval, limit: Limit, allowed: float) -> Verdict:
-    return lower(tested, -allowed) if limit.kind == "max_decrease" else upper(tested, allowed)
+def _because(judged: _Judged, why: str) -> _Judged:
+    if judged.tested is None:
+        return judged
+    detail = judged.reason or f"changed by {interval_words(judged.tested, signed=True)}"
+    return replace(judged, reason=f"{why} = {judged.threshold:g}, {detail}")
+
+
+def _held(
+    tested: Interval | None,
+    limit: Limit,
+    allowed: float,
+    measured: Recorded,
+    evidence: Evidence,
+    population: bool,
+) -> _Judged:
+    """An interval held against a limit, of which ``allowed`` is the number that decides."""
+    if tested is None:
+        return _Judged(Verdict.NONE, None, allowed, limit.relative, _too_few_batches(evidence))
+    limit = replace(limit, value=allowed)
+    verdict = (lower if limit.kind in ("min", "max_decrease") else upper)(tested, _bound(limit))
+    reason = _reason(verdict, tested, limit, measured, evidence, population)
+    return _Judged(verdict, tested, allowed, limit.relative, reason)
+
+
+def _bound(limit: Limit) -> float:
+    return -limit.value if limit.kind == "max_decrease" else limit.value
 
 
 def _reason(
     verdict: Verdict, tested: Interval, limit: Limit, measured: Recorded, evidence: Evidence, population: bool
 ) -> str:
-    shown = _shown(tested, limit.relative) if limit.needs_baseline else f"{tested.value:.5g} in {_ends(tested)}"
     if verdict is Verdict.PASS:
         return ""
+    shown = interval_words(tested, signed=limit.needs_baseline, percent=limit.relative)
     if verdict is Verdict.FAIL:
         return f"{shown}, beyond {limit}"
     return f"{shown} holds the limit {limit}: {_cure(tested, limit, measured, evidence, population)}"
@@ -154,8 +192,7 @@ def _reason(
 
 def _cure(tested: Interval, limit: Limit, measured: Recorded, evidence: Evidence, population: bool) -> str:
     """What would let anyone tell."""
-    threshold = -limit.value if limit.kind == "max_decrease" else limit.value
-    factor = _times_more(tested, threshold)
+    factor = _times_more(tested, _bound(limit))
     if population:
         more = evidence.samples * (factor - 1)
         return f"about {_round(more)} more samples would tell" if more < 1e7 else "the truth is too near to tell"
@@ -179,13 +216,3 @@ def _too_few_batches(evidence: Evidence) -> str:
         f"a claim about the population needs 6 batches in common with the baseline: set run.batch_size to at most "
         f"{max(evidence.samples // 8, 1)} in both"
     )
-
-
-def _shown(tested: Interval, relative: bool) -> str:
-    if relative:
-        return f"{100 * tested.value:+.4g}% in [{100 * tested.lo:+.4g}%, {100 * tested.hi:+.4g}%]"
-    return f"{tested.value:+.4g} in [{tested.lo:+.4g}, {tested.hi:+.4g}]"
-
-
-def _ends(tested: Interval) -> str:
-    return f"[{tested.lo:.5g}, {tested.hi:.5g}]"

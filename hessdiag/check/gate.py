@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hessdiag.check.budgets import Budget, Scope
-from hessdiag.check.comparable import differences, explain, paired, reproduced, surroundings
+from hessdiag.check.comparable import differences, explain, reproduced, same_weights, surroundings
 from hessdiag.check.config import Config, ConfigError
 from hessdiag.check.decide import Evidence, decide, needs_floor, probes_needed
 from hessdiag.check.recorded import Entry
@@ -194,9 +194,7 @@ class Gate:
         return Evidence(
             measured=measured,
             baseline=recorded,
-            paired=base is not None
-            and new is not None
-            and paired(budget.metric, base.fingerprint, new.fingerprint),
+            same=base is not None and new is not None and same_weights(base.fingerprint, new.fingerprint),
             missing=missing,
             confidence=self.plan.look_confidence,
             samples=int(new.fingerprint.get("samples", 0)) if new else 0,

@@ -9,6 +9,9 @@ from typing import Any
 
 from hessdiag.check.budgets import Claim, Level
 
+BRACKET = "bracket"
+"""How the method of an interval begins whose value is only one of its ends."""
+
 
 class Verdict(StrEnum):
     """What an interval says of a limit."""
@@ -27,6 +30,12 @@ class Interval:
     lo: float
     hi: float
     method: str = ""
+
+    @property
+    def resolved(self) -> bool:
+        """False for a bracket with an end farther from the value than zero is: its value says nothing."""
+        farthest = max(self.hi - self.value, self.value - self.lo)
+        return not self.method.startswith(BRACKET) or farthest <= abs(self.value)
 
 
 def upper(interval: Interval, limit: float) -> Verdict:

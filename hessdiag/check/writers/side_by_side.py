@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from hessdiag.check.writers.words import interval_words
+from hessdiag.check.numbers import interval_words
 from hessdiag.shown import visible
 
 if TYPE_CHECKING:  # it measures, and a table must not wait for torch
