@@ -24,7 +24,7 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.landscape import Landscape
 from hessdiag.generalization import registry
 from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.measures import adversaries, ascent, pac_bayes, perturbations, tolerated
+from hessdiag.generalization.measures import adversaries, ascent, groups, pac_bayes, perturbations, tolerated
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Estimate, Provenance
 from tests.models import attention, cnn, dense_hessian, labels, linear_regression, mlp, randn, regression, sample
@@ -170,19 +170,20 @@ def ball(H: np.ndarray, g: np.ndarray, radius: float) -> float:
     return float(b @ d + (values * d**2).sum() / 2)
 
 
-def batch_quadratics(problem: Problem, point: Checkpoint):
-    """Hessian, gradient and weight of each batch, from the dense Hessian of the batch alone."""
-    for batch, weight in zip(point.samples.batches, point.operator.weights, strict=True):
-        alone = replace(problem, data={"train": tuple(batch)})
+def quadratics(problem: Problem, point: Checkpoint, m: int):
+    """Hessian, gradient and weight of every m examples, from the dense Hessian of these alone."""
+    whole = [torch.cat(column) for column in zip(*point.samples.batches, strict=True)]
+    for part in zip(*(column.split(m) for column in whole), strict=True):
+        alone = replace(problem, data={"train": part})
         model = problem.bare_model()
-        loss = (model(batch[0]) - batch[1]).square().mean()
+        loss = (model(part[0]) - part[1]).square().mean()
         slopes = torch.autograd.grad(loss, list(model.parameters()))
-        yield dense_hessian(alone).numpy(), torch.cat([s.reshape(-1) for s in slopes]).numpy(), float(weight)
+        yield dense_hessian(alone).numpy(), torch.cat([s.reshape(-1) for s in slopes]).numpy(), float(len(part[0]))
 
 
-def check_maxima() -> None:
+def check_maxima(m: int = 128, batch_size: int = 7) -> None:
     problem, _ = linear_regression()
-    point = at(problem)
+    point = at(problem, batch_size)
     theta = abs(point.theta.numpy())
     cases = {
         "worst_sharpness": (np.ones(8), 0.5, True),
@@ -193,9 +194,9 @@ def check_maxima() -> None:
     for name, (c, rho, round_) in cases.items():
         parts = [
             weight * (ball(H * np.outer(c, c), g * c, rho) if round_ else corners(H, g, rho * c))
-            for H, g, weight in batch_quadratics(problem, point)
+            for H, g, weight in quadratics(problem, point, m)
         ]
-        truth = sum(parts) / float(point.operator.weights.sum())
+        truth = sum(parts) / point.examples
         reading = MINE[name](point)
         assert (reading.kind, reading.lo, reading.hi) == ("search", reading.value, math.inf)
         assert reading.value <= truth * (1 + ROUNDING)
@@ -205,6 +206,33 @@ def check_maxima() -> None:
 
 def test_searches_find_the_maximum_of_a_quadratic_and_never_more():
     check_maxima()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 10, 30])
+def test_groups_are_cut_out_of_batches(monkeypatch, batch_size):
+    monkeypatch.setattr(groups, "GROUP", 10)
+    check_maxima(10, batch_size)
+
+
+@pytest.mark.parametrize("bytes_held", [1, 2**26])
+def test_how_examples_are_batched_does_not_move_the_worst_rise(monkeypatch, bytes_held):
+    monkeypatch.setattr(groups, "GROUP", 16)  # three of 60 and a rest
+    monkeypatch.setattr(adversaries, "ASCENT_BYTES", bytes_held)
+    problem = relu_net()
+    names = [name for name in MINE if name.startswith("worst_sharpness")]
+    assert len(names) == 5
+    for name in names:
+        readings = [MINE[name](at(problem, size)) for size in (3, 16, 25, 60)]
+        # the ascents agree to rounding until a step is taken along a sign of nothing
+        assert [one.value for one in readings] == pytest.approx([readings[0].value] * 4, rel=1e-6), name
+        assert {one.note for one in readings} == {readings[0].note}
+        assert readings[0].note.startswith("m = min(128, N): 4 groups")
+
+
+def test_batches_that_cannot_be_cut_are_groups():
+    point = at(relu_net(), 25)
+    point.operator.divisible = False
+    assert MINE["worst_sharpness"](point).note.startswith("3 batches that cannot be cut")
 
 
 def check_sam() -> None:
@@ -627,6 +655,10 @@ def uncentred(monkeypatch):
     monkeypatch.setattr("hessdiag.engine.passes.normalized", lambda _, z, batch: z / z.norm(dim=-1, keepdim=True))
 
 
+def batches_for_groups(monkeypatch):
+    monkeypatch.setattr(groups, "_cut", lambda batches: (list(batches), list(range(len(batches)))))
+
+
 def unweighted(monkeypatch):
     monkeypatch.setattr(Landscape, "mean", lambda self, losses: losses.mean(-1))
 
@@ -656,6 +688,7 @@ BROKEN = {
     "noise that is not relative": (not_relative, lambda: check_invariance("layer rescaling")),
     "a search that leaves the ball": (unprojected, check_maxima),
     "a box for a ball": (box_for_ball, check_maxima),
+    "m-sharpness over the batches": (batches_for_groups, check_maxima),
     "a search that goes down": (lazy, check_maxima),
     "a step of another length": (not_relative, check_sam),
     "a box without the 1": (no_one, check_keskar),

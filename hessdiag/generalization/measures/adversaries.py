@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from hessdiag.engine.landscape import Landscape
 from hessdiag.generalization.checkpoint import Checkpoint
 from hessdiag.generalization.measures.ascent import Norm, auto_pgd, largest_in_box
+from hessdiag.generalization.measures.groups import groups
 from hessdiag.generalization.measures.perturbations import ANDRIUSHCHENKO, NO_CLASSES
 from hessdiag.generalization.registry import Reading, exact, found, measure
 
@@ -22,40 +22,48 @@ FUNCTION_PRESERVING = ("layer rescaling", "neuron rescaling", "permutation")
 
 
 def worst_rise(
-    checkpoint: Checkpoint, radius: float, norm: Norm, *, adaptive: bool, landscape: Landscape | None = None
+    checkpoint: Checkpoint, radius: float, norm: Norm, *, adaptive: bool, normalize: bool = False
 ) -> Reading | str:
-    """Mean over the batches S of max L_S(w + d) − L_S(w) over |d / c| ≤ radius, c = |w| or 1, as far as found.
+    """Mean over groups S of max L_S(w + d) − L_S(w) over |d / c| ≤ radius, c = |w| or 1, as far as found.
 
-    Every batch has a worst point of its own (m-sharpness; m = 128 of 1,024 examples in the paper, and here by
-    default). Cost: 21 gradients.
+    Every group of m = min(128, N) examples has a worst point of its own (m-sharpness, with the paper's m),
+    however they are divided into batches. Cost: 21 gradients.
 
     Args:
         checkpoint: at w.
         radius: of the ball.
         norm: of the ball.
         adaptive: whether c = |w|.
-        landscape: the checkpoint's own by default.
+        normalize: whether the loss is that of normalised logits.
     """
-    landscape = landscape or checkpoint.landscape
-    op = checkpoint.operator
+    op, by_group = checkpoint.operator, groups(checkpoint, normalize=normalize)
+    landscape, shares = by_group.landscape, by_group.shares
+    before, own = dict(landscape.counts), checkpoint.normalized if normalize else checkpoint.landscape
     c = checkpoint.theta.double().abs() if adaptive else torch.ones(op.size, dtype=torch.float64, device=op.device)
     together = max(1, ASCENT_BYTES // (8 * op.size))
-    worst = torch.zeros(len(op.batches), dtype=torch.float64)
-    for begin in range(0, len(op.batches), together):
-        some = range(begin, min(begin + together, len(op.batches)))
+    worst = torch.zeros(by_group.number, dtype=torch.float64)
+    for some, pieces in by_group.chunks(together):
+        group, share = by_group.of[list(pieces)] - some.start, shares[list(pieces)]
 
-        def rise(points: Tensor, some: range = some) -> tuple[Tensor, Tensor]:
+        def rise(
+            points: Tensor, pieces: range = pieces, group: Tensor = group, share: Tensor = share
+        ) -> tuple[Tensor, Tensor]:
             # in units of c: there the ball is round, and a rescaling of the layers is not seen at all
-            losses, slopes = landscape.slopes(points.to(c.device) * c, some)
-            return losses.nan_to_num(-math.inf, -math.inf), (slopes * c).nan_to_num(0.0, 0.0, 0.0).cpu()
+            losses, slopes = landscape.slopes(points[group].to(c.device) * c, pieces)
+            sums = torch.zeros(len(points), dtype=torch.float64).index_add_(0, group, losses * share)
+            rises = torch.zeros_like(points).index_add_(0, group, slopes.cpu() * share[:, None]) * c.cpu()
+            return sums.nan_to_num(-math.inf, -math.inf), rises.nan_to_num(0.0, 0.0, 0.0)
 
         worst[list(some)] = auto_pgd(rise, len(some), op.size, radius, norm)
-    here = landscape.losses()
-    value = float(landscape.mean(worst - here))
+    value = by_group.mean(worst - by_group.losses())
+    if landscape is not own:  # what it cost is the checkpoint's
+        op.seconds += landscape.operator.seconds
+        for what, number in landscape.counts.items():
+            own.counts[what] += number - before[what]
     if not math.isfinite(value):
         return "the loss overflows at this checkpoint"
     # the ascent starts at w: below 0 there is only the rounding between two ways of summing
-    return found(max(value, 0.0), f"{len(op.batches)} batches, each with a worst point of its own", radius=radius)
+    return found(max(value, 0.0), by_group.note, radius=radius)
 
 
 @measure(
@@ -147,7 +155,7 @@ def worst_sharpness_normalized(checkpoint: Checkpoint, rho: float = 0.02) -> Rea
     """
     if not checkpoint.landscape.positions:
         return NO_CLASSES
-    return worst_rise(checkpoint, rho, "linf", adaptive=True, landscape=checkpoint.normalized)
+    return worst_rise(checkpoint, rho, "linf", adaptive=True, normalize=True)
 
 
 @measure(
