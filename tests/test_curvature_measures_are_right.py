@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessdiag.analysis import Measurement
+from hessdiag.analysis.trajectory import rate_of
 from hessdiag.engine.coordinates import Coordinates
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
@@ -22,6 +23,7 @@ from hessdiag.generalization.measures import flatness, folding, noise, norms, we
 from hessdiag.generalization.registry import Reading, registry
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES
+from hessdiag.results.trajectory import Rate
 from hessdiag.settings import Settings
 from tests import models
 
@@ -193,6 +195,39 @@ def test_the_edge_is_where_training_diverges():
             found = value("edge_of_stability", at)
             assert found == pytest.approx(share, rel=2e-3)  # λ_max is certified to 1e-3
             assert diverges(problem, rate, beta, nesterov) == (found > 1)
+
+
+ADAPTIVE = [{"adaptive": True}, {"optimizer": "AdamW"}, {"optimizer": "torch.optim.RMSprop"}, {"opt": "lamb"}]
+
+
+@pytest.mark.parametrize("named", ADAPTIVE)
+@pytest.mark.parametrize("where", ["facts", "meta"])
+def test_an_optimizer_that_scales_directions_has_no_edge(named, where):
+    """The same rule as along a trajectory, whoever names the optimizer: the file or the problem."""
+    problem, _ = models.linear_regression()
+    measured = checkpoint(problem, quantities=("lambda_max",))
+    facts, meta = ({"lr": 1e-3} | named, {}) if where == "facts" else ({"lr": 1e-3}, named)
+    trained = replace(problem, meta=meta)
+    at = Checkpoint(trained, measured.samples, measured.operator, analysis=measured.analysis, facts=facts)
+    said = MEASURES["edge_of_stability"](at)
+    assert isinstance(said, str) and "2/η is no limit" in said
+    assert said == rate_of(None, facts, meta)[1]
+
+
+def test_the_edge_is_that_of_the_trajectory():
+    """The file's rate counts before the problem's: a schedule moved it."""
+    problem, _ = models.linear_regression()
+    measured = checkpoint(problem, quantities=("lambda_max",))
+    for facts, meta in (
+        ({"lr": 0.01}, {"lr": 0.1, "momentum": 0.9, "optimizer": "SGD"}),
+        ({"momentum": 0.5}, {"learning_rate": 0.1, "nesterov": True}),
+        ({}, {"lr": 0.2, "optimizer": "adabatch"}),
+    ):
+        trained = replace(problem, meta=meta)
+        at = Checkpoint(trained, measured.samples, measured.operator, analysis=measured.analysis, facts=facts)
+        rate, _ = rate_of(None, facts, meta)
+        assert value("edge_of_stability", at) == pytest.approx(value("lambda_max", at) / rate.limit)
+    assert "allowed is 0 to less than 1" in rate_of(None, {}, {"lr": 0.1, "momentum": 1.0})[1]
 
 
 def diverges(problem: Problem, rate: float, beta: float, nesterov: bool) -> bool:
@@ -534,7 +569,7 @@ BROKEN = {
     "the median margin": (lambda m: m.setattr(norms, "QUANTILE", 0.5), check_margin),
     "noise about zero": (lambda m: m.setattr(noise, "_pass", uncentred(noise._pass)), check_noise),
     "momentum ignored": (
-        lambda m: m.setattr(curvature_measures, "_number", lambda meta, *names: meta.get("lr")),
+        lambda m: m.setattr(curvature_measures, "rate_of", lambda _lr, _facts, meta: (Rate(lr=meta["lr"]), "")),
         test_the_edge_is_where_training_diverges,
     ),
 }

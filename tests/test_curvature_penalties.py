@@ -47,7 +47,7 @@ class Net:
         return torch.split(theta, [p.numel() for p in self.params])
 
     def hessian(self, theta: Tensor) -> Tensor:
-        """Rows by reverse over reverse, which is right for every layer here (ws.md section 5)."""
+        """Rows by reverse over reverse, which is right for every layer here."""
         theta = theta.detach().requires_grad_()
         (g,) = torch.autograd.grad(self.loss(theta), theta, create_graph=True)
         (rows,) = torch.autograd.grad(g, theta, torch.eye(len(g), dtype=g.dtype), is_grads_batched=True)

@@ -273,7 +273,7 @@ def test_the_guard_prints_what_was_claimed_and_leaves_the_model_alone():
     for name, one in MINE.items():
         expected = "did not move" if "layer rescaling" in one.invariances else "moved"
         compared = found.measures[name]
-        assert compared.verdict == ("did not move" if name == "negative_mass" else expected), compared
+        assert compared.verdict == ("refused" if name == "negative_mass" else expected), compared
     assert all(torch.equal(tensor, before[name]) for name, tensor in problem.model.state_dict().items())
     assert problem.model.training
     assert not any(module._forward_hooks for module in problem.model.modules())
@@ -346,7 +346,7 @@ def check_verdicts():
         (draws(1, 0.3), draws(1.8, 0.3), "moved"),
         (found, Reading(1.05, 1.05, math.inf, "search"), "did not move"),
         (found, Reading(4.0, 4.0, math.inf, "search"), "moved"),
-        ("not here", "not here", "did not move"),
+        ("not here", "not here", "refused"),
         ("not here", found, "cannot tell"),
         (draws(0, 0), draws(0, 0), "did not move"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,12 @@ from hessdiag.sources.factory import Built
 from hessdiag.spectral.warm import Warm
 
 RATES = ("lr", "learning_rate")
+OPTIMIZERS = ("optimizer", "optim", "opt", "optimizer_name")
+ADAPTIVE = re.compile(
+    r"ada(m|grad|delta|factor|belief|bound|max|n\b)|rms_?prop|lion|lamb|sophia|shampoo|muon|soap|prodigy|rprop",
+    re.I,
+)
+"""Names of optimizers whose step is no gradient times a rate."""
 SUBJECT = ("samples", "split", "data_sha256", "params_sha256", "loss", "operator", "dtype")
 """Fields of the fingerprint in which all checkpoints of a trajectory agree."""
 OF_ONE = (LoadError, MeasurementError, ProblemError)
@@ -26,23 +33,30 @@ def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, An
     """The step of a checkpoint's optimizer, and why there is none where one is named but bounds no sharpness.
 
     ``--lr`` comes before what the checkpoint says of itself (a schedule moves it), that before ``problem.meta``.
-    Momentum comes from the first of checkpoint and meta that names it.
+    Momentum comes from the first of checkpoint and meta that names it. `Adam` and its like have no such limit,
+    whichever of the two names them.
     """
     beside = {**meta, **facts}
     momentum = _number(beside.get("momentum")) or 0.0
     nesterov = beside.get("nesterov") is True
+    if not 0 <= momentum < 1:
+        return None, f"the momentum is {momentum:g}, allowed is 0 to less than 1: no limit on λ_max is known"
     if asked is not None:
         return Rate(lr=asked, momentum=momentum, nesterov=nesterov, origin="--lr"), ""
-    if facts.get("adaptive") is True:
-        return (
-            None,
-            "the saved optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is drawn",
-        )
+    if _adaptive(facts) or _adaptive(meta):
+        return None, "the optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is given"
     for origin, source in (("checkpoint", facts), ("problem.meta", meta)):
         for name in RATES:
             if (rate := _number(source.get(name))) is not None and rate > 0:
                 return Rate(lr=rate, momentum=momentum, nesterov=nesterov, origin=origin), ""
     return None, ""
+
+
+def _adaptive(source: Mapping[str, Any]) -> bool:
+    """Whether an optimizer that scales each direction by itself is named."""
+    texts = (source.get(name) for name in OPTIMIZERS)
+    named = any(isinstance(text, str) and ADAPTIVE.search(text) is not None for text in texts)
+    return source.get("adaptive") is True or named
 
 
 def _number(value: Any) -> float | None:

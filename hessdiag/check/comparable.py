@@ -122,7 +122,9 @@ def same_weights(base: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     What a baseline of an earlier hessdiag does not know of frozen parameters and buffers is taken to be the same.
     """
     weights, fixed = new.get("weights_sha256"), (base.get("fixed_sha256"), new.get("fixed_sha256"))
-    return weights is not None and weights == base.get("weights_sha256") and (None in fixed or fixed[0] == fixed[1])
+    return (
+        weights is not None and weights == base.get("weights_sha256") and (None in fixed or fixed[0] == fixed[1])
+    )
 
 
 def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:

@@ -144,6 +144,7 @@ def _measure(
                         records[one.name] = one.record
                         kept += not one.reason
                     say([_progress(one, number, len(files))], quiet=quiet)
+                    say(_left(one, number, len(files), jobs), quiet=quiet)
                     report("checkpoints", number, len(files))
         except KeyboardInterrupt:
             again = "the same command" + " without --fresh" * how.fresh
@@ -199,6 +200,15 @@ def _once(*, quiet: bool) -> Any:
             say([line], quiet=quiet)
 
     return talk
+
+
+def _left(one: Any, number: int, total: int, jobs: int) -> list[str]:
+    """After the first: what the others will take, judged by it."""
+    if number != 1 or total == 1 or one.record is None or one.kept:
+        return []
+    seconds = one.record.seconds * (total - 1) / min(jobs, total - 1)
+    amount = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
+    return [f"by this one the other {total - 1} take about {amount}"]
 
 
 def _progress(one: Any, number: int, total: int) -> str:

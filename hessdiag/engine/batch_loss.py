@@ -17,7 +17,7 @@ from hessdiag.engine.training import Closures, Curved, loss_and_gradient, norm
 from hessdiag.errors import NonFiniteError, UsageError
 
 Method = Literal["auto", "exact", "difference"]
-STEP = {torch.float64: 1e-5, torch.float32: 3e-3}  # |h v| / |θ| for differences of products: ws.md section 5
+STEP = {torch.float64: 1e-5, torch.float32: 3e-3}  # |h v| / |θ| for differences of products
 SECOND_STEP = {torch.float64: 1e-4, torch.float32: 1e-2}  # for second differences of gradients, about eps^(1/4)
 
 

@@ -74,10 +74,7 @@ class Curvature(SymmetricOperator):
             raise UsageError(msg)
         self.function = function or Functional(problem, dtype=dtype, device=device)
         super().__init__(
-            self.function.size,
-            dtype=self.function.dtype,
-            device=self.function.device,
-            layout=self.function.layout,
+            self.function.size, dtype=self.function.dtype, device=self.function.device, layout=self.function.layout
         )
         self.problem, self.samples, self.kind, self.way, self.block = problem, samples, kind, way, block
         self.batches = [self.function.place(batch) for batch in samples.batches]
@@ -93,6 +90,11 @@ class Curvature(SymmetricOperator):
         self.layer_forms: list[Tensor] = []
         self.notes: list[str] = []
         self.seconds = 0.0
+
+    def __repr__(self) -> str:
+        """What it is the matrix of."""
+        of = f"{self.problem.loss_name} over {self.samples.examples:,} examples of {self.samples.split}"
+        return f"<{self.kind} {self.size:,} x {self.size:,} of {of}>"
 
     @cached_property
     def batch_losses(self) -> tuple[float, ...]:

@@ -142,7 +142,7 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
 
 
 def _reason(way: str, seconds: dict[str, float], failures: dict[str, str], *, fixed: bool) -> str:
-    taken = ", ".join(f"{name} {s * 1e3:.3g} ms" for name, s in seconds.items())
+    taken = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items())
     said = f"--way {way}" if fixed else f"fastest of {taken}" if len(seconds) > 1 else f"{taken} a trial product"
     return said + "".join(f"; {name} does not work here" for name in failures)
 
@@ -238,3 +238,7 @@ def _agreement(results: list[Tensor]) -> float | None:
     reference = results[0].double()
     scale = max(float(reference.norm()), 1e-300)
     return max(float((other.double() - reference).norm()) / scale for other in results[1:])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

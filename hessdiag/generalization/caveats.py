@@ -24,7 +24,8 @@ def caveats(records: Sequence[CheckpointRecord], ranked: Sequence[CheckpointReco
         records: all that were measured.
         ranked: those that rank statistics were taken over.
     """
-    found = list(ALWAYS)
+    found = _confounded(ranked) if len(ranked) > 1 else []
+    found += ALWAYS
     if moving := [r.name for r in records if r.gradient_share > NOT_SMALL]:
         found.append(
             f"The gradient is not small at {_some(moving)}: these are not minima, and curvature there says as "
@@ -48,8 +49,6 @@ def caveats(records: Sequence[CheckpointRecord], ranked: Sequence[CheckpointReco
             f"{number} measures change when the layers are rescaled while the function does not (Dinh et al. "
             "2017): between runs of different scale they compare scale as much as flatness."
         )
-    if len(ranked) > 1:
-        found += _confounded(ranked)
     return found
 
 
@@ -68,7 +67,8 @@ def _confounded(ranked: Sequence[CheckpointRecord]) -> list[str]:
     short = [r.name for r in ranked if r.performance.loss_floor == "no" and r.performance.accuracy_floor != "yes"]
     if apart and short:
         found.append(
-            f"Training losses run from {min(losses):.3g} to {max(losses):.3g}, and {len(short)} of {len(ranked)} "
+            "Training losses of the examples measured run from "
+            f" {min(losses):.3g} to {max(losses):.3g}, and {len(short)} of {len(ranked)} "
             f"runs were stopped above {ranked[0].performance.floor:g}: how far a run was trained is confounded "
             "with everything else (train all to one level)."
         )

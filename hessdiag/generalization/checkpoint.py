@@ -57,6 +57,7 @@ class Checkpoint:
         operator: the curvature of the mean loss there.
         landscape: the loss around the checkpoint.
         analysis: of the same checkpoint and samples, or None: measures of curvature need it.
+        facts: of the run, as the checkpoint's file tells them.
         seed: names every random stream.
     """
 
@@ -68,6 +69,7 @@ class Checkpoint:
         *,
         analysis: Analysis | None = None,
         start: Mapping[str, Tensor] | None = None,
+        facts: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         """Gather; nothing is computed yet.
@@ -78,13 +80,19 @@ class Checkpoint:
             operator: of kind "hessian" or "ggn".
             analysis: of the same operator.
             start: weights before training, by parameter name.
+            facts: of the run, beside ``problem.meta``.
             seed: of all draws.
         """
         self.problem, self.samples, self.operator = problem, samples, operator
-        self.analysis, self.seed = analysis, seed
+        self.analysis, self.facts, self.seed = analysis, dict(facts or {}), seed
         self.landscape = Landscape(operator)
         self._start = start
         self._kept: dict[str, Any] = {}
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Hyper-parameters of the run; ``Problem.meta`` counts where the file says something else."""
+        return {**self.facts, **self.problem.meta}
 
     @property
     def size(self) -> int:

@@ -70,11 +70,12 @@ class Examination:
             UsageError: a glob matches none.
         """
         every = registry()
-        for glob in self.measures:
+        globs = [glob.strip() for given in self.measures for glob in given.split(",") if glob.strip()] or ["*"]
+        for glob in globs:
             if not matching(every, (glob.removeprefix("!"),)):
                 msg = f"--measures {glob.removeprefix('!')}: no such measure; there are {', '.join(every)}"
                 raise UsageError(msg)
-        return {name: every[name] for name in matching(every, self.measures)}
+        return {name: every[name] for name in matching(every, globs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +127,18 @@ def examine(
     measures = asked.chosen()
     measurement = Measurement(problem, asked.settings)
     if say is not None:
-        twice = ", and twice that for the measures" + " and the guard" * asked.guard
-        say(f"{about.name}: {measurement.forecast()}{twice}")
+        more = "the measures" + " and the guard" * asked.guard
+        say(f"{about.name}: {measurement.forecast()} for its curvature; {more} take several times as long")
     analysis = measurement.run(progress=report)
     operator = measurement.operator
-    subject = operator.problem
-    subject.meta = {**about.facts, **problem.meta}
     checkpoint = Checkpoint(
-        subject, measurement.samples, operator, analysis=analysis, start=start, seed=asked.settings.seed
+        operator.problem,
+        measurement.samples,
+        operator,
+        analysis=analysis,
+        start=start,
+        facts=about.facts,
+        seed=asked.settings.seed,
     )
     readings = {}
     for index, (key, one) in enumerate(measures.items()):
@@ -146,7 +151,7 @@ def examine(
         name=about.name,
         file=about.file,
         sha256=about.sha256,
-        meta=subject.meta,
+        meta=checkpoint.meta,
         performance=found,
         readings=readings,
         guard=twin.moved,

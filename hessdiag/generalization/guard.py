@@ -21,7 +21,7 @@ from hessdiag.settings import Settings
 
 SAME = 1e-3  # relative: below, two values are one to single precision
 CLEAR = 0.1  # relative: maxima found by ascent closer than this are not called different
-MOVED, STAYED, OPEN = "moved", "did not move", "cannot tell"
+MOVED, STAYED, OPEN, REFUSED = "moved", "did not move", "cannot tell", "refused"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Comparison:
         name: the measure's.
         before: at the checkpoint.
         after: at the rescaled weights, or why it cannot be had there.
-        verdict: "moved", "did not move", "cannot tell".
+        verdict: "moved", "did not move", "cannot tell"; "refused" where neither has a number.
     """
 
     name: str
@@ -92,12 +92,12 @@ def guard(
 def verdict(before: Reading | str, after: Reading | str) -> str:
     """Whether two readings of one function differ, as far as their intervals allow.
 
-    Equal to 1e-3, or the same refusal: "did not move". Intervals apart: "moved". In between, intervals that
-    overlap did not move if the values are as close as 10 %, and cannot tell otherwise. A maximum found by ascent
-    has no upper end, so 10 % decides alone.
+    Equal to 1e-3: "did not move". Intervals apart: "moved". In between, intervals that overlap did not move if the
+    values are as close as 10 %, and cannot tell otherwise. A maximum found by ascent has no upper end, so 10 %
+    decides alone. Two refusals say nothing of a number: "refused".
     """
     if isinstance(before, str) or isinstance(after, str):
-        return STAYED if before == after else OPEN
+        return REFUSED if isinstance(before, str) and isinstance(after, str) else OPEN
     scale = max(abs(before.value), abs(after.value))
     apart = abs(before.value - after.value)
     if apart <= SAME * scale:
@@ -125,7 +125,8 @@ def remade(problem: Problem, checkpoint: Checkpoint) -> Checkpoint:
     start = checkpoint.start
     named = None if start is None else dict(zip(old.function.names, old.function.split(start), strict=True))
     samples = replace(measurement.samples, available=checkpoint.samples.available)
-    return Checkpoint(frozen, samples, operator, analysis=analysis, start=named, seed=checkpoint.seed)
+    more: dict[str, Any] = {"start": named, "facts": checkpoint.facts, "seed": checkpoint.seed}
+    return Checkpoint(frozen, samples, operator, analysis=analysis, **more)
 
 
 def settings_of(checkpoint: Checkpoint) -> Settings:

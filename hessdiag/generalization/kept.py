@@ -21,6 +21,7 @@ from hessdiag.problem import Problem
 from hessdiag.samples import draw
 from hessdiag.sources.spec import split_key
 
+NUMBERS = 2  # one more whenever a measure of the same name becomes another number
 SAME_LOSS = 1e-4  # relative: threads and devices move a mean loss by 1e-6, other code by more
 
 
@@ -75,7 +76,7 @@ def key(*parts: Any, asked: Examination) -> str:
         *parts: hashes, options and facts that the record depends on.
         asked: the examination.
     """
-    named = [SCHEMA, __version__, torch.__version__, sorted(asked.chosen()), asdict(asked), *parts]
+    named = [SCHEMA, NUMBERS, __version__, torch.__version__, sorted(asked.chosen()), asdict(asked), *parts]
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 

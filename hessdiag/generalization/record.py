@@ -21,7 +21,7 @@ class Moved:
     """A measure after a function-preserving rescaling of the layers.
 
     Attributes:
-        verdict: "moved", "did not move", "cannot tell".
+        verdict: "moved", "did not move", "cannot tell"; "refused" where there is no number at either.
         after: its value at the rescaled weights; None where it has none there.
     """
 

@@ -13,6 +13,7 @@ from hessdiag.errors import UsageError
 from hessdiag.generalization.caveats import caveats
 from hessdiag.generalization.record import SCHEMA, CheckpointRecord
 from hessdiag.generalization.registry import Reading
+from hessdiag.generalization.runs import runs
 from hessdiag.generalization.statistics.means import Score
 from hessdiag.generalization.statistics.rank_results import RankReport, Readings, RunTable
 from hessdiag.generalization.statistics.ranks import rank_report
@@ -81,13 +82,14 @@ class GapReport:
         Raises:
             UsageError: a hyper-parameter to group by that no checkpoint has.
         """
-        gaps = [record.gap(self.gap_kind) for record in self.records]
+        records = self.independent
+        gaps = [record.gap(self.gap_kind) for record in records]
         n_test = min((gap.n for gap in gaps if gap.value is not None), default=None)
         table = RunTable(
-            names=[record.name for record in self.records],
+            names=[record.name for record in records],
             gap=_column(gaps),
-            measures={name: _column([r.readings.get(name) for r in self.records]) for name in self.measures},
-            settings=[self._hyperparameters(record) for record in self.records],
+            measures={name: _column([r.readings.get(name) for r in records]) for name in self.measures},
+            settings=[self._hyperparameters(record) for record in records],
             confidence=self.confidence,
             n_test=n_test if self.gap_kind == "error" else None,
         )
@@ -96,8 +98,19 @@ class GapReport:
     @cached_property
     def caveats(self) -> tuple[str, ...]:
         """What to beware of."""
-        ranked = [record for record in self.records if record.gap(self.gap_kind).value is not None]
+        ranked = [record for record in self.independent if record.gap(self.gap_kind).value is not None]
         return tuple(caveats(self.records, ranked))
+
+    @cached_property
+    def runs(self) -> tuple[tuple[CheckpointRecord, ...], ...]:
+        """The checkpoints of each run together, in its order: epochs of one run are no independent draws."""
+        return runs(self.records, OUTCOMES)
+
+    @cached_property
+    def independent(self) -> tuple[CheckpointRecord, ...]:
+        """The last checkpoint of each run, in the order given."""
+        last = {id(run[-1]) for run in self.runs}
+        return tuple(record for record in self.records if id(record) in last)
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: a row per checkpoint and number (columns `COLUMNS`); a refused one is empty, with its reason."""

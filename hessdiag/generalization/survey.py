@@ -60,8 +60,9 @@ class Survey:
         """Refuse a pattern that is none.
 
         Raises:
-            UsageError: the regular expression is wrong or names no group.
+            UsageError: the regular expression is wrong or names no group, or there is no such measure.
         """
+        self.asked.chosen()
         if self.from_name is not None:
             try:
                 groups = re.compile(self.from_name).groupindex

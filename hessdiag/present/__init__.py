@@ -6,6 +6,7 @@ Nothing heavy is imported before something is drawn.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ __all__ = ["Plots", "notebook", "page", "png", "reading", "svg", "terminal_table
 
 
 class Plots:
-    """``analysis.plot``: every method takes ``ax=``, returns the axes and shows nothing.
+    """``analysis.plot``: every method takes ``ax=``, returns the axes and opens no window.
+
+    A notebook shows the axes that it is given back.
 
     The data behind each picture are in `hessdiag.present.density.density_frame` and its siblings.
     """
@@ -47,6 +50,8 @@ class Plots:
 
     def _draw(self, name: str, ax: Axes | None, options: dict[str, Any]) -> Axes:
         axes: Axes = getattr(import_module(f"hessdiag.present.{name}"), name)(self._analysis, ax, **options)
+        if ax is None:  # a notebook shows what can draw itself; pyplot would, and keep every figure
+            axes._repr_svg_ = partial(svg, axes, title=name)  # type: ignore[attr-defined]
         return axes
 
 

@@ -233,7 +233,8 @@ def negative_mass(analysis: Analysis, spectrum: Spectrum) -> str:
     """Share of eigenvalues below zero with its interval: the measured one, else raw quadrature over probes."""
     metric = analysis.metrics.get("negative_mass")
     if metric is not None:
-        return " ".join(format_percent(metric.value, metric.lo, metric.hi))
+        texts = format_percent(metric.value, metric.lo, metric.hi)
+        return " ".join(texts) if metric.resolved else f"not resolved: {texts[1]}"
     below = -np.nextafter(spectrum.resolution, np.inf)
     shares = np.array([spectrum.per_probe_mass(-np.inf, float(below))]).T
     band = bootstrap(shares)

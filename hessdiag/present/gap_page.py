@@ -18,7 +18,7 @@ from hessdiag.present.gap_plots import (
     taus,
     taus_frame,
 )
-from hessdiag.present.gap_rows import performance_rows, rank_rows, reading_cells, refusals, summary
+from hessdiag.present.gap_rows import performance_rows, rank_rows, reading_cells, refusals, summary, verdicts
 from hessdiag.present.pictures import Picture, environment, picture
 from hessdiag.present.text import plain
 from hessdiag.shown import csv_text
@@ -169,7 +169,7 @@ def _detail(record: CheckpointRecord, report: GapReport) -> Detail:
 
 def _definition(one: Measure, report: GapReport) -> Definition:
     had = sum(isinstance(record.readings.get(one.name), Reading) for record in report.records)
-    verdicts = [record.guard[one.name].verdict for record in report.records if one.name in record.guard]
+    said = verdicts(report, one.name)
     return Definition(
         name=one.name,
         title=plain(one.title),
@@ -179,5 +179,5 @@ def _definition(one: Measure, report: GapReport) -> Definition:
         invariant=", ".join(sorted(one.invariances)) or "nothing",
         cost=plain(one.cost),
         had=f"{had} of {len(report.records)}",
-        moved=f"{verdicts.count('moved')} of {len(verdicts)}" if verdicts else "—",
+        moved=f"{said.count('moved')} of {len(said)}" if said else "—",
     )

@@ -71,6 +71,12 @@ def refusals(report: GapReport) -> list[tuple[str, list[str]]]:
     return [(plain(reason), names) for reason, names in reasons.items()]
 
 
+def verdicts(report: GapReport, measure: str) -> list[str]:
+    """What the guard says of a measure at each checkpoint where there is a number of it."""
+    found = [record.guard[measure].verdict for record in report.records if measure in record.guard]
+    return [verdict for verdict in found if verdict != "refused"]
+
+
 def reading_cells(record: CheckpointRecord, measure: str) -> tuple[str, str, str]:
     """Value, interval and what the guard says of one reading; a refusal stands in place of the interval."""
     one = record.readings.get(measure)
@@ -94,6 +100,13 @@ def summary(report: GapReport) -> list[str]:
         f"{n} checkpoints, {len(report.measures)} measures, ranked against the {kind} gap: {kind} on the test "
         "split minus that on the training split, the smaller the better a run generalizes."
     ]
+    lines += _counts(report)
+    if len(report.independent) < n:
+        lines.insert(
+            0,
+            f"These {n} checkpoints are of {len(report.runs)} run{'s' * (len(report.runs) > 1)}, as folders, "
+            "names and epochs tell: checkpoints of one run are not independent, so only the last of each is ranked.",
+        )
     if report.failures:
         lines.append(f"{len(report.failures)} more could not be measured: {listed(list(report.failures))}.")
     told = [one for one in ranks.measures if one.overall is not None]
@@ -120,9 +133,24 @@ def summary(report: GapReport) -> list[str]:
     return lines
 
 
+def _counts(report: GapReport) -> list[str]:
+    """Over how many examples losses and measures were taken: a loss of fewer examples is another number."""
+    if not report.records:
+        return []
+    first = report.records[0]
+    splits = " and ".join(f"{split.n:,} of {plain(split.split)}" for split in first.performance.splits)
+    measured = first.fingerprint.get("samples")
+    if not splits or not isinstance(measured, int):
+        return []
+    return [
+        f"Losses and scores are means over {splits}; the measures are of {measured:,} examples of "
+        f"{plain(str(first.fingerprint.get('split', 'the training split')))}, whose loss is another one."
+    ]
+
+
 def _ranked(report: GapReport, one: RankStatistics) -> Ranked:
     overall, worst = one.overall, one.worst
-    moved = [record.guard[one.measure].verdict for record in report.records if one.measure in record.guard]
+    moved = verdicts(report, one.measure)
     lo, hi = one.readings_lo, one.readings_hi
     return Ranked(
         measure=one.measure,

@@ -82,18 +82,15 @@ def layers_frame(analysis: Analysis) -> pd.DataFrame:
 def layers_caption(analysis: Analysis) -> str:
     """What is needed to repeat and to read the picture, in one paragraph."""
     count = len(analysis.layers)
-    which = (
-        f"All {count} tensors"
-        if count > 1
-        else "The only tensor"
-        if count <= MOST_ROWS
-        else f"The {MOST_ROWS} of {format_count(count)} tensors with the largest trace"
-    )
+    which = f"The {MOST_ROWS} of {format_count(count)} tensors with the largest |trace|"
+    if count <= MOST_ROWS:
+        which = f"All {count} tensors" if count > 1 else "The only tensor"
     kinds = {layer.kind for layer in analysis.layers}
     sure = "exact" if kinds == {"exact"} else "whiskers: their intervals"
     origin = " · ".join(facts(analysis))
-    return f"{which}, in network order; {sure}; right: share of the summed trace. {origin}" + (
-        "." if origin else ""
+    return (
+        f"{which}, in network order; {sure}; bars: trace per parameter; right: share of the summed trace. {origin}"
+        + ("." if origin else "")
     )
 
 
@@ -118,7 +115,7 @@ def _scale(ax: Axes, frame: pd.DataFrame) -> None:
 def _shares(ax: Axes, frame: pd.DataFrame) -> None:
     place = ax.get_yaxis_transform()
     style = {"transform": place, "fontsize": 8, "color": ink(ax), "ha": "left"}
-    ax.text(1.015, 1.0, "share", va="bottom", **(style | {"transform": ax.transAxes}))
+    ax.text(1.015, 1.0, "share of trace", va="bottom", **(style | {"transform": ax.transAxes}))
     for row, share in enumerate(frame["share"]):
         if share == share:
             text = f"{100 * share:.1f}%" if abs(share) >= 0.0005 else "<0.1%"

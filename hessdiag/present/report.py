@@ -17,7 +17,7 @@ from hessdiag.present.pictures import Picture, environment, picture
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.tables import COLUMNS, metric_rows
 from hessdiag.present.text import format_metric, plain
-from hessdiag.present.words import CAVEAT, MEANING, label, reading
+from hessdiag.present.words import CAVEAT, MEANING, data_in_words, label, reading
 from hessdiag.results import Analysis
 from hessdiag.shown import csv_text
 
@@ -150,11 +150,14 @@ def _overlay(analyses: Mapping[str, Analysis]) -> Picture | None:
 
 
 def _headlines(analysis: Analysis) -> list[dict[str, str]]:
-    shown = [name for name in HEADLINES if name in analysis.metrics] or list(analysis.metrics)[:4]
+    known = [name for name, metric in analysis.metrics.items() if metric.resolved]
+    shown = [name for name in HEADLINES if name in known] or known[:4]
     out = []
     for name in shown:
         value, interval = format_metric(analysis.metrics[name])
-        out.append({"name": name, "meaning": MEANING.get(name, ""), "value": value, "interval": interval})
+        data = data_in_words(analysis.metrics[name]) if analysis.metrics[name].data else ""
+        card = {"name": name, "meaning": MEANING.get(name, ""), "value": value, "interval": interval}
+        out.append(card | {"data": data})
     return out
 
 

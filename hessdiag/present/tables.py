@@ -24,6 +24,17 @@ def metric_rows(analysis: Analysis) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
+def brief(analysis: Analysis) -> str:
+    """A line per quantity, for a prompt."""
+    rows = [row[:3] for row in metric_rows(analysis)[: len(analysis.metrics)]]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)] if rows else [0, 0]
+    lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {interval}" for name, value, interval in rows]
+    more = [what for what in ("spectrum", "layers") if getattr(analysis, what)]
+    lines += [f"  {len(analysis.warnings)} warnings"] if analysis.warnings else []
+    lines += [f"  with .{' and .'.join(more)}"] if more else []
+    return "\n".join([f"Analysis of {label('', analysis)}", *lines])
+
+
 def terminal_table(analyses: Mapping[str, Analysis]) -> Table:
     """A rich table: how each number is known for one analysis, side by side for several; the reading below.
 
@@ -48,7 +59,8 @@ def _single(table: Table, name: str, analysis: Analysis) -> list[str]:
 
     for column in COLUMNS:
         right = column in ("value", "over data")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        whole = column != "how it is known"  # an interval broken over two lines is misread
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for row in metric_rows(analysis)[: len(analysis.metrics)]:
         table.add_row(*(Text(cell, style="bold" * (i == 1)) for i, cell in enumerate(row)))
     table.title = Text(label(name, analysis), style="bold")

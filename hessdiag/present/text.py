@@ -13,6 +13,9 @@ MOST_DIGITS = 6
 """Significant digits at most: a float32 product carries about seven."""
 
 
+UNRESOLVED = "—"
+
+
 def format_number(value: float, lo: float | None = None, hi: float | None = None) -> str:
     """``value`` to two digits of its half-width, at most six significant ones.
 
@@ -34,11 +37,15 @@ def format_interval(value: float, lo: float, hi: float) -> str:
 
 
 def format_metric(metric: Metric) -> tuple[str, str]:
-    """Value and interval as text; shares of the spectrum as percentages."""
+    """Value and interval as text; shares of the spectrum as percentages.
+
+    A value that is one end of an interval too wide to say its size is left out: a dash.
+    """
     value, lo, hi = metric.value, metric.lo, metric.hi
+    texts = format_number(value, lo, hi), format_interval(value, lo, hi)
     if metric.quantity == "negative_mass":
-        return format_percent(value, lo, hi)
-    return format_number(value, lo, hi), format_interval(value, lo, hi)
+        texts = format_percent(value, lo, hi)
+    return texts if metric.resolved or metric.kind not in ("bracket", "ritz") else (UNRESOLVED, texts[1])
 
 
 def format_percent(value: float, lo: float, hi: float) -> tuple[str, str]:

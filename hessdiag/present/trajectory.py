@@ -100,15 +100,6 @@ def heat(trajectory: Trajectory, ax: Axes) -> Axes:
     return _checkpoints(ax, trajectory)
 
 
-def heat_frame(trajectory: Trajectory) -> pd.DataFrame:
-    """Exactly what `heat` draws: eigenvalue, and a column of density per checkpoint (NaN below the floor)."""
-    import pandas as pd
-
-    smooth, columns = _columns(trajectory)
-    names = {point.name: columns[:, i] for i, point in enumerate(trajectory.points) if point.analysis is not None}
-    return pd.DataFrame({"eigenvalue": smooth.eigenvalues, **names})
-
-
 def panel(trajectory: Trajectory, of: str, ax: Axes) -> Axes:
     """One quantity over checkpoints with its interval; λ_max with the limit of the step where that is known.
 

@@ -71,7 +71,7 @@ def _sharpest(analysis: Analysis) -> str:
     metric = analysis.metrics.get("lambda_max")
     if metric is None:
         return ""
-    value, interval = format_metric(metric)
+    value, interval = _value(metric), format_metric(metric)[1]
     if metric.value <= 0:
         return f"No direction curves upwards: the largest eigenvalue is {value}, within {interval}."
     rate = format_number(2 / metric.value, 2 / metric.value * 0.99, 2 / metric.value * 1.01)
@@ -81,15 +81,17 @@ def _sharpest(analysis: Analysis) -> str:
     )
 
 
+def _value(metric: Metric) -> str:
+    return format_number(metric.value, metric.lo, metric.hi)
+
+
 def _lowest(analysis: Analysis) -> str:
     metric = analysis.metrics.get("lambda_min")
     if metric is None or metric.lo >= 0:
         return ""
     if metric.hi >= 0:
         return "The smallest eigenvalue cannot be told from zero."
-    return (
-        f"The loss curves downwards in at least one direction (λ_min = {format_metric(metric)[0]}): not a minimum."
-    )
+    return f"The loss curves downwards in at least one direction (λ_min = {_value(metric)}): not a minimum."
 
 
 def _spread(analysis: Analysis) -> str:
@@ -100,6 +102,8 @@ def _spread(analysis: Analysis) -> str:
     text = f"Summed over all directions the curvature is {value}, within {interval}"
     if rank is not None:
         text += f", carried by effectively {format_number(rank.value, rank.lo, rank.hi)} directions"
+        if rank.hi < 1:
+            text += " (below 1: positive and negative eigenvalues cancel in the trace)"
     return text + "."
 
 
@@ -108,6 +112,10 @@ def _negative(analysis: Analysis) -> str:
     if metric is None or metric.value == 0:
         return ""
     value, interval = format_metric(metric)
+    if not metric.resolved:
+        return (
+            f"The share of negative eigenvalues lies within {interval}: these probes and steps do not resolve it."
+        )
     return f"{value} of the eigenvalues, within {interval}, are negative, however small: a share, not a size."
 
 

@@ -22,7 +22,7 @@ def bound_by_probes(
     """∇L, the bound's gradient and the bound, with T₁ ≈ mean v·Hv and T₂ ≈ mean |Hv|² over random signs v.
 
     α ∇T₁ + β ∇T₂ with α, β at the estimates: per probe the gradient of v·H y at constant v and y = αv + 2βHv
-    (ws.md section 5). Cost: 1 pass with its graph kept; per probe 1 product and 1 third derivative.
+    Cost: 1 pass with its graph kept; per probe 1 product and 1 third derivative.
     """
     curved = batch.curved()
     vectors = [penalty.signs(batch.params, draw) for draw in range(probes)]
@@ -40,7 +40,7 @@ def bound_by_probes(
 
 
 def slopes(bound: Bounded, t1: float, t2: float, size: int, eps: float) -> tuple[float, float, float]:
-    """The bound, and its derivatives α by T₁ and β by T₂ (ws.md section 2).
+    """The bound, and its derivatives α by T₁ and β by T₂.
 
     Args:
         bound: m + s √(P−1), or s √(2P).

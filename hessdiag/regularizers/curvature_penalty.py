@@ -25,7 +25,7 @@ class CurvaturePenalty(Regularizer):
         mu: strength, from 0 (then nothing but the gradient is taken); a number or a function of the steps taken;
             "mu" in a parameter group overrides it for that group's part of ∇R.
         third: how third derivatives are taken. "exact": triple backward, refused where torch 2.13 gets it silently
-            wrong (LayerNorm, BatchNorm and InstanceNorm on batch statistics: ws.md 5); "difference": central
+            wrong (LayerNorm, BatchNorm and InstanceNorm on batch statistics); "difference": central
             differences at θ ± h v, which with ReLU also hold the jumps of the gradient that the step crosses,
             divided by h²: take smooth activations there; "auto": exact unless such a layer is met.
         seed: of the random vectors, which are the same on all ranks.

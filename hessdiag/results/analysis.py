@@ -81,7 +81,7 @@ class Cost:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Analysis:
     """Every number asked for, with what is needed to trust and repeat it."""
 
@@ -161,6 +161,10 @@ class Analysis:
     def plot(self) -> Any:
         """``analysis.plot.density(ax=None)`` and its siblings; see `hessdiag.present.Plots`."""
         return import_module("hessdiag.present").Plots(self)
+
+    def __repr__(self) -> str:
+        """A line per quantity: value and interval."""
+        return str(import_module("hessdiag.present.tables").brief(self))
 
     def _repr_html_(self) -> str:
         return str(import_module("hessdiag.present").notebook(self))

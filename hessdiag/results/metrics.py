@@ -44,9 +44,13 @@ class DataError:
     hi: float
     blocks: int  # independent pieces of data behind ``stderr``: examples or batches
     method: str
-    block_values: tuple[float, ...] = ()  # the quantity per batch: what pairs this error with another checkpoint's
-    block_weights: tuple[float, ...] = ()  # what each batch's mean stands for
-    block_examples: tuple[int, ...] = ()  # examples per batch, in the order of the sample set
+    block_values: tuple[float, ...] = field(
+        default=(), repr=False
+    )  # the quantity per batch: what pairs this error with another checkpoint's
+    block_weights: tuple[float, ...] = field(default=(), repr=False)  # what each batch's mean stands for
+    block_examples: tuple[int, ...] = field(
+        default=(), repr=False
+    )  # examples per batch, in the order of the sample set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,11 @@ class Metric:
     confidence: float  # that [lo, hi] holds the truth on this sample set; 1.0 where only rounding is left
     provenance: Provenance
     data: DataError | None = None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval reaches less far from the value than zero: else the value alone says nothing."""
+        return max(self.hi - self.value, self.value - self.lo) <= abs(self.value)
 
     def __post_init__(self) -> None:
         """Refuse what is not a finite number inside its own interval."""
@@ -80,8 +89,12 @@ class Estimate(Metric):
     """A number known exactly, or up to sampling error over probes."""
 
     stderr: float  # same units; 0.0 only where kind is "exact"
-    per_probe: tuple[float, ...] = ()  # values, one per probe, of mean ``value``: what makes pairs possible
-    per_draw: tuple[float, ...] = ()  # tr(G) per draw of output signs where probes see R only: an error of its own
+    per_probe: tuple[float, ...] = field(
+        default=(), repr=False
+    )  # values, one per probe, of mean ``value``: what makes pairs possible
+    per_draw: tuple[float, ...] = field(
+        default=(), repr=False
+    )  # tr(G) per draw of output signs where probes see R only: an error of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +117,7 @@ class Bound(Metric):
     side: Literal["upper", "lower"]
     exact_inputs: bool
     looseness: float | None = None  # bound / measured value of ``of``, where that was measured
-    per_probe: tuple[float, ...] = ()  # linearized, as of `Estimate`
+    per_probe: tuple[float, ...] = field(default=(), repr=False)  # linearized, as of `Estimate`
 
 
 def at_least(number: int, needed: int, what: str, why: str) -> None:

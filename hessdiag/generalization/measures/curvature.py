@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hessdiag.analysis.trajectory import rate_of
 from hessdiag.engine.coordinates import Map
 from hessdiag.generalization.checkpoint import Checkpoint
 from hessdiag.generalization.measures.weighted_trace import COST, weighted_trace
@@ -159,21 +160,17 @@ def ws_slack(checkpoint: Checkpoint) -> Reading | str:
 def edge_of_stability(checkpoint: Checkpoint) -> Reading | str:
     """λ_max over the largest curvature at which the optimizer is stable: 1 at the edge.
 
-    η, β and nesterov come from ``Problem.meta`` ("lr", "momentum", "nesterov"). No invariance but permutation.
-    Cost: none.
+    η, β and nesterov come from the checkpoint, else from ``Problem.meta`` ("lr", "momentum", "nesterov"): the same
+    limit as along a trajectory (`rate_of`). No invariance but permutation. Cost: none.
     """
-    meta = checkpoint.problem.meta
-    rate, beta = _number(meta, "lr", "learning_rate"), _number(meta, "momentum") or 0.0
-    if rate is None or rate <= 0:
-        return 'the learning rate is not known: give Problem(meta={"lr": ...})'
-    if not 0 <= beta < 1:
-        return f'Problem.meta["momentum"] is {beta}: allowed is 0 to less than 1'
+    rate, why = rate_of(None, checkpoint.facts, checkpoint.problem.meta)
+    if rate is None:
+        return why or 'the learning rate is not known: give Problem(meta={"lr": ...})'
     top = metric_of(checkpoint, "lambda_max")
     if isinstance(top, str):
         return top
-    limit = (2 + 2 * beta) / rate / ((1 + 2 * beta) if meta.get("nesterov") else 1.0)
     note = "a threshold for full-batch training only; between iterates it may be passed with BatchNorm"
-    return reading_of(top, 1 / limit, note)
+    return reading_of(top, 1 / rate.limit, note)
 
 
 @measure(
@@ -214,11 +211,3 @@ def filter_normalised_trace(checkpoint: Checkpoint) -> Reading | str:
     if not maps:
         return "no weight that counts is a matrix or a kernel: there are no filters"
     return weighted_trace(checkpoint, maps, "filter-normalised trace")
-
-
-def _number(meta: Mapping[str, Any], *names: str) -> float | None:
-    for name in names:
-        value = meta.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    return None

@@ -141,7 +141,7 @@ def noise_scale(checkpoint: Checkpoint) -> Reading | str:
     if square <= 0:
         return "the mean gradient is smaller than its own noise over these examples: the ratio is not resolved"
     value = statistics.trace / square
-    rate, batch = (_positive(checkpoint.problem.meta.get(name)) for name in ("lr", "batch_size"))
+    rate, batch = (_positive(checkpoint.meta.get(name)) for name in ("lr", "batch_size"))
     return exact(value) if rate is None or batch is None else exact(value, temperature=rate / batch)
 
 

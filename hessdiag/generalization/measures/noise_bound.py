@@ -7,7 +7,7 @@ import math
 from hessdiag.engine.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.generalization.checkpoint import Checkpoint
 from hessdiag.generalization.measures.pac_bayes import distance_squared
-from hessdiag.generalization.registry import Reading, measure
+from hessdiag.generalization.registry import Reading, found, measure
 
 
 @measure(
@@ -24,7 +24,9 @@ def nso_trace_term(checkpoint: Checkpoint) -> Reading | str:
 
     C is the largest loss and α the largest trace of an example's Hessian among those measured, r = |w − w₀| this
     run's own distance: the theorem wants their suprema over all data and all hypotheses, and a bounded loss, so
-    this is never a certificate. Deriving it from a Gaussian posterior gives a constant of 1/2 (``more``).
+    this is never a certificate: among more examples both maxima can only be larger, so its interval has no upper
+    end. Deriving it from a Gaussian posterior gives a constant of 1/2 (``half_constant``); ``bound`` is L̂ plus
+    the term.
     Cost: one gradient per output and example.
     """
     distance = distance_squared(checkpoint)
@@ -42,4 +44,5 @@ def nso_trace_term(checkpoint: Checkpoint) -> Reading | str:
     curved = checkpoint.operator.kind == "hessian" and bool(curved_tensors(checkpoint.operator))
     note = "not a certificate: C, alpha and r are maxima over what was measured"
     more = {"half_constant": value / math.sqrt(2), "C": worst, "alpha": alpha, "r": math.sqrt(distance)}
-    return Reading(value, value, value, "exact", note + "; alpha is of the Gauss-Newton matrix" * curved, more)
+    more["bound"] = checkpoint.loss + value
+    return found(value, note + "; alpha is of the Gauss-Newton matrix" * curved, **more)

@@ -88,6 +88,8 @@ def _one(table: RunTable, measure: str, names: list[str], confidence: float, see
     base = RankStatistics(measure=measure, n=len(x), left_out=left_out)
     if reason := _refusal(measure, x, y, left_out):
         return replace(base, reason=reason)
+    if bool(((y_lo <= 0) & (y_hi >= 0) & (y_lo < y_hi)).all()):
+        return replace(base, reason=f"cannot tell: the interval of every gap, of {len(x)} checkpoints, holds 0")
     overall = associate(x, y, confidence, _stream(seed, "permutations", measure))
     if overall is None:
         which = "the gap" if _one_apart(y) else measure
