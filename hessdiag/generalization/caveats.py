@@ -68,7 +68,7 @@ def _confounded(ranked: Sequence[CheckpointRecord]) -> list[str]:
     if apart and short:
         found.append(
             "Training losses of the examples measured run from "
-            f" {min(losses):.3g} to {max(losses):.3g}, and {len(short)} of {len(ranked)} "
+            f"{min(losses):.3g} to {max(losses):.3g}, and {len(short)} of {len(ranked)} "
             f"runs were stopped above {ranked[0].performance.floor:g}: how far a run was trained is confounded "
             "with everything else (train all to one level)."
         )

@@ -105,7 +105,7 @@ def summary(report: GapReport) -> list[str]:
         lines.insert(
             0,
             f"These {n} checkpoints are of {len(report.runs)} run{'s' * (len(report.runs) > 1)}, as folders, "
-            "names and epochs tell: checkpoints of one run are not independent, so only the last of each is ranked.",
+            "names and epochs tell: those of one run are not independent, so only the last of each is ranked.",
         )
     if report.failures:
         lines.append(f"{len(report.failures)} more could not be measured: {listed(list(report.failures))}.")

@@ -1,0 +1,219 @@
+"""Promise: pages, summaries and prompts claim no more than the numbers allow. (5 s)"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hessdiag import hessian
+from hessdiag.errors import UsageError
+from hessdiag.generalization import report as reporting
+from hessdiag.generalization import runs as grouping
+from hessdiag.generalization.examine import About, Examination, examine
+from hessdiag.generalization.record import Moved
+from hessdiag.generalization.report import GapReport
+from hessdiag.generalization.statistics.means import Score
+from hessdiag.generalization.survey import Survey
+from hessdiag.present import density, gap_rows, page, shift
+from hessdiag.present.layers import layers_caption, layers_frame
+from hessdiag.present.text import format_metric
+from hessdiag.present.words import reading
+from hessdiag.results import Layer
+from hessdiag.settings import Settings
+from tests import example_analysis, example_gap, models
+
+ANALYSIS = example_analysis.build_analysis()
+
+
+def with_metric(name, **changes):
+    return replace(ANALYSIS, metrics={**ANALYSIS.metrics, name: replace(ANALYSIS.metrics[name], **changes)})
+
+
+# one analysis
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "The only tensor,"), (40, "All 40 "), (41, "The 40 of 41 ")])
+def test_the_caption_of_layers_counts_what_is_drawn(count, said):
+    many = tuple(Layer(name=f"t{i}", size=2, trace=1.0, lo=1.0, hi=1.0, kind="exact") for i in range(count))
+    drawn = replace(ANALYSIS, layers=many)
+    assert layers_caption(drawn).startswith(said)
+    assert len(layers_frame(drawn)) == min(count, 40)
+
+
+def check_unresolved():
+    """Negative mass of 2% in [1, 92]%: the 2 says nothing."""
+    wide = with_metric("negative_mass", value=0.02, lo=0.01, hi=0.92)
+    assert not wide.metrics["negative_mass"].resolved
+    assert format_metric(wide.metrics["negative_mass"])[0] == "—"
+    text = page({"one": wide})
+    assert "<code>negative_mass</code><br>" not in text  # no card
+    assert "2.0%" not in " ".join(reading(wide)) and any("do not resolve it" in line for line in reading(wide))
+    assert density.negative_mass(wide, wide.spectrum).startswith("not resolved: [")
+    assert "<code>negative_mass</code><br>" in page({"one": ANALYSIS})
+
+
+def test_a_number_that_is_not_resolved_has_no_card_and_no_point_value():
+    check_unresolved()
+    # the certificate's other end is what is known of this one
+    edge = with_metric("lambda_min", value=-1e-4, lo=-0.107, hi=-1e-5)
+    assert format_metric(edge.metrics["lambda_min"])[0] == "—"
+
+
+def test_cards_show_the_error_over_data():
+    assert ANALYSIS.metrics["lambda_max"].data is not None
+    card = page({"one": ANALYSIS}).split("<code>lambda_max</code><br>")[1].split("</div>")[0]
+    assert "over data" in card
+
+
+def test_a_prompt_shows_a_line_per_quantity():
+    text = repr(ANALYSIS)
+    assert len(text) < 1500
+    assert all(name in text for name in ANALYSIS.metrics)
+    assert len(text.splitlines()) <= len(ANALYSIS.metrics) + 4
+    assert "per_probe" not in repr(ANALYSIS.metrics["trace"])
+    assert repr(hessian(models.mlp())) == "<hessian 75 x 75 of cross_entropy/mean over 40 examples of train>"
+
+
+def test_a_notebook_shows_the_axes_it_is_given_back():
+    assert ANALYSIS.plot.density()._repr_svg_().lstrip().startswith("<svg")
+
+
+# many checkpoints
+
+
+def at(record, file, **meta):
+    return replace(record, file=file, meta=meta)
+
+
+def of_one_run(names, **meta):
+    records = example_gap.records(len(names))
+    return [at(one, f"runs/a/{name}", lr=0.1, **meta) for one, name in zip(records, names, strict=True)]
+
+
+NUMBERED = {
+    "epochs": ("epoch2.pt", "epoch10.pt", "epoch1.pt"),
+    "Lightning": ("epoch=2-step=60.ckpt", "epoch=10-step=300.ckpt", "epoch=1-step=30.ckpt"),
+    "numbers alone": ("2.pt", "10.pt", "1.pt"),
+    "a model's": ("model_0002.pt", "model_0010.pt", "model_0001.pt"),
+    "entries of one file": ("all.pt::two", "all.pt::z10", "all.pt::one"),
+}
+APART = {
+    "seeds": ("seed2.pt", "seed10.pt", "seed1.pt"),
+    "rates": ("lr0.2.pt", "lr0.10.pt", "lr0.1.pt"),
+    "other words": ("wide.pt", "deep.pt", "small.pt"),
+}
+
+
+@pytest.mark.parametrize("names", NUMBERED.values(), ids=NUMBERED)
+def test_checkpoints_along_a_run_are_one_draw(names):
+    records = of_one_run(names)
+    (run,) = GapReport(tuple(records)).runs
+    assert run[-1].file.endswith(names[1])
+
+
+@pytest.mark.parametrize("names", APART.values(), ids=APART)
+def test_other_runs_in_one_folder_are_draws_of_their_own(names):
+    assert len(GapReport(tuple(of_one_run(names))).runs) == 3
+
+
+def test_facts_tell_epochs_and_hyperparameters_tell_runs():
+    files = ("run_3.pt", "run_4.pt", "run_5.pt")
+    records = of_one_run(files)
+    told = [replace(one, meta={**one.meta, "epoch": i}) for i, one in enumerate(records)]
+    assert len(GapReport(tuple(told)).runs) == 1
+    other = [replace(one, meta={**one.meta, "lr": 0.1 * (i + 1), "epoch": i}) for i, one in enumerate(records)]
+    assert len(GapReport(tuple(other)).runs) == 3
+    assert len(GapReport(tuple(example_gap.records(9))).runs) == 9
+
+
+def check_epochs():
+    records = of_one_run([f"epoch{i}.pt" for i in range(12)])
+    report = GapReport(tuple(records))
+    assert all("needs 7 more" in one.reason for one in report.ranks.measures if one.measure != "none")
+    assert "12 checkpoints are of 1 run," in " ".join(gap_rows.summary(report))
+
+
+def test_epochs_are_not_ranked_as_runs():
+    check_epochs()
+
+
+def test_gaps_that_may_all_be_zero_rank_nothing():
+    records = example_gap.records(12)
+    wide = Score(value=0.01, lo=-0.1, hi=0.1, n=100, method="test")
+    none = [replace(r, performance=replace(r.performance, loss_gap=wide, score_gap=wide)) for r in records]
+    moved = [
+        replace(r, performance=replace(r.performance, score_gap=replace(wide, value=-0.001 * i)))
+        for i, r in enumerate(none)
+    ]
+    for one in GapReport(tuple(moved)).ranks.measures:
+        assert one.overall is None and "cannot tell" in one.reason
+    up = next(one for one in GapReport(tuple(moved)).ranks.measures if one.measure == "up")
+    assert "the interval of every gap" in up.reason
+
+
+def test_a_refused_measure_did_not_stay():
+    records = [replace(r, guard={**r.guard, "none": Moved(verdict="refused")}) for r in example_gap.records(9)]
+    assert gap_rows.verdicts(GapReport(tuple(records)), "none") == []
+    assert len(gap_rows.verdicts(GapReport(tuple(records)), "up")) == 9
+
+
+def test_names_of_measures_may_be_written_with_commas():
+    assert list(Examination(measures=("weight_norm, trace", "sam*")).chosen()) == [
+        name for name in Examination().chosen() if name in ("weight_norm", "trace", "sam_sharpness")
+    ]
+    assert "trace" not in Examination(measures=("*,!trace",)).chosen()
+    with pytest.raises(UsageError, match="--measures weigth: no such measure"):  # once, before any checkpoint
+        Survey(factory="p.py:f", asked=Examination(measures=("trace,weigth",)))
+
+
+def test_the_callers_problem_keeps_its_meta():
+    problem = models.mlp()
+    problem.data = {**problem.data, "test": problem.data["train"]}
+    problem.meta = meta = {"lr": 0.1}
+    asked = Examination(measures=("weight_norm",), guard=False, settings=Settings(quantities=("trace",)))
+    record = examine(problem, asked, About(facts={"lr": 0.5, "epoch": 3}))
+    assert record.meta == {"lr": 0.1, "epoch": 3}
+    assert problem.meta is meta and meta == {"lr": 0.1}
+
+
+def test_shift_names_no_checkpoint_on_an_unadjusted_p(monkeypatch):
+    """Of 16 without an effect one has p = 0.02 by chance more often than not."""
+    from types import SimpleNamespace as Any
+
+    def curve(p):
+        over = Any(lo=-0.2, hi=-0.01, pvalue=p)
+        return Any(slope=Any(value=-0.1, over_examples=over, over_levels=None), cannot_tell="")
+
+    def said(values):
+        curves = {f"c{i}": curve(p) for i, p in enumerate(values)}
+        made = Any(
+            of_test=lambda test: curves if test == "distance" else {},
+            differences=lambda test: (),
+            settings=Any(confidence=0.95),
+        )
+        return shift.summary(made)[0]
+
+    assert "no change beyond chance at c0" in said([0.02] + [0.5] * 15)
+    assert "accuracy falls with the shift at c0;" in said([0.002] + [0.5] * 15)
+    assert "accuracy falls with the shift at c0." in said([0.02])
+
+
+BROKEN = {
+    "epochs are runs": (grouping, "_along", lambda group: False, check_epochs),
+    "all are ranked": (reporting.GapReport, "independent", property(lambda self: self.records), check_epochs),
+    "every value is shown": (
+        type(ANALYSIS.metrics["negative_mass"]),
+        "resolved",
+        property(lambda self: True),
+        check_unresolved,
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
+def test_this_promise_would_notice(breakage, monkeypatch):
+    module, name, wrong, check = breakage
+    monkeypatch.setattr(module, name, wrong)
+    with pytest.raises(AssertionError):
+        check()
