@@ -18,17 +18,14 @@ from hessdiag.engine.failures import is_out_of_memory, is_unsupported, unsupport
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.graphs import Graphs
 from hessdiag.engine.slopes import Kind, gradient
-from hessdiag.engine.stacking import Stack, stacks
+from hessdiag.engine.stacking import STACKED_COPIES, Stack, stacks, worth_stacking
 from hessdiag.engine.ways import WAYS, retained_graph
 from hessdiag.errors import MeasurementError, ProblemError, UsageError, one_line
 from hessdiag.operator import SymmetricOperator
 from hessdiag.problem import Problem
-from hessdiag.samples import SampleSet, divide, leaves, row_count
+from hessdiag.samples import SampleSet, divide, row_count
 
 TRIAL_EXAMPLES = 16
-STACKED_COPIES = 500_000  # most elements of copies of θ in a stack of batches: a ResNet-20 gains nothing
-STACKED_WORK = 16_000_000  # most examples x parameters of a batch: 128 x 55,050 gained 30%, 1,000 x 55,050 nothing
-STACKED_BYTES = 64 * 2**20  # most data to be held a second time
 KINDS = ("hessian", "ggn", "residual")
 
 
@@ -150,10 +147,7 @@ class Curvature(SymmetricOperator):
     @property
     def stackable(self) -> bool:
         """Whether several batches have one shape and are small, and copies of θ and of the data for each too."""
-        shapes = [row_count(batch) for batch in self.batches]
-        held = sum(leaf.numel() * leaf.element_size() for batch in self.batches for leaf in leaves(batch))
-        small = self.size * 2 <= STACKED_COPIES and self.size * max(rows or 0 for rows in shapes) <= STACKED_WORK
-        return small and held <= STACKED_BYTES and len(set(shapes)) < len(shapes)
+        return worth_stacking(self.batches, self.size)
 
     @cached_property
     def stacks(self) -> tuple[Stack, ...]:
