@@ -67,7 +67,7 @@ def stacks(batches: Sequence[Any], most: int) -> tuple[Stack, ...]:
 
 
 def worth_stacking(batches: Sequence[Any], size: int) -> bool:
-    """Whether several batches have one shape and are small, and copies of θ (``size``) and of the data for each."""
+    """Whether several batches have one shape and are small, and copies of θ and of the data for each too."""
     shapes = [row_count(batch) for batch in batches]
     held = sum(leaf.numel() * leaf.element_size() for batch in batches for leaf in leaves(batch))
     small = size * 2 <= STACKED_COPIES and size * max(rows or 0 for rows in shapes) <= STACKED_WORK
