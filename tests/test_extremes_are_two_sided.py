@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hessdiag.errors import UsageError
 from hessdiag.operator import ClosureOperator, as_operator
 from hessdiag.spectral import Extremes, extremes, inner, lanczos
+from hessdiag.spectral.certificate import SPARED, certificate
 
 
 def dense(eigenvalues: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -159,6 +160,64 @@ def test_this_promise_would_notice_vectors_that_are_not_projected(monkeypatch):
     monkeypatch.setattr(room, "continue_basis", near)
     run = lanczos(large(), steps=40)
     assert run.orthogonality > 0.1
+
+
+def shifted(size: int, gap: float, dtype: torch.dtype = torch.float32, shift: float = 1.0, copies: int = 1):
+    """``shift`` I + ``gap`` Σ uuᵀ of orthonormal random u, and its largest and smallest eigenvalue."""
+    shape = (size, copies)
+    draws = torch.randn(shape, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    U = torch.linalg.qr(draws).Q.to(dtype)
+    top = gap * float(torch.linalg.matrix_norm(U.double(), 2)) ** 2
+    op = ClosureOperator(lambda block: shift * block + gap * (U @ (U.T @ block)), size, dtype=dtype)
+    return op, np.array([shift + min(top, 0.0), shift + max(top, 0.0)] + [shift] * (copies < size))
+
+
+@pytest.mark.parametrize("shift", [1.0, -0.01])
+@pytest.mark.parametrize("gap", [1e-1, -1e-3, 1e-4, 1e-5, -1e-6])
+@pytest.mark.parametrize("size", [400, 60_000])
+def test_a_shifted_identity_hides_nothing(size: int, gap: float, shift: float):
+    """Of these a step leaves gap / √size: far less than 64 units of rounding, where a run was called exhausted."""
+    op, eigenvalues = shifted(size, gap * abs(shift), shift=shift)
+    for seed in range(3):
+        assert contains(extremes(op, seed=seed, max_steps=40), eigenvalues), seed
+
+
+def test_what_one_start_cannot_see_is_found_after_it():
+    values = np.r_[np.full(20, 3.0), np.full(20, -1.0), np.full(40, 0.5)]
+    op = as_operator(dense(values))
+    run = lanczos(op, steps=30)
+    assert run.products == run.size == op.products == 30  # three would be enough for one copy of each
+    assert not run.exhausted
+    assert (np.abs(run.ritz_values - 3.0) < 1e-12).sum() > 5  # one start sees one copy
+    # float32 is followed through rounding, and spends its products too
+    assert lanczos(dense(values, torch.float32), steps=30).products == 30
+
+
+def missed(seeds: int, failure: float) -> float:
+    """How often a certificate of six starts misses the gap, of which each start leaves too little to go on."""
+    op, eigenvalues = shifted(50, 1e-6, torch.float64)
+    misses = 0
+    for seed in range(seeds):
+        run = lanczos(op, steps=6, seed=seed)
+        assert run.breakdowns == 6
+        bound = certificate(run.cycles, run.ritz_values[-1], +1, dimension=50, failure=failure)
+        misses += bound < eigenvalues.max()
+    return misses / seeds
+
+
+def test_a_certificate_of_several_starts_fails_as_often_as_it_says(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(importlib.import_module("hessdiag.spectral.lanczos"), "BREAKDOWN", 1e10)
+    room = importlib.import_module("hessdiag.spectral.certificate")
+    monkeypatch.setattr(room, "SPARED", 2.0**5)  # what six starts are allowed is then what was asked
+    assert 0.07 < missed(1500, 0.1) < 0.13  # four standard errors; it is exact where a gap has rank one
+    monkeypatch.setattr(room, "gammainccinv", lambda shape, share: -np.log(share))  # as if one start were all
+    assert missed(300, 0.1) > 0.13
+
+
+def test_the_failures_of_all_looks_add_up_to_what_was_asked():
+    allowed = [1 - SPARED] + [SPARED / 2 ** (count - 1) for count in range(2, 60)]
+    assert 1 - 1e-9 < sum(allowed) <= 1
 
 
 class Precisions(TorchDispatchMode):

@@ -60,7 +60,8 @@ def test_extremes(name: str):
         assert exact(found, true, scale)
         assert found.hi - found.lo <= TOLERANCE * 10 * scale
     assert result.krylov.exhausted and not result.warnings
-    assert result.krylov.size <= len(np.unique(eigenvalues.round(9)))
+    assert result.krylov.size == matrix.shape[0]  # copies of one eigenvalue too
+    np.testing.assert_allclose(result.krylov.ritz_values, eigenvalues, rtol=0, atol=TOLERANCE * scale)
 
 
 @pytest.mark.parametrize("steps", [0, 3, 50])
@@ -142,7 +143,7 @@ def test_what_an_operator_returns_stays_its_own():
     assert own_memory_stays_whole()
     same = as_operator(torch.eye(6, dtype=torch.float64))
     same._matmat = lambda block: block
-    assert lanczos(same, steps=3).ritz_values == pytest.approx([1.0])
+    assert lanczos(same, steps=3).ritz_values == pytest.approx([1.0] * 3)
 
 
 def test_this_promise_would_notice_borrowed_memory(monkeypatch):

@@ -148,10 +148,10 @@ def negative_mass(run: DensityRun, *, confidence: float = 0.95) -> Estimate:
 
 
 def known_half(krylov: Krylov | None) -> Krylov | None:
-    """The part of a run that a density calls known: half of it, or all of it where it is invariant."""
+    """The part of a run that a density calls known: half of it, or all of it where it is complete."""
     if krylov is None or krylov.exhausted:
         return krylov
-    size = max(krylov.size // 2, len(krylov.cycles[-1].thetas) + 1)
+    size = max(krylov.size // 2, krylov.smallest_part)
     return krylov.leading(min(size, krylov.size))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from hessdiag.results import Convergence, Provenance, RitzValue
 from hessdiag.spectral.certificate import Side, Watch
 from hessdiag.spectral.inner import dots, norms
 from hessdiag.spectral.krylov import Krylov
-from hessdiag.spectral.lanczos import Lanczos, basis_size
+from hessdiag.spectral.lanczos import BREAKDOWN, Lanczos, basis_size
 from hessdiag.spectral.warm import Warm, beginning
 
 MAX_STEPS = 160
@@ -34,7 +35,7 @@ class Extremes:
     Attributes:
         lambda_max: None where it was not asked for; so too ``lambda_min``.
         top: the largest eigenvalues, descending, each within ``residual + floor`` of a true one. An
-            eigenvalue of multiplicity m shows once.
+            eigenvalue of multiplicity m shows once, unless the run met a breakdown.
         krylov: the run, for deflation and the density.
         convergence: how Ritz values and certificates moved.
         warnings: what fell short of the tolerance, and what would mend it.
@@ -92,7 +93,7 @@ def extremes(
     _require(rtol, which, top, failure)
     before = op.products
     start = beginning(op, seed, warm)
-    run = Lanczos(op, start.vector, basis_size(op, max_steps, max_basis))
+    run = Lanczos(op, start.vector, basis_size(op, max_steps, max_basis), seed)
     watch = Watch(run, which, failure, start.stretch)
     _grow(watch, rtol, top, max_steps, on_step)
     krylov = run.krylov()
@@ -129,7 +130,7 @@ def _grow(
         if certify:
             gaps = watch.gaps(rtol, top).values()
             excess = max(gap / max(allowed, 1e-300) for gap, allowed in gaps)
-            if excess <= 1:
+            if excess <= 1 and not (run.faint and run.op.size <= max_steps):
                 break
             next_look = step + _pause(step, excess, *before)
             before = (step, excess)
@@ -155,13 +156,15 @@ class _Report:
 
     @property
     def floor(self) -> float:
-        """Rounding of one product, absolute."""
-        return self.op.floor * self.krylov.scale
+        """Rounding of one product, absolute: relative to ‖H‖ as far as it was met, in products and in values."""
+        return self.op.floor * max(self.krylov.scale, float(np.abs(self.krylov.ritz_values).max()))
 
     @property
     def margin(self) -> float:
-        """Rounding of the run: T belongs to H + E with ‖E‖ at most this, the dropped residual included."""
-        return self.floor * (math.sqrt(self.krylov.size) + (4 if self.krylov.exhausted else 0))
+        """Rounding of the run: T belongs to H + E with ‖E‖ at most this, residuals that were dropped included."""
+        dropped = BREAKDOWN * torch.finfo(self.op.dtype).eps * self.krylov.scale
+        rounding = self.floor * math.sqrt(self.krylov.size)
+        return rounding + 2 * dropped * math.sqrt(self.krylov.breakdowns)
 
     def largest(self, pair: tuple[float, float]) -> RitzValue:
         value, floor = pair[0], self.floor

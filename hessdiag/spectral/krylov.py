@@ -23,10 +23,18 @@ class Cycle:
 
     The cycle starts from Ritz vectors yᵢ with ``H yᵢ = thetas[i] yᵢ + sigmas[i] q`` (none in the first
     cycle) and a vector q; each step adds one ``alphas`` and one ``betas`` (the norm of what follows).
+
+    Attributes:
+        thetas: Ritz values kept by the restart before it.
+        sigmas: how they couple to q.
+        fresh: dimension of the complement from which q was drawn after a breakdown; 0 where q continues the run.
+        alphas: diagonal of T.
+        betas: norms of what each step left; after a breakdown of what was dropped, and at least its rounding.
     """
 
     thetas: tuple[float, ...] = ()
     sigmas: tuple[float, ...] = ()
+    fresh: int = 0
     alphas: list[float] = field(default_factory=list)
     betas: list[float] = field(default_factory=list)
 
@@ -39,7 +47,7 @@ class Krylov:
         basis: (k, d) orthonormal rows in the operator's dtype.
         T: (k, k) float64; tridiagonal, after a restart an arrowhead followed by a tridiagonal.
         beta: norm of what leaves the subspace; 0.0 where nothing does.
-        residual: (d,) the next basis vector, or None where the subspace is invariant.
+        residual: (d,) the next basis vector, or None where the basis is complete.
         cycles: the recurrences of the run, first cycle first.
         products: spent on the run.
         scale: the largest ‖Hq‖ met: at most ‖H‖, and the size to which rounding is relative.
@@ -60,8 +68,23 @@ class Krylov:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the subspace is invariant: every distinct eigenvalue the start could see is found."""
+        """Whether every direction is explored: T is H in another basis."""
         return self.residual is None
+
+    @property
+    def restarted(self) -> bool:
+        """Whether vectors were let go: the basis is no longer the vectors that were multiplied."""
+        return any(cycle.thetas for cycle in self.cycles)
+
+    @property
+    def breakdowns(self) -> int:
+        """How often the run went on from a fresh random vector."""
+        return sum(cycle.fresh > 0 for cycle in self.cycles)
+
+    @property
+    def smallest_part(self) -> int:
+        """The fewest leading vectors that are a run of their own: no less than the last restart kept, and one."""
+        return next((len(cycle.thetas) for cycle in reversed(self.cycles) if cycle.thetas), 0) + 1
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -105,7 +128,7 @@ class Krylov:
         """
         if size == self.size:
             return self
-        smallest = len(self.cycles[-1].thetas) + 1
+        smallest = self.smallest_part
         if not smallest <= size < self.size:
             msg = f"leading({size}): allowed is {smallest} to {self.size}, the size of the run"
             raise UsageError(msg)

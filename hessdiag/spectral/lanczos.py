@@ -3,6 +3,10 @@
 A run satisfies ``H Q = Q T + beta q eₖᵀ`` to the rounding of the products. Full reorthogonalization keeps
 ghosts away: copies of converged eigenvalues that pass every residual test (Paige 1971). When the basis is
 full, Ritz vectors from both ends are kept and T becomes an arrowhead (Wu and Simon 2000).
+
+Where nothing is left of a product (`BREAKDOWN`), the subspace is invariant, and one start vector has shown all
+that it can: one eigenvector of each eigenvalue. Directions that it did not see are left, so the run goes on from
+a fresh random vector of the complement, with a zero in T, until the products are spent or the basis is complete.
 """
 
 from __future__ import annotations
@@ -17,12 +21,16 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
-from hessdiag.spectral.inner import continue_basis, norms, rotate
+from hessdiag.spectral.inner import continue_basis, norms, project_out, rotate
 from hessdiag.spectral.krylov import Cycle, Krylov
 from hessdiag.spectral.probes import sphere
 
 Array = NDArray[np.float64]
 
+BREAKDOWN = 4.0
+"""Units of rounding, of ‖H‖, below which a residual is dropped. Rounding above that may be followed: it is a
+direction like any other, and T is right to rounding there too. A higher limit drops directions: H = c I + Δuuᵀ
+leaves Δ/√d after a step, which is 18 units for Δ/c = 1e-3 and d = 200,000 in float32."""
 SMALLEST_BASIS = 6  # two Ritz vectors at one end, one at the other, the residual, and room to step
 
 
@@ -33,13 +41,19 @@ class Lanczos:
         op: the operator.
         start: (d,) first vector, any length but zero.
         capacity: most basis vectors held; one row more is allocated for the residual.
+        seed: names the stream of the fresh vectors after breakdowns.
+
+    Attributes:
+        exhausted: whether the basis is complete.
+        faint: whether a residual was ever as small as the operator's own rounding.
 
     Raises:
         UsageError: a zero start, or room for fewer than ``SMALLEST_BASIS`` vectors where d is larger.
     """
 
-    def __init__(self, op: SymmetricOperator, start: Tensor, capacity: int) -> None:
+    def __init__(self, op: SymmetricOperator, start: Tensor, capacity: int, seed: int = 0) -> None:
         self.capacity = min(capacity, op.size)
+        self.seed = seed
         length = float(norms(start[None])[0])
         if not length > 0:
             msg = "the start vector of a Lanczos run is zero: give one that is not, or none for a random one"
@@ -50,16 +64,16 @@ class Lanczos:
         self.scale = 0.0
         self.beta = 0.0
         self.exhausted = False
+        self.faint = False
         self.cycles = [Cycle()]
         self.T: Array = np.zeros((self.capacity, self.capacity))
         # Rows not reached stay untouched, so on a CPU they take no memory.
         self._rows = torch.empty((self.capacity + 1, op.size), dtype=op.dtype, device=op.device)
         self._rows[0] = (start.double() / length).to(op.dtype)
-        # Below this share of ‖H‖ a residual is the rounding of the product, not a direction.
-        self.breakdown = 4 * max(op.floor, 16 * torch.finfo(op.dtype).eps)
+        self.rounding = torch.finfo(op.dtype).eps
 
     def step(self) -> None:
-        """Spend one product; nothing happens once the subspace is invariant."""
+        """Spend one product; nothing happens once the basis is complete."""
         if self.exhausted:
             return
         if self.size == self.capacity:
@@ -72,14 +86,28 @@ class Lanczos:
         self.beta = float(norms(work)[0])
         self.T[j, j] = alpha
         self.size = j + 1
-        if self.size == self.op.size or self.beta <= self.breakdown * self.scale:
+        self.cycles[-1].alphas.append(alpha)
+        self.cycles[-1].betas.append(max(self.beta, self.rounding * self.scale))
+        self.faint |= self.beta <= self.op.floor * self.scale
+        if self.size == self.op.size:
             self.exhausted, self.beta = True, 0.0
+        elif self.beta <= BREAKDOWN * self.rounding * self.scale:
+            self._begin_afresh()
         else:
             torch.div(work[0], self.beta, out=self._rows[j + 1])
             if self.size < self.capacity:
                 self.T[j + 1, j] = self.T[j, j + 1] = self.beta
-        self.cycles[-1].alphas.append(alpha)
-        self.cycles[-1].betas.append(self.beta)
+
+    def _begin_afresh(self) -> None:
+        """Go on from a vector uniform on the sphere of the complement; what is left of the last one is dropped."""
+        self.beta = 0.0
+        number = sum(cycle.fresh > 0 for cycle in self.cycles)
+        fresh = sphere(self.op, self.seed, "fresh", number)[None]
+        project_out(fresh, self._rows[: self.size])
+        fresh /= float(norms(fresh)[0])
+        project_out(fresh, self._rows[: self.size])  # little is left of it where the basis is almost complete
+        torch.div(fresh[0], float(norms(fresh)[0]), out=self._rows[self.size])
+        self.cycles.append(Cycle(fresh=self.op.size - self.size))
 
     def ritz_values(self) -> Array:
         """Eigenvalues of T so far, ascending."""
@@ -96,7 +124,7 @@ class Lanczos:
             T=self.T[:k, :k].copy(),
             beta=self.beta,
             residual=None if self.exhausted else self._rows[k],
-            cycles=tuple(Cycle(c.thetas, c.sigmas, list(c.alphas), list(c.betas)) for c in self.cycles),
+            cycles=tuple(Cycle(c.thetas, c.sigmas, c.fresh, list(c.alphas), list(c.betas)) for c in self.cycles),
             products=self.products,
             scale=self.scale,
         )
@@ -126,13 +154,13 @@ def lanczos(
     seed: int = 0,
     max_basis: int | None = None,
 ) -> Krylov:
-    """Run ``steps`` steps of Lanczos, fewer if the subspace becomes invariant.
+    """Run ``steps`` steps of Lanczos, fewer if they cover every direction.
 
     Args:
         operator: anything `as_operator` takes; H, d x d.
         steps: products to spend, at least 1.
         start: (d,) first vector; None draws it uniformly on the sphere.
-        seed: names the stream of the random start.
+        seed: names the streams of the random start, and of those after breakdowns.
         max_basis: most vectors held; None holds all. Memory: (max_basis + 1) d numbers.
 
     Raises:
@@ -140,7 +168,7 @@ def lanczos(
     """
     op = as_operator(operator)
     first = sphere(op, seed, "lanczos", 0) if start is None else start
-    run = Lanczos(op, first, basis_size(op, steps, max_basis))
+    run = Lanczos(op, first, basis_size(op, steps, max_basis), seed)
     for _ in range(steps):
         run.step()
     return run.krylov()
