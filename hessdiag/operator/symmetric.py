@@ -1,12 +1,12 @@
 """A symmetric operator: all that the estimators ever see of a model.
 
-``H @ v`` on a vector (d,) or a block (d, k). Any matrix, SciPy ``LinearOperator``, curvlinops
-operator or ``matvec`` closure becomes one through `as_operator`, and any operator goes back
-to SciPy through `SymmetricOperator.to_scipy`.
+``H @ v`` on a vector (d,) or a block (d, k), also ``v @ H``, ``H.T``, ``2 * H``, ``H - G``. Any operator goes to
+SciPy through `SymmetricOperator.to_scipy`.
 """
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +35,8 @@ class SymmetricOperator(ABC):
         block: most vectors that should travel together; the callers honour it.
         watch: called with ``products`` after every block, for progress displays.
     """
+
+    __array_ufunc__ = None  # arrays leave ``v @ H`` and ``2.0 * H`` to this class
 
     def __init__(
         self,
@@ -89,23 +91,91 @@ class SymmetricOperator(ABC):
             raise NonFiniteError(msg)
         return result
 
-    def __matmul__(self, other: Tensor) -> Tensor:
-        """``H @ v`` for v of shape (d,) or (d, k); the result has v's shape and the operator's dtype."""
+    @property
+    def T(self) -> SymmetricOperator:
+        """The transpose: a symmetric operator is its own."""
+        return self
+
+    def __matmul__(self, other: Any) -> Any:
+        """``H @ v`` for v of shape (d,) or (d, k), a tensor or an array; the result has v's shape and kind.
+
+        A tensor comes back in the operator's dtype, an array in float64.
+        """
+        if not isinstance(other, Tensor):
+            return (self @ _tensor(other, self)).to("cpu", torch.float64).numpy()
+        require_real(other)
         if other.dim() == 1:
             return self.rows(other[None])[0]
         return self.rows(other.T).T
 
+    def __rmatmul__(self, other: Any) -> Any:
+        """``v @ H`` for v of shape (d,) or (k, d)."""
+        return self @ other if other.ndim == 1 else (self @ other.T).T
+
+    def __mul__(self, factor: Any) -> SymmetricOperator:
+        """This operator times a real number."""
+        if isinstance(factor, Tensor) and factor.dim() == 0:
+            factor = factor.item()
+        if not isinstance(factor, numbers.Real):
+            msg = f"H * {type(factor).__name__}: an operator is multiplied by a real number; products are H @ v"
+            raise UsageError(msg)
+        from hessdiag.operator.combination import Combination
+
+        return Combination(((float(factor), self),))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> SymmetricOperator:
+        if isinstance(divisor, numbers.Real) and divisor == 0:
+            msg = "H / 0: an operator is divided by a real number that is not zero"
+            raise UsageError(msg)
+        return self * (1.0 / divisor)
+
+    def __neg__(self) -> SymmetricOperator:
+        return self * -1.0
+
+    def __add__(self, other: Any) -> SymmetricOperator:
+        """The sum with another operator or symmetric matrix of this size.
+
+        Raises:
+            UsageError: a number (``H + c`` could mean c in every entry or c I), or another size.
+        """
+        return self._plus(1.0, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> SymmetricOperator:
+        return self._plus(-1.0, other)
+
+    def __rsub__(self, other: Any) -> SymmetricOperator:
+        return -self + other
+
+    def _plus(self, factor: float, other: Any) -> SymmetricOperator:
+        from hessdiag.operator.combination import Combination
+        from hessdiag.operator.conversion import as_operator
+
+        if isinstance(other, numbers.Number):
+            msg = f"H + {other}: for H + c I give an operator, "
+            msg += "hessdiag.operator.ClosureOperator(lambda block: c * block, H.size, dtype=H.dtype)"
+            raise UsageError(msg)
+        found = as_operator(other)
+        if found.size != self.size:
+            msg = f"operators of size {self.size} and {found.size} are added: they must be of one size"
+            raise UsageError(msg)
+        return Combination(((1.0, self), (factor, found)))
+
     def to_scipy(self) -> LinearOperator:
-        """This operator as a SciPy ``LinearOperator`` in float64, for eigsh and the like."""
+        """This operator as a SciPy ``LinearOperator`` in float64, for eigsh, svds, lsqr and the like."""
         import numpy as np
         from scipy.sparse.linalg import LinearOperator
 
         def multiply(array: Any) -> Any:
-            block = torch.as_tensor(np.asarray(array), dtype=self.dtype, device=self.device)
-            flat = block.reshape(self.size, -1)
-            return (self @ flat).to("cpu", torch.float64).numpy().reshape(np.shape(array))
+            block = _tensor(np.asarray(array), self).reshape(self.size, -1)
+            return (self @ block).to("cpu", torch.float64).numpy().reshape(np.shape(array))
 
-        return LinearOperator(self.shape, matvec=multiply, matmat=multiply, dtype=np.float64)
+        return LinearOperator(
+            self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=np.float64
+        )
 
     def dense(self) -> Tensor:
         """The whole matrix (d, d), for small d: costs d products."""
@@ -122,57 +192,30 @@ class ClosureOperator(SymmetricOperator):
         self._matmat = matmat
 
     def _apply(self, rows: Tensor) -> Tensor:
-        product = self._matmat(rows.T).T.to(device=self.device, dtype=self.dtype)
+        answer = self._matmat(rows.T)
+        require_real(answer)
+        product = answer.T.to(device=self.device, dtype=self.dtype)
         return product.clone(memory_format=torch.contiguous_format)  # it may be the other's own
 
 
-def as_operator(operator: Any) -> SymmetricOperator:
-    """Make a `SymmetricOperator` of what the caller has.
-
-    Args:
-        operator: one already; a square matrix (tensor or array); a SciPy ``LinearOperator``; or any object
-            with ``shape`` and ``@`` on tensors (a curvlinops operator).
-
-    Raises:
-        UsageError: nothing of these, not square, or a matrix that is not symmetric.
-    """
-    if isinstance(operator, SymmetricOperator):
-        return operator
-    shape = tuple(getattr(operator, "shape", ()))
-    if len(shape) != 2 or shape[0] != shape[1]:
-        msg = f"{type(operator).__name__} of shape {shape}: a square matrix or linear operator is needed"
+def require_real(array: Any) -> None:
+    """Refuse complex numbers, of which only the real part would be measured."""
+    dtype = getattr(array, "dtype", None)
+    complex_ = dtype.is_complex if isinstance(dtype, torch.dtype) else getattr(dtype, "kind", "") == "c"
+    if complex_:
+        msg = (
+            f"{dtype} numbers: real ones are needed; the real form [[A, -B], [B, A]] of A + iB has its eigenvalues"
+        )
         raise UsageError(msg)
-    size = int(shape[0])
-    if isinstance(operator, Tensor):
-        return _from_matrix(operator)
-    if type(operator).__module__.startswith(("scipy", "numpy")):
-        return _from_scipy(operator, size)
-    dtype = getattr(operator, "dtype", torch.float64)
-    device = getattr(operator, "device", "cpu")
-    return ClosureOperator(lambda block: operator @ block, size, dtype=dtype, device=device)
 
 
-def _from_matrix(matrix: Tensor) -> SymmetricOperator:
-    matrix = matrix.detach()
-    matrix = matrix if matrix.is_floating_point() else matrix.double()
-    scale = float(matrix.abs().max()) if matrix.numel() else 0.0
-    asymmetry = float((matrix - matrix.T).abs().max()) if matrix.numel() else 0.0
-    if asymmetry > 1e3 * torch.finfo(matrix.dtype).eps * scale:
-        msg = f"the matrix is not symmetric (largest difference {asymmetry:.2g}): give (A + A.T) / 2"
-        raise UsageError(msg)
-    return ClosureOperator(lambda block: matrix @ block, matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
-
-
-def _from_scipy(operator: Any, size: int) -> SymmetricOperator:
-    import numpy as np
-
-    if isinstance(operator, np.ndarray):
-        return _from_matrix(torch.from_numpy(np.array(operator, dtype=np.float64)))
-
-    def matmat(block: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(operator @ block.cpu().double().numpy(), dtype=np.float64))
-
-    return ClosureOperator(matmat, size)
+def _tensor(array: Any, op: SymmetricOperator) -> Tensor:
+    require_real(array)
+    try:
+        return torch.as_tensor(array, dtype=op.dtype, device=op.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"H @ {type(array).__name__}: products are with tensors or arrays of numbers, (d,) or (d, k)"
+        raise UsageError(msg) from error
 
 
 @contextmanager
