@@ -47,6 +47,11 @@ HEADS = {
         "The gate",
         "Shares of runs of `hessdiag check` that pass, cannot tell or fail, at true changes known in full.",
     ),
+    "certificates": (
+        "Certificates in float32",
+        "Both ends of small trained networks against float64 truths on the same float32 weights and inputs; value is "
+        "the number of certified intervals that miss.",
+    ),
     "coverage": ("Coverage", "Share of seeds whose interval holds the truth; value is that share."),
 }
 ON_DEVICE = ("products", "extremes", "trace", "analysis", "memory", "truth")

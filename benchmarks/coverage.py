@@ -26,7 +26,6 @@ from hessdiag.spectral import (
     extremes,
     forms,
     frobenius_squared_from,
-    known_half,
     negative_mass,
     trace_from,
     wolkowicz_styan,
@@ -73,8 +72,7 @@ def sweep(op: ClosureOperator, seed: int) -> dict[str, Metric]:
     s = Settings(seed=seed)
     ends = extremes(op, rtol=s.rtol, seed=seed, max_steps=s.max_steps)
     run = density(op, s.density_probes, s.steps, seed, ends.krylov)
-    more = forms(op, known_half(ends.krylov), s.probes - s.density_probes, seed, first=s.density_probes)
-    values = run.forms.with_more(more)
+    values = forms(op, ends.krylov, s.probes, seed)
     trace, square = trace_from(values), frobenius_squared_from(values)
     ws = wolkowicz_styan(trace, square, op.size)
     found = (ends.lambda_max, ends.lambda_min, trace, square, effective_rank_from(values), ws.upper, ws.lower)

@@ -44,8 +44,8 @@ class Settings:
         trace_rtol: relative standard error of the trace at which its own probes stop; None: all of ``probes``.
         probes: random quadratic forms, for trace, ‖H‖_F² and what follows from them. 32: with deflation 1 % of
             the trace on a trained network, and enough for t intervals to cover.
-        density_probes: of these, how many are continued into the density.
-        steps: Lanczos steps of each of them. 8 x 40: bands of a few percent of the bulk's mass.
+        density_probes: random starts of the density, beside ``probes``.
+        steps: Lanczos steps of each of these. 8 x 40: bands of a few percent of the bulk's mass.
         max_steps: most products for the extremes.
         top: how many of the largest eigenvalues to verify.
         confidence: of intervals over probes and data.
@@ -112,9 +112,6 @@ class Settings:
         at_least(self.steps, 2, "--steps", "a density")
         if self.operator == "ggn" and self.way == "finite_difference":
             msg = "--operator ggn with --way finite_difference: differences give the Hessian only; drop one"
-            raise UsageError(msg)
-        if self.density_probes > self.probes:
-            msg = f"--density-probes {self.density_probes} exceed --probes {self.probes}: they are a part of them"
             raise UsageError(msg)
 
     def wants(self, *names: str) -> bool:

@@ -44,7 +44,6 @@ CONFIGS = {
         [tool.hessdiag.run]
         samples = 0  # ! run.samples | at least 1
         probes = 1  # ! run.probes | at least 2, 1 more
-        density_probes = 40  # only too many if probes were 32, which nobody knows
         rtol = nan  # ! run.rtol | less than 1
         operator = "hesian"  # ! run.operator | did you mean hessian?
         way = "magic"  # ! run.way | forward_over_reverse
@@ -61,10 +60,7 @@ CONFIGS = {
         samples = 3  # ! check.samples | into the table run
     """,
     "settings that contradict each other": """
-        run = { probes = 8, density_probes = 16 }  # ! run.density_probes | 16 exceed probes 8
-    """,
-    "settings against a default": """
-        run.probes = 4  # ! run.probes | density_probes 8 exceed probes 4
+        run = { operator = "ggn", way = "finite_difference" }  # ! run.operator | drop one
     """,
     "a check out of range": """
         [tool.hessdiag.run]

@@ -58,7 +58,7 @@ EARLY: list[Case] = [
     (f"{GOOD} --confidence 1.5", 2, ("--confidence 1.5", "0.5 to less than 1")),
     (f"{GOOD} --probes 1", 2, ("--probes=1", "at least 2")),
     (f"{GOOD} --steps 1", 2, ("--steps=1", "at least 2")),
-    (f"{GOOD} --density-probes 64", 2, ("--density-probes 64", "--probes 32")),
+    (f"{GOOD} --density-probes 1", 2, ("--density-probes=1", "at least 2")),
     (f"{GOOD} --operator ggn --way finite_difference", 2, ("--operator ggn", "drop one")),
     (f"{GOOD} -o p.py/out", 4, ("cannot write p.py/out", "-o")),
     (f"{GOOD} -o /proc/nowhere", 4, ("cannot write /proc/nowhere", "-o")),

@@ -12,7 +12,9 @@ import torch
 from hessdiag.errors import BudgetError
 from hessdiag.operator import as_operator
 from hessdiag.results import Quadrature, Spectrum
-from hessdiag.spectral import density, forms, known_half, lanczos, negative_mass, spectrum
+from hessdiag.spectral import density, known_half, lanczos, negative_mass, spectrum
+from hessdiag.spectral.deflation import unit_probes
+from hessdiag.spectral.density import STREAM
 from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
 
 RNG = np.random.default_rng(0)
@@ -139,16 +141,21 @@ def test_radau_brackets_every_measure_rigorously():
             assert low - 1e-12 <= true <= high + 1e-12
 
 
-def test_the_sweep_shares_its_probes():
+def test_the_forms_of_the_starts_are_theirs():
     op = as_operator(MATRIX)
     krylov = lanczos(op, steps=12)
-    shared = density(op, PROBES, STEPS, 3, krylov).forms
-    alone = forms(op, known_half(krylov), PROBES + 4, 3)
-    rest = forms(op, known_half(krylov), 4, 3, first=PROBES)
-    joined = shared.with_more(rest)
-    np.testing.assert_allclose(joined.trace, alone.trace, rtol=1e-12)
-    np.testing.assert_allclose(joined.squares, alone.squares, rtol=1e-12)
-    assert joined.products == krylov.products + PROBES * STEPS + 4
+    known = known_half(krylov)
+    assert known is not None
+    found = density(op, PROBES, STEPS, 3, krylov).forms
+    starts = torch.cat(list(unit_probes(op, known, PROBES, 3, STREAM)))
+    images = starts @ MATRIX
+    bulk = images - images @ known.basis.T @ known.basis
+    left = SIZE - known.size
+    trace = float(np.trace(known.T)) + left * (starts * images).sum(1)
+    squares = float(np.square(known.T).sum()) + 2 * known.beta**2 + left * bulk.square().sum(1)
+    np.testing.assert_allclose(found.trace, trace, rtol=1e-12)
+    np.testing.assert_allclose(found.squares, squares, rtol=1e-12)
+    assert found.products == krylov.products + PROBES * STEPS
 
 
 def test_outliers_are_the_converged_ritz_values_off_the_bulk():

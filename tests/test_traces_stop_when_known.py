@@ -55,7 +55,7 @@ def test_as_many_probes_as_the_tolerance_needs():
 def over_seeds() -> tuple[float, float]:
     """Bias in its own standard errors, and how often the interval holds the truth."""
     torch.set_num_threads(1)
-    found = [asked(0.02, seed, deflate=6) for seed in range(SEEDS)]
+    found = [asked(0.01, seed, deflate=6) for seed in range(SEEDS)]  # 8 to 60 probes; 8 alone cover 0.93
     values = np.array([one.value for one in found])
     held = float(np.mean([one.lo <= SPECTRUM.sum() <= one.hi for one in found]))
     return float((values.mean() - SPECTRUM.sum()) / values.std() * math.sqrt(SEEDS)), held
@@ -137,8 +137,9 @@ def test_probes_on_the_hessian_stop_where_nothing_else_needs_them():
     assert sum(row.trace for row in alone.layers) == pytest.approx(alone.metrics["trace"].value, rel=1e-9)
     shared = analysis(0.2, "frobenius_squared", problem=bare())
     assert probes(shared) == 32
-    dense = analysis(0.2, "density", problem=bare(), density_probes=4, steps=4)
-    assert probes(dense) == 32
+    beside = analysis(0.2, "density", problem=bare(), density_probes=4, steps=4)
+    # the density has starts of its own
+    assert beside.metrics["trace"].per_probe == pytest.approx(alone.metrics["trace"].per_probe, rel=1e-9)
 
 
 def test_where_every_direction_is_explored_a_tolerance_changes_nothing():

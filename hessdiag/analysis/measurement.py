@@ -123,7 +123,7 @@ class Measurement:
     @property
     def products(self) -> int:
         """Products the measurement will take, about."""
-        return planned(self.settings, closed=self.network is not None)
+        return planned(self.settings, closed=self.network is not None, size=self.operator.size)
 
     def forecast(self) -> str:
         """One line: parameters, samples, and the products, time and memory the measurement will take."""

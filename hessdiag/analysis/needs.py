@@ -9,21 +9,32 @@ DEFLATION_STEPS = 20  # where no extreme was asked for: 20 steps and 10 probes g
 TYPICAL_EXTREMES = 40  # products the extremes take on trained networks, for the forecast
 
 
-def planned(settings: Settings, *, closed: bool = False) -> int:
+def planned(
+    settings: Settings, *, closed: bool = False, model: ModelTrace | str | None = None, size: int | None = None
+) -> int:
     """Products the settings will take, about; those that a trace without probes would need are not in it.
 
     Args:
         settings: what is asked for.
         closed: whether tr H and tr H² come by formula.
+        model: the trace by way of the model, or why there is none; None where that is not known yet.
+        size: d, where known: no more products than that are taken (`is_whole`).
     """
-    if not needs_run(settings, closed=closed):
+    if not needs_run(settings, model, closed=closed):
         return 0
     run = TYPICAL_EXTREMES if settings.wants("lambda_max", "lambda_min") else DEFLATION_STEPS
     continued = settings.wants("density", "negative_mass")
     dense = settings.density_probes * settings.steps if continued else 0
-    probed = needs_forms(settings) and not closed
-    plain = settings.probes - (settings.density_probes if continued else 0) if probed else 0
-    return min(run, settings.max_steps) + dense + plain
+    plain = settings.probes if needs_forms(settings, model) and not closed else 0
+    products = min(run, settings.max_steps) + dense + plain
+    return products if size is None else min(products, size)
+
+
+def is_whole(
+    settings: Settings, size: int, *, closed: bool = False, model: ModelTrace | str | None = None
+) -> bool:
+    """Whether every direction is multiplied, since that takes no more products: all numbers are exact then."""
+    return size <= planned(settings, closed=closed, model=model)
 
 
 def uses_trace(settings: Settings) -> bool:

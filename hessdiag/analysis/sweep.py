@@ -1,10 +1,11 @@
-"""The shared sweep: one Lanczos run deflates the probes, the probes' first products serve every moment.
+"""The shared sweep: one Lanczos run deflates the probes and the density's starts, a probe serves every moment.
 
-Some of the probes are continued into the density. Asking for everything costs about what the density alone costs.
+Asking for everything costs about what the density alone costs.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,14 @@ import numpy as np
 import torch
 
 from hessdiag.analysis.closed import closed_trace
-from hessdiag.analysis.needs import DEFLATION_STEPS, needs_forms, needs_run, needs_square, uses_trace
+from hessdiag.analysis.needs import (
+    DEFLATION_STEPS,
+    is_whole,
+    needs_forms,
+    needs_run,
+    needs_square,
+    uses_trace,
+)
 from hessdiag.analysis.population import batch_error
 from hessdiag.analysis.traces import ModelTrace, contradiction, model_trace, shortfall, with_trace
 from hessdiag.closed_form import ClosedForm, Recognized
@@ -22,6 +30,7 @@ from hessdiag.results import (
     Convergence,
     DataError,
     Estimate,
+    Kind,
     Layer,
     Metric,
     RitzValue,
@@ -35,14 +44,14 @@ from hessdiag.spectral import (
     density,
     effective_rank_from,
     extremes,
-    forms,
+    extremes_of,
     forms_to,
     frobenius_bound,
     frobenius_squared_from,
-    known_half,
     lanczos,
     negative_mass,
     trace_from,
+    whole,
     wolkowicz_styan,
 )
 from hessdiag.spectral.interval import mean_interval
@@ -68,7 +77,7 @@ class Found:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     first: int = 0  # index of the main run's first product among the operator's recorded forms
-    first_form: int = 0  # likewise of the first probe that was not continued into the density
+    first_form: int = 0  # likewise of the first probe
     products: int = 0  # with other operators than the main one
 
 
@@ -95,18 +104,20 @@ class Sweep:
         """All quantities asked for; cost as `planned`, plus R products where the trace needs them."""
         s, found = self.settings, Found()
         model: ModelTrace | str | None = None
+        every = is_whole(s, self.operator.size, closed=self.network is not None)
         if self.network is not None:
             found.closed, model = closed_trace(self.operator, self.network, s.confidence)
         elif uses_trace(s):
-            model = model_trace(self.operator, s, probed=needs_square(s))
+            model = model_trace(self.operator, s, probed=needs_square(s), whole=every)
+            every = every or is_whole(s, self.operator.size, model=model)
         if isinstance(model, ModelTrace):
             found.products, found.layers = model.products, model.layers
             found.metrics["trace"] = model.estimate
-        elif model is not None:
+        elif model is not None and not every:
             found.notes.append(f"the trace comes from probes: {model}")
         closed = found.closed is not None
         if needs_run(s, model, closed=closed):
-            self._extremes(found)
+            self._extremes(found, every)
             self._density(found)
         if found.closed is not None:
             self._exact_moments(found, found.closed)
@@ -118,25 +129,24 @@ class Sweep:
             found.warnings += shortfall(trace, s)
         return found
 
-    def _extremes(self, found: Found) -> None:
+    def _extremes(self, found: Found, every: bool) -> None:
         s, op = self.settings, self.operator
         found.first = len(op.forms)
         which = [side for side in ("max", "min") if s.wants(f"lambda_{side}")]
         if s.top > 1 and "max" not in which:
             which.insert(0, "max")
-        if not which:
+        if every:
+            found.krylov = whole(op)
+        elif not which:
             found.krylov = lanczos(op, steps=min(DEFLATION_STEPS, op.size), seed=s.seed)
+        if not which:
             return
-        result = extremes(
-            op,
-            rtol=s.rtol,
-            which=which,  # type: ignore[arg-type]
-            top=s.top,
-            seed=s.seed,
-            max_steps=s.max_steps,
-            max_basis=self._max_basis(found),
-            warm=self.warm,
-        )
+        sides: dict[str, Any] = {"which": which, "top": s.top}
+        if found.krylov is not None:
+            result = extremes_of(op, found.krylov, **sides)
+        else:
+            limits = {"max_steps": s.max_steps, "max_basis": self._max_basis(found)}
+            result = extremes(op, rtol=s.rtol, seed=s.seed, warm=self.warm, **sides, **limits)
         found.krylov, found.convergence, found.top = result.krylov, result.convergence, result.top
         found.warnings += result.warnings
         fresh = found.first + result.krylov.products
@@ -167,18 +177,14 @@ class Sweep:
             found.spectrum, found.forms = run.spectrum, run.forms
             if s.wants("negative_mass"):
                 found.metrics["negative_mass"] = negative_mass(run, confidence=s.confidence)
-        found.first_form = len(self.operator.forms)
 
     def _forms(self, found: Found) -> None:
         s, op = self.settings, self.operator
-        if found.forms is None:
-            rtol = None if needs_square(s) else s.trace_rtol
-            found.forms = forms_to(op, found.krylov, s.probes, s.seed, rtol)
-            if not found.forms.exact:
-                found.first_form = len(op.forms) - len(found.forms.trace)  # after those that said how many
-        elif not found.forms.exact and s.probes > s.density_probes:
-            more = forms(op, known_half(found.krylov), s.probes - s.density_probes, s.seed, first=s.density_probes)
-            found.forms = found.forms.with_more(more)
+        rtol = None if needs_square(s) else s.trace_rtol
+        found.forms = forms_to(op, found.krylov, s.probes, s.seed, rtol)
+        left = op.size - (found.krylov.size if found.krylov is not None else 0)
+        drawn = left if found.forms.exact else len(found.forms.trace)
+        found.first_form = len(op.forms) - drawn  # after those of the density, and those that said how many
 
     def _moments(self, found: Found) -> None:
         """Everything that follows from tr H and tr H²."""
@@ -231,10 +237,12 @@ class Sweep:
         The main run's basis vectors give Σ q·(…q), the probes (d − k) u·(…u); None after a restart, when the
         recorded vectors are no longer the basis.
         """
-        known = known_half(found.krylov) if found.spectrum is not None else found.krylov
-        if known is None or len(known.cycles) > 1 or found.first_form >= len(recorded):
+        known = found.krylov
+        if known is None or known.restarted:
             return None
         run = torch.stack(recorded[found.first : found.first + known.size]).sum(0)
+        if known.exhausted:
+            return run[None].numpy()
         probes = torch.stack(recorded[found.first_form :])
         return (run + (self.operator.size - known.size) * probes).numpy()
 
@@ -246,10 +254,14 @@ class Sweep:
 
     def _probed_layers(self, found: Found) -> tuple[Layer, ...]:
         parts = self._probed(found, self.operator.layer_forms)
-        if parts is None or len(parts) < 2:
+        if parts is None or found.forms is None:
             return ()
+        exact, confidence = found.forms.exact, self.settings.confidence
+        rounding = found.forms.floor * math.sqrt(found.forms.squares.mean())
+        kind: Kind = "exact" if exact else "probes"
         rows = []
         for (name, size), values in zip(self.operator.layout, parts.T, strict=True):
-            _, lo, hi = mean_interval(values, self.settings.confidence)
-            rows.append(Layer(name=name, size=size, trace=float(values.mean()), lo=lo, hi=hi, kind="probes"))
+            value = float(values.mean())
+            _, lo, hi = (0.0, value - rounding, value + rounding) if exact else mean_interval(values, confidence)
+            rows.append(Layer(name=name, size=size, trace=value, lo=lo, hi=hi, kind=kind))
         return tuple(rows)

@@ -19,6 +19,7 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.planner import AGREEMENT, Plan, trial_vectors
 from hessdiag.engine.precision import in_double, narrowest
+from hessdiag.engine.rounding import rounding_floor
 from hessdiag.engine.slopes import gradient, slopes
 from hessdiag.engine.suspects import half_precision, suspects
 from hessdiag.engine.ways import WAYS
@@ -36,7 +37,6 @@ ROUNDED_SETTLED = 1e-3
 LEAST_WEIGHT = 1e-2  # weights are this large, or steps of this scale are tried too: a model may sit at 0
 NEGLIGIBLE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Curvature below this share of ‖gradient‖ / ‖θ‖ counts as none: it is the rounding of a Hessian that is 0."""
-FLOOR_MARGIN = 4.0  # the largest rounding over a few vectors, against the typical one
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Fault:
 def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, ...]]:
     """Measure the four numbers on up to 16 examples, and set ``operator.floor``.
 
-    Cost: about 6 products and 6 to 14 gradients of 16 examples.
+    Cost: about 7 products and 6 to 14 gradients of 16 examples.
 
     Returns:
         The numbers, and the faults they prove; empty if the products can be believed.
@@ -74,10 +74,9 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         torch.rand(1)  # moves the random stream on: noise inside the model must not repeat by chance
         repeatability = _norm(product(v) - hv) / scale
         difference = _differences(operator, v, hv)
-    rounding = torch.finfo(dtype if dtype.itemsize >= 4 else operator.dtype).eps
-    operator.floor = max(16 * rounding, FLOOR_MARGIN * repeatability)
-    if plan.agreement is not None:
-        operator.floor = max(operator.floor, FLOOR_MARGIN * plan.agreement)
+        unit = torch.finfo(dtype if dtype.itemsize >= 4 else operator.dtype).eps
+        others = (repeatability, symmetry, plan.agreement or 0.0)
+        operator.floor = rounding_floor(operator, unit, v, hv, scale, *others)
     if operator.way == "finite_difference":
         operator.floor = max(operator.floor, difference.product)
     numbers = SelfTest(

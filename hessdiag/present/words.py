@@ -33,7 +33,9 @@ def kind_in_words(metric: Metric) -> str:
         return f"{metric.side} bound on {metric.of}{loose}; {worth}"
     if isinstance(metric, RitzValue):
         checked = f"checked by a fresh product, residual {metric.residual:.0e}"
-        return checked if metric.lo == metric.hi else f"{checked}; certified {sure}"
+        if metric.lo == metric.hi:
+            return checked
+        return f"{checked}; exact up to rounding" if metric.confidence == 1 else f"{checked}; certified {sure}"
     if metric.kind == "bracket":
         return f"quadrature bracket and probe error, {sure}"
     probes = len(metric.per_probe) if isinstance(metric, Estimate) else 0

@@ -16,8 +16,8 @@ and ωᵢ the length² of its part outside the first i stretches of the run (ω�
 that part, divided by ωᵢ₋₁. Given all that came before, bᵢ is Beta(1/2, (dᵢ−1)/2) with dᵢ the dimension of the
 complement, since vᵢ was drawn after u, H and Q were fixed. So every stretch by itself must have bᵢ ≤ 1/Sᵢ(λ), and
 the uniform Uᵢ = F(bᵢ) are independent: Π Uᵢ ≤ Π F(1/Sᵢ(λ)), which for m stretches has a probability below ε as
-soon as −Σ ln F(1/Sᵢ(λ)) passes the (1−ε)-quantile of a gamma distribution of shape m (Fisher 1932). With one stretch
-that is the certificate above. Looks after other numbers of breakdowns are other events: of the probability
+soon as −Σ ln F(1/Sᵢ(λ)) passes the (1−ε)-quantile of a gamma distribution of shape m (Fisher 1932). With one
+stretch that is the certificate above. Looks after other numbers of breakdowns are other events: of the probability
 asked for the first has all but a thousandth, each further one half of what is left. What was dropped moves an
 eigenvalue by no more than twice its norm, and belongs to the interval's margin.
 

@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Estimate, Provenance, Quadrature, Spectrum, at_least
-from hessdiag.spectral.deflation import STREAM, Forms, from_values, unit_probes
+from hessdiag.spectral.deflation import Forms, from_values, unit_probes
 from hessdiag.spectral.inner import dots
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
 
 Array = NDArray[np.float64]
+
+STREAM = "density"
+"""Name of the starts' stream."""
 
 BASIS_BYTES = 1 << 31
 """Reorthogonalize the probes' runs while their bases fit in 2 GiB; three-term recurrences beyond."""
@@ -43,7 +46,8 @@ class DensityRun:
         spectrum: nodes and weights.
         negative: (n, 2) per probe, limits between which the share of negative eigenvalues lies, rigorous for
             the probe's own measure; one row where ``exact``.
-        forms: the probes' quadratic forms: the same values `forms` gives for the same probes and run.
+        forms: the quadratic forms of the starts. Their trace is worse known than that of as many probes of
+            `hessdiag.spectral.deflation`, which are not of unit length and need not be.
         exact: whether the probes were a basis, so that nothing is random.
         products: spent on probes, and on the run that deflated them.
     """
@@ -134,7 +138,7 @@ def negative_mass(run: DensityRun, *, confidence: float = 0.95) -> Estimate:
         value=value,
         lo=float(np.clip(low, 0.0, value)),
         hi=float(np.clip(high, value, 1.0)),
-        kind="bracket",
+        kind="exact" if run.exact and low == high else "bracket",
         confidence=1.0 if run.exact else confidence,
         provenance=Provenance(
             method="Gauss-Radau at the rounding floor",
@@ -199,6 +203,8 @@ def _known_quadrature(krylov: Krylov | None, known: int, dimension: int) -> tupl
     if krylov is None:
         return np.zeros(0), np.zeros(0)
     nodes, vectors = krylov.ritz
+    if known == dimension:
+        return nodes, np.full(known, 1 / known)
     return nodes, (vectors[:known] ** 2).sum(axis=0) / dimension
 
 
@@ -213,7 +219,7 @@ def _known_negative(
     if krylov is None or known is None:
         return np.zeros(2)
     if krylov.exhausted:
-        return np.array([weights[nodes < -resolution].sum(), weights[nodes <= resolution].sum()])
+        return np.array([(nodes < -resolution).mean(), (nodes <= resolution).mean()])
     total, steps = weights.sum(), krylov.size - known.size
     if steps == 0:
         return np.array([0.0, total])

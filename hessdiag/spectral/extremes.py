@@ -7,11 +7,10 @@ float32, which is fiction. Outer side: the Lanczos certificate (`hessdiag.spectr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from hessdiag.results import Convergence, Provenance, RitzValue
 from hessdiag.spectral.certificate import Side, Watch
 from hessdiag.spectral.inner import dots, norms
 from hessdiag.spectral.krylov import Krylov
-from hessdiag.spectral.lanczos import BREAKDOWN, Lanczos, basis_size
+from hessdiag.spectral.lanczos import Lanczos, basis_size
 from hessdiag.spectral.warm import Warm, beginning
 
 MAX_STEPS = 160
@@ -96,22 +95,29 @@ def extremes(
     run = Lanczos(op, start.vector, basis_size(op, max_steps, max_basis), seed)
     watch = Watch(run, which, failure, start.stretch)
     _grow(watch, rtol, top, max_steps, on_step)
-    krylov = run.krylov()
-    largest, smallest = _verify(op, krylov, which, top)
     settings = {"rtol": rtol, "seed": seed, "max_steps": max_steps, "failure": failure}
     settings |= {} if warm is None else {"warm": warm.turn}
-    provenance = Provenance(
-        method="Lanczos", settings=settings, products=op.products - before, dtype=str(op.dtype)[6:]
-    )
-    report = _Report(op, krylov, watch, provenance)
-    return Extremes(
-        lambda_max=report.largest(largest[0]) if largest else None,
-        lambda_min=report.smallest(smallest[0]) if smallest else None,
-        top=tuple(report.plain(pair) for pair in largest),
-        krylov=krylov,
-        convergence=watch.convergence(),
-        warnings=(*_missing(watch, rtol, top), *_ghosts(krylov), *_unsettled(largest, rtol, report.margin)),
-    )
+    known = _Known("Lanczos", settings, failure, watch.lower, watch.upper)
+    found = _report(op, run.krylov(), known, which, top, op.products - before)
+    loose = _unsettled(found.top, rtol, found.krylov.margin(op))
+    warnings = (*_missing(watch, rtol, top), *_ghosts(found.krylov), *loose)
+    return replace(found, convergence=watch.convergence(), warnings=warnings)
+
+
+def extremes_of(
+    op: SymmetricOperator, krylov: Krylov, *, which: Sequence[Side] = ("max", "min"), top: int = 1
+) -> Extremes:
+    """The ends of a spectrum of which every direction is explored; cost: a fresh product per reported eigenvalue.
+
+    Args:
+        op: the operator.
+        krylov: a complete run (`hessdiag.spectral.krylov.whole`).
+        which: sides to report.
+        top: how many of the largest eigenvalues.
+    """
+    values = krylov.ritz_values
+    known = _Known("every direction", {}, 0.0, float(values[0]), float(values[-1]))
+    return _report(op, krylov, known, which, top, krylov.products)
 
 
 def _grow(
@@ -146,51 +152,56 @@ def _pause(step: int, excess: float, step_before: int, excess_before: float) -> 
 
 
 @dataclass(frozen=True)
-class _Report:
-    """Puts intervals around verified pairs (Rayleigh quotient, residual)."""
+class _Known:
+    """How a run was made, and what it says of where no eigenvalue is, with the probability of being wrong."""
 
-    op: SymmetricOperator
-    krylov: Krylov
-    watch: Watch
-    provenance: Provenance
+    method: str
+    settings: Mapping[str, int | float | str]
+    failure: float
+    lower: float
+    upper: float
 
-    @property
-    def floor(self) -> float:
-        """Rounding of one product, absolute: relative to ‖H‖ as far as it was met, in products and in values."""
-        return self.op.floor * max(self.krylov.scale, float(np.abs(self.krylov.ritz_values).max()))
 
-    @property
-    def margin(self) -> float:
-        """Rounding of the run: T belongs to H + E with ‖E‖ at most this, residuals that were dropped included."""
-        dropped = BREAKDOWN * torch.finfo(self.op.dtype).eps * self.krylov.scale
-        rounding = self.floor * math.sqrt(self.krylov.size)
-        return rounding + 2 * dropped * math.sqrt(self.krylov.breakdowns)
+def _report(
+    op: SymmetricOperator, krylov: Krylov, known: _Known, which: Sequence[Side], top: int, spent: int
+) -> Extremes:
+    """Verify with fresh products and put intervals around what they say."""
+    before = op.products
+    largest, smallest = _verify(op, krylov, which, top)
+    provenance = Provenance(
+        method=known.method,
+        settings=known.settings,
+        products=spent + op.products - before,
+        dtype=str(op.dtype).removeprefix("torch."),
+    )
+    floor, margin = krylov.floor(op), krylov.margin(op)
 
-    def largest(self, pair: tuple[float, float]) -> RitzValue:
-        value, floor = pair[0], self.floor
-        return self._ritz("lambda_max", pair, value - floor, max(self.watch.upper, value) + self.margin)
-
-    def smallest(self, pair: tuple[float, float]) -> RitzValue:
-        value, floor = pair[0], self.floor
-        return self._ritz("lambda_min", pair, min(self.watch.lower, value) - self.margin, value + floor)
-
-    def plain(self, pair: tuple[float, float]) -> RitzValue:
-        value, reach = pair[0], pair[1] + self.floor
-        return self._ritz("eigenvalue", pair, value - reach, value + reach)
-
-    def _ritz(self, quantity: str, pair: tuple[float, float], lo: float, hi: float) -> RitzValue:
-        complete = self.krylov.size == self.op.size
+    def ritz(quantity: str, pair: tuple[float, float], lo: float, hi: float, failure: float) -> RitzValue:
         return RitzValue(
             quantity=quantity,
             value=pair[0],
             lo=lo,
             hi=hi,
             kind="ritz",
-            confidence=1.0 if complete or quantity == "eigenvalue" else 1.0 - self.watch.failure,
-            provenance=self.provenance,
+            confidence=1.0 if krylov.exhausted else 1.0 - failure,
+            provenance=provenance,
             residual=pair[1],
-            floor=self.floor,
+            floor=floor,
         )
+
+    def highest(pair: tuple[float, float]) -> RitzValue:
+        return ritz("lambda_max", pair, pair[0] - floor, max(known.upper, pair[0]) + margin, known.failure)
+
+    def lowest(pair: tuple[float, float]) -> RitzValue:
+        return ritz("lambda_min", pair, min(known.lower, pair[0]) - margin, pair[0] + floor, known.failure)
+
+    return Extremes(
+        lambda_max=highest(largest[0]) if largest else None,
+        lambda_min=lowest(smallest[0]) if smallest else None,
+        top=tuple(ritz("eigenvalue", (v, r), v - r - floor, v + r + floor, 0.0) for v, r in largest),
+        krylov=krylov,
+        convergence=Convergence(),
+    )
 
 
 def _missing(watch: Watch, rtol: float, top: int) -> tuple[str, ...]:
@@ -231,10 +242,12 @@ def rayleigh(vectors: Tensor, images: Tensor) -> list[tuple[float, float]]:
     return pairs
 
 
-def _unsettled(largest: list[tuple[float, float]], rtol: float, rounding: float) -> tuple[str, ...]:
+def _unsettled(largest: Sequence[RitzValue], rtol: float, rounding: float) -> tuple[str, ...]:
     """Verified values whose fresh residual says that they are no eigenvalues yet (ten times the tolerance)."""
-    pairs = enumerate(largest, 1)
-    loose = [number for number, (value, residual) in pairs if residual > 10 * (rtol * abs(value) + rounding)]
+    allowed = [10 * (rtol * abs(ritz.value) + rounding) for ritz in largest]
+    loose = [
+        number for number, (ritz, most) in enumerate(zip(largest, allowed, strict=True), 1) if ritz.residual > most
+    ]
     if len(largest) < 2 or not loose:
         return ()
     return (f"of the top {len(largest)}, number {loose[0]} and below lie in a continuum: no single eigenvalues",)

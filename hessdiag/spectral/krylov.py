@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,9 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.errors import UsageError
+from hessdiag.operator import SymmetricOperator
 from hessdiag.spectral.inner import overlaps, rotate
 
 Array = NDArray[np.float64]
+
+BREAKDOWN = 4.0
+"""Units of rounding, of ‖H‖, below which a residual is dropped. Rounding above that may be followed: it is a
+direction like any other, and T is right to rounding there too. A higher limit drops directions: H = c I + Δuuᵀ
+leaves Δ/√d after a step, which is 18 units for Δ/c = 1e-3 and d = 200,000 in float32."""
 
 
 @dataclass
@@ -86,6 +93,15 @@ class Krylov:
         """The fewest leading vectors that are a run of their own: no less than the last restart kept, and one."""
         return next((len(cycle.thetas) for cycle in reversed(self.cycles) if cycle.thetas), 0) + 1
 
+    def floor(self, op: SymmetricOperator) -> float:
+        """Rounding of one product, absolute: relative to ‖H‖ as far as it was met, in products and in values."""
+        return op.floor * max(self.scale, float(np.abs(self.ritz_values).max()))
+
+    def margin(self, op: SymmetricOperator) -> float:
+        """Rounding of the run: T belongs to H + E with ‖E‖ at most this, residuals that were dropped included."""
+        dropped = BREAKDOWN * torch.finfo(op.dtype).eps * self.scale
+        return self.floor(op) * math.sqrt(self.size) + 2 * dropped * math.sqrt(self.breakdowns)
+
     @property
     def alphas(self) -> tuple[float, ...]:
         """Diagonal of the first, unrestarted cycle."""
@@ -141,3 +157,20 @@ class Krylov:
             products=self.products,
             scale=self.scale,
         )
+
+
+def whole(op: SymmetricOperator) -> Krylov:
+    """H itself as a run that explored every direction: the unit vectors are its basis.
+
+    Cost: d products; ``T`` is d x d in float64 on the host, so only for small d.
+    """
+    dense = op.dense().to("cpu", torch.float64)
+    return Krylov(
+        basis=torch.eye(op.size, dtype=op.dtype, device=op.device),
+        T=((dense + dense.T) / 2).numpy(),
+        beta=0.0,
+        residual=None,
+        cycles=(Cycle(),),
+        products=op.size,
+        scale=float(torch.linalg.vector_norm(dense, dim=1).max()),
+    )

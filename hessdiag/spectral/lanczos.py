@@ -22,15 +22,11 @@ from torch import Tensor
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.spectral.inner import continue_basis, norms, project_out, rotate
-from hessdiag.spectral.krylov import Cycle, Krylov
+from hessdiag.spectral.krylov import BREAKDOWN, Cycle, Krylov
 from hessdiag.spectral.probes import sphere
 
 Array = NDArray[np.float64]
 
-BREAKDOWN = 4.0
-"""Units of rounding, of ‖H‖, below which a residual is dropped. Rounding above that may be followed: it is a
-direction like any other, and T is right to rounding there too. A higher limit drops directions: H = c I + Δuuᵀ
-leaves Δ/√d after a step, which is 18 units for Δ/c = 1e-3 and d = 200,000 in float32."""
 SMALLEST_BASIS = 6  # two Ritz vectors at one end, one at the other, the residual, and room to step
 
 

@@ -98,7 +98,7 @@ def frobenius_squared_from(values: Forms, *, confidence: float = 0.95) -> Estima
     mean = float(values.squares.mean())
     stderr, lo, hi = _interval(values.squares, values, confidence)
     rounding = 2 * values.floor * mean
-    lo = max(lo - rounding, min(values.known_squares, mean))
+    lo = max(lo - rounding, min(values.known_squares - rounding, mean))
     return _estimate("frobenius_squared", values, mean, lo, hi + rounding, stderr, values.squares, confidence)
 
 

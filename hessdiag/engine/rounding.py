@@ -1,0 +1,49 @@
+"""How far rounding moves a product: measured, against the same product in float64 where the model allows it.
+
+Asymmetry and repetition see rounding that is random. What single precision does to the loss itself is neither: a
+confident example leaves 1 − p to the last digits of p, and its part of H is wrong by a few percent in a way that is
+symmetric and repeats. Only another precision shows it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.precision import in_double
+from hessdiag.engine.ways import WAYS
+
+MARGIN = 4.0
+"""The largest rounding over a few vectors, against the typical one."""
+
+
+def rounding_floor(operator: Curvature, row: Tensor, product: Tensor, *others: float) -> float:
+    """Relative rounding of a product, at least 16 units of the operator's precision.
+
+    Args:
+        operator: in its own precision.
+        row: a trial vector (P,).
+        product: of the trial examples with it, unscaled.
+        *others: what the self-test measured of random rounding, each relative to the product.
+
+    Returns:
+        The largest of all, with a margin. Cost: a product of the trial examples in float64.
+    """
+    measured = max(*others, _against_double(operator, row, product))
+    return max(16 * torch.finfo(operator.dtype).eps, MARGIN * measured)
+
+
+def _against_double(operator: Curvature, row: Tensor, product: Tensor) -> float:
+    if operator.dtype == torch.float64 or operator.way == "finite_difference":
+        return 0.0
+    function = in_double(operator)
+    if function is None:
+        return 0.0
+    try:
+        piece = function.place(operator.trial)
+        exact = WAYS[operator.way](function, operator.kind, piece, row.double()[None])[0]
+    except (RuntimeError, TypeError, ValueError):
+        return 0.0  # an operation without float64, or no memory for it: the others have to do
+    size = float(torch.linalg.vector_norm(exact))
+    return float(torch.linalg.vector_norm(exact - product.double())) / max(size, 1e-300)
