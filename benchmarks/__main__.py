@@ -49,8 +49,8 @@ HEADS = {
     ),
     "certificates": (
         "Certificates in float32",
-        "Both ends of small trained networks against float64 truths on the same float32 weights and inputs; value is "
-        "the number of certified intervals that miss.",
+        "Both ends of small trained networks against float64 truths on the same float32 weights and inputs; value "
+        "is the number of certified intervals that miss.",
     ),
     "coverage": ("Coverage", "Share of seeds whose interval holds the truth; value is that share."),
 }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STAGES = (0.3, 1e-2, 1e-4, 1e-5)
-"""Share of the first loss at which a network is measured: unsure, confident, and more confident than float32 tells."""
+"""Share of the first loss at which a network is measured: unsure, confident, more confident than float32 tells."""
 MOST_STEPS = 1500
 
 

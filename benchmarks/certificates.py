@@ -1,9 +1,9 @@
 """Certified intervals of float32 measurements against float64 truths on the same float32 weights and inputs.
 
 A certificate of 99.9999% has to hold in every one of some hundred cases, at both ends, however confident the
-examples are. The truth is SciPy's ``eigsh`` on plain double backward in float64, to 1e-12 of the spectral radius; no
-part of hessdiag takes part in it. ``slack`` says how much of the room for rounding the worst case took: where the
-value of lambda_max passes the truth, the share of the floor by which it does; above 1 is a miss.
+examples are. The truth is SciPy's ``eigsh`` on plain double backward in float64, to 1e-12 of the spectral radius;
+no part of hessdiag takes part in it. ``slack`` says how much of the room for rounding the worst case took: where
+the value of lambda_max passes the truth, the share of the floor by which it does; above 1 is a miss.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Case:
         return (low - least.value) / least.floor, (most.value - high) / most.floor
 
 
-def run(data: str | None = None, quick: bool = False) -> list[Row]:
-    """Rows per kind of network and end; ``data`` is not needed."""
+def run(data: str | None = None, quick: bool = False) -> list[Row]:  # noqa: ARG001
+    """Rows per kind of network and end; no data are needed."""
     one_thread()
     rows = []
     for kind in list(KINDS)[: 2 if quick else None]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from hessdiag.analysis.traces import ModelTrace
+from hessdiag.analysis.traces import ModelTrace, OpenTrace
 from hessdiag.settings import Settings
 
+Model = ModelTrace | OpenTrace | str | None  # the trace by way of the model, or why there is none
 DEFLATION_STEPS = 20  # where no extreme was asked for: 20 steps and 10 probes gave 0.15 % where 30 probes gave 6 %
 TYPICAL_EXTREMES = 40  # products the extremes take on trained networks, for the forecast
 
 
 def planned(
-    settings: Settings, *, closed: bool = False, model: ModelTrace | str | None = None, size: int | None = None
+    settings: Settings,
+    *,
+    closed: bool = False,
+    model: Model = None,
+    size: int | None = None,
 ) -> int:
     """Products the settings will take, about; those that a trace without probes would need are not in it.
 
@@ -30,9 +35,7 @@ def planned(
     return products if size is None else min(products, size)
 
 
-def is_whole(
-    settings: Settings, size: int, *, closed: bool = False, model: ModelTrace | str | None = None
-) -> bool:
+def is_whole(settings: Settings, size: int, *, closed: bool = False, model: Model = None) -> bool:
     """Whether every direction is multiplied, since that takes no more products: all numbers are exact then."""
     return size <= planned(settings, closed=closed, model=model)
 
@@ -47,12 +50,12 @@ def needs_square(settings: Settings) -> bool:
     return settings.wants("frobenius_squared", "ws_lower", "ws_upper", "effective_rank")
 
 
-def needs_forms(settings: Settings, model: ModelTrace | str | None = None) -> bool:
+def needs_forms(settings: Settings, model: Model = None) -> bool:
     """Whether probes are needed; ``model`` is the trace by way of the model, or why there is none."""
     return (settings.wants("trace") and isinstance(model, str)) or needs_square(settings)
 
 
-def needs_run(settings: Settings, model: ModelTrace | str | None = None, *, closed: bool = False) -> bool:
+def needs_run(settings: Settings, model: Model = None, *, closed: bool = False) -> bool:
     """Whether a Lanczos run is needed: for itself, or to deflate probes."""
     wanted = settings.wants("lambda_max", "lambda_min", "density", "negative_mass")
     return wanted or settings.top > 1 or (not closed and needs_forms(settings, model))

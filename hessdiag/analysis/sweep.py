@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from hessdiag.analysis.closed import closed_trace
 from hessdiag.analysis.needs import (
@@ -22,15 +21,14 @@ from hessdiag.analysis.needs import (
     uses_trace,
 )
 from hessdiag.analysis.population import batch_error
-from hessdiag.analysis.traces import ModelTrace, contradiction, model_trace, shortfall, with_trace
+from hessdiag.analysis.probed import Probed
+from hessdiag.analysis.traces import ModelTrace, OpenTrace, contradiction, model_trace, shortfall, with_trace
 from hessdiag.closed_form import ClosedForm, Recognized
 from hessdiag.engine.curvature import Curvature
 from hessdiag.results import (
     Bound,
     Convergence,
-    DataError,
     Estimate,
-    Kind,
     Layer,
     Metric,
     RitzValue,
@@ -54,7 +52,7 @@ from hessdiag.spectral import (
     whole,
     wolkowicz_styan,
 )
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.spectral.interval import PILOT
 from hessdiag.spectral.warm import Warm
 
 BASIS_BYTES = 2 << 30  # a Lanczos basis beyond 2 GiB restarts (thick restart: more products, same certificates)
@@ -103,26 +101,27 @@ class Sweep:
     def run(self) -> Found:
         """All quantities asked for; cost as `planned`, plus R products where the trace needs them."""
         s, found = self.settings, Found()
-        model: ModelTrace | str | None = None
+        model: ModelTrace | OpenTrace | str | None = None
         every = is_whole(s, self.operator.size, closed=self.network is not None)
         if self.network is not None:
             found.closed, model = closed_trace(self.operator, self.network, s.confidence)
         elif uses_trace(s):
             model = model_trace(self.operator, s, probed=needs_square(s), whole=every)
             every = every or is_whole(s, self.operator.size, model=model)
-        if isinstance(model, ModelTrace):
-            found.products, found.layers = model.products, model.layers
-            found.metrics["trace"] = model.estimate
-        elif model is not None and not every:
+        if isinstance(model, str) and not every:
             found.notes.append(f"the trace comes from probes: {model}")
         closed = found.closed is not None
         if needs_run(s, model, closed=closed):
             self._extremes(found, every)
             self._density(found)
+        if isinstance(model, ModelTrace):
+            self._of_model(found, model)
         if found.closed is not None:
             self._exact_moments(found, found.closed)
         elif needs_forms(s, model):
             self._forms(found)
+            if isinstance(model, OpenTrace):
+                self._better(found, model)
             self._moments(found)
         trace = found.metrics.get("trace")
         if isinstance(trace, Estimate):
@@ -186,6 +185,33 @@ class Sweep:
         drawn = left if found.forms.exact else len(found.forms.trace)
         found.first_form = len(op.forms) - drawn  # after those of the density, and those that said how many
 
+    def _of_model(self, found: Found, model: ModelTrace) -> None:
+        found.products, found.layers = model.products, model.layers
+        found.metrics["trace"] = model.estimate
+
+    def _better(self, found: Found, model: OpenTrace) -> None:
+        """The trace by the way that knows it better, judged by pilots that it does not use."""
+        assert found.forms is not None
+        pilot, left = found.forms.trace[:PILOT], max(len(found.forms.trace) - PILOT, 1)
+        ours = 0.0 if found.forms.exact else float(pilot.std(ddof=1)) / math.sqrt(left)
+        if ours >= model.stderr:
+            self._of_model(found, model.settle())
+            return
+        found.products = model.residual.products
+        probed = self._probed(found, found.forms)
+        self._of_probes(found, probed if found.forms.exact else probed.without(PILOT))
+        found.notes.append(
+            f"the trace comes from probes on H: their standard error was foreseen as {ours:.2g}, "
+            f"that of tr(G) and probes on R as {model.stderr:.2g}"
+        )
+
+    def _probed(self, found: Found, forms: Forms) -> Probed:
+        return Probed(self.operator, found.krylov, forms, found.first, found.first_form)
+
+    def _of_probes(self, found: Found, probed: Probed) -> None:
+        found.metrics["trace"] = probed.trace(self.settings.confidence)
+        found.layers = probed.layers(self.settings.confidence)
+
     def _moments(self, found: Found) -> None:
         """Everything that follows from tr H and tr H²."""
         s, values = self.settings, found.forms
@@ -193,10 +219,8 @@ class Sweep:
             return
         trace = found.metrics.get("trace")
         if trace is None:
-            trace = trace_from(values, confidence=s.confidence)
-            trace = replace(trace, data=self._probed_data(found, trace.value))
-            found.metrics["trace"] = trace
-            found.layers = self._probed_layers(found)
+            self._of_probes(found, self._probed(found, values))
+            trace = found.metrics["trace"]
         elif isinstance(trace, Estimate) and trace.kind == "exact":
             found.warnings += contradiction(trace, values)
             values = replace(values, trace=np.full_like(values.trace, trace.value))
@@ -230,38 +254,3 @@ class Sweep:
             found.companions += deflated_ws(found.krylov, trace, square, op.size, **measured)
         if found.closed is not None:
             found.companions += found.closed.blockwise(**measured)
-
-    def _probed(self, found: Found, recorded: list[torch.Tensor]) -> np.ndarray[Any, Any] | None:
-        """Unbiased values of tr H in parts, per probe (n, parts), out of what products recorded of themselves.
-
-        The main run's basis vectors give Σ q·(…q), the probes (d − k) u·(…u); None after a restart, when the
-        recorded vectors are no longer the basis.
-        """
-        known = found.krylov
-        if known is None or known.restarted:
-            return None
-        run = torch.stack(recorded[found.first : found.first + known.size]).sum(0)
-        if known.exhausted:
-            return run[None].numpy()
-        probes = torch.stack(recorded[found.first_form :])
-        return (run + (self.operator.size - known.size) * probes).numpy()
-
-    def _probed_data(self, found: Found, value: float) -> DataError | None:
-        parts = self._probed(found, self.operator.forms)
-        if parts is None:
-            return None
-        return batch_error(self.operator, parts.mean(0), value, self.settings.confidence)
-
-    def _probed_layers(self, found: Found) -> tuple[Layer, ...]:
-        parts = self._probed(found, self.operator.layer_forms)
-        if parts is None or found.forms is None:
-            return ()
-        exact, confidence = found.forms.exact, self.settings.confidence
-        rounding = found.forms.floor * math.sqrt(found.forms.squares.mean())
-        kind: Kind = "exact" if exact else "probes"
-        rows = []
-        for (name, size), values in zip(self.operator.layout, parts.T, strict=True):
-            value = float(values.mean())
-            _, lo, hi = (0.0, value - rounding, value + rounding) if exact else mean_interval(values, confidence)
-            rows.append(Layer(name=name, size=size, trace=value, lo=lo, hi=hi, kind=kind))
-        return tuple(rows)

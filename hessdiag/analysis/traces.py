@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.analysis.population import batch_error, by_batch, data_error
+from hessdiag.analysis.residual import Residual, ResidualForms
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, curved_tensors, gauss_newton_trace
 from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
-from hessdiag.spectral import Forms, rademacher
+from hessdiag.spectral import Forms
 from hessdiag.spectral.interval import PILOT, enough, mean_interval, sum_half
 
 Array = NDArray[np.float64]
@@ -44,7 +45,7 @@ class ModelTrace:
 
 def model_trace(
     operator: Curvature, settings: Settings, *, probed: bool = False, whole: bool = False
-) -> ModelTrace | str:
+) -> ModelTrace | OpenTrace | str:
     """tr(H), or tr(G), through per-example gradients.
 
     Cost: C backward passes of per-example gradients for C outputs per example, or 16 with signs at the outputs;
@@ -58,7 +59,8 @@ def model_trace(
         whole: whether every direction will be multiplied: then nothing is drawn here.
 
     Returns:
-        The trace; or one line saying why it has to come from probes on H.
+        The trace; what it would take, where probes on H may know it better; or one line saying why it has to come
+        from those.
     """
     if operator.way == "finite_difference":
         return "second derivatives are not to be had here"
@@ -70,59 +72,58 @@ def model_trace(
     curved = curved_tensors(operator) if operator.kind == "hessian" else ()
     if curved and whole:
         return "every direction is multiplied"
-    residual = _residual(operator, curved, settings, gauss_newton.draws.numpy()) if curved else None
-    parts = _Parts(operator, gauss_newton, curved, residual, settings.confidence)
-    spent = residual.products if residual is not None else 0
-    return ModelTrace(parts.estimate(settings), parts.layers(), parts.note(), spent)
+    if not curved:
+        return _model_trace(operator, gauss_newton, curved, None, settings, 0)
+    found = OpenTrace(operator, gauss_newton, Residual(operator, curved, settings), settings, curved)
+    rivals = probed and settings.probes > 2 * PILOT and not found.residual.few
+    return found if rivals else found.settle()
 
 
 @dataclass(frozen=True)
-class _Forms:
-    """z·Rz for signs z inside the curved tensors, (n, tensors) and (n, batches), and the products spent."""
+class OpenTrace:
+    """tr(G) exactly and a first look at tr(R): how well it would be known is foreseen, and not yet paid for.
 
-    tensors: Array
-    batches: Array
-    products: int
-
-
-def _residual(operator: Curvature, curved: tuple[str, ...], settings: Settings, *draws: Array) -> _Forms:
-    """As many probes as asked for; with a tolerance, as many as it takes beside ``draws`` of tr(G), (n,).
-
-    Where the curved tensors have no more entries than that, each is multiplied: one exact row instead of n.
+    Where probes on H are drawn anyway, they may know the trace better: by 300 times where R is large in the bulk.
+    Both are judged by pilots that no estimate uses again, so that the choice moves no value and no interval.
     """
-    R = operator.sibling("residual")
-    mask = torch.cat([torch.full((size,), name in curved) for name, size in operator.layout]).to(operator.device)
-    if int(mask.sum()) <= settings.probes:
-        return _diagonal(R, mask)
 
-    def probe(stream: str, number: int) -> Array:
-        for begin in range(0, number, operator.block):
-            indices = range(begin, min(begin + operator.block, number))
-            rows = torch.stack([rademacher(operator, settings.seed, stream, i) for i in indices])
-            R.rows(torch.where(mask, rows, torch.zeros_like(rows)))
-            if operator.watch is not None:
-                operator.watch(operator.products + R.products)
-        return torch.stack(R.layer_forms[-number:]).numpy()
+    operator: Curvature
+    G: GaussNewtonTrace
+    residual: Residual
+    settings: Settings
+    curved: tuple[str, ...]
 
-    number = settings.probes
-    if settings.trace_rtol is not None and number > 2 * PILOT:
-        pilot = probe("residual pilot", PILOT).sum(1)
-        beside, error, _ = _sum(list(draws), settings.confidence)
-        allowed = settings.trace_rtol * abs(beside + float(pilot.mean()))
+    @property
+    def stderr(self) -> float:
+        """What the standard error of the trace would be."""
+        return float(self.residual.pilot.std(ddof=1)) / math.sqrt(self._number())
+
+    def settle(self) -> ModelTrace:
+        """Draw the probes on R."""
+        R = self.residual.diagonal() if self.residual.few else self.residual.drawn(self._number())
+        return _model_trace(self.operator, self.G, self.curved, R, self.settings, self.residual.products)
+
+    def _number(self) -> int:
+        """As many probes as asked for; with a tolerance, as many as it takes beside tr(G)."""
+        number, rtol = self.settings.probes, self.settings.trace_rtol
+        if rtol is None or number <= 2 * PILOT:
+            return number
+        beside, error, _ = _sum([self.G.draws.numpy()], self.settings.confidence)
+        allowed = rtol * abs(beside + float(self.residual.pilot.mean()))
         # where tr(G) is the worse known, products would be spent in vain
-        number = enough(pilot, math.sqrt(max(allowed**2 - error**2, allowed**2 / 4)), number - PILOT)
-    tensors = probe("residual", number)
-    operator.seconds += R.seconds
-    return _Forms(tensors, torch.stack(R.forms[-number:]).numpy(), R.products)
+        return enough(self.residual.pilot, math.sqrt(max(allowed**2 - error**2, allowed**2 / 4)), number - PILOT)
 
 
-def _diagonal(R: Curvature, mask: Tensor) -> _Forms:
-    entries = mask.nonzero()[:, 0]
-    for part in torch.split(entries, R.block):
-        R.rows(torch.nn.functional.one_hot(part, len(mask)).to(R.dtype))
-    n = len(entries)
-    tensors, batches = (torch.stack(kept[-n:]).sum(0, keepdim=True).numpy() for kept in (R.layer_forms, R.forms))
-    return _Forms(tensors, batches, R.products)
+def _model_trace(
+    operator: Curvature,
+    G: GaussNewtonTrace,
+    curved: tuple[str, ...],
+    R: ResidualForms | None,
+    settings: Settings,
+    products: int,
+) -> ModelTrace:
+    parts = _Parts(operator, G, curved, R, settings.confidence, products)
+    return ModelTrace(parts.estimate(settings), parts.layers(), parts.note(), products)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,9 @@ class _Parts:
     operator: Curvature
     G: GaussNewtonTrace
     curved: tuple[str, ...]
-    R: _Forms | None
+    R: ResidualForms | None
     confidence: float
+    products: int
 
     def estimate(self, settings: Settings) -> Estimate:
         draws = self.G.draws.numpy()
@@ -158,7 +160,7 @@ class _Parts:
             provenance=Provenance(
                 method=self.note(),
                 settings=settings_used,
-                products=self.R.products if self.R is not None else 0,
+                products=self.products,
                 dtype=str(self.operator.dtype).removeprefix("torch."),
             ),
         )

@@ -1,8 +1,8 @@
 """How far rounding moves a product: measured, against the same product in float64 where the model allows it.
 
 Asymmetry and repetition see rounding that is random. What single precision does to the loss itself is neither: a
-confident example leaves 1 − p to the last digits of p, and its part of H is wrong by a few percent in a way that is
-symmetric and repeats. Only another precision shows it.
+confident example leaves 1 − p to the last digits of p, and its part of H is wrong by a few percent in a way that
+is symmetric and repeats. Only another precision shows it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from hessdiag.engine.ways import WAYS
 
 MARGIN = 4.0
 """The largest rounding over a few vectors, against the typical one."""
+SMALLEST = 32.0
+"""Units of rounding. In 328 cases of small networks the value of lambda_max passed the truth by 11 at worst."""
 
 
 def rounding_floor(operator: Curvature, row: Tensor, product: Tensor, *others: float) -> float:
-    """Relative rounding of a product, at least 16 units of the operator's precision.
+    """Relative rounding of a product, at least `SMALLEST` units of the operator's precision.
 
     Args:
         operator: in its own precision.
@@ -31,7 +33,7 @@ def rounding_floor(operator: Curvature, row: Tensor, product: Tensor, *others: f
         The largest of all, with a margin. Cost: a product of the trial examples in float64.
     """
     measured = max(*others, _against_double(operator, row, product))
-    return max(16 * torch.finfo(operator.dtype).eps, MARGIN * measured)
+    return max(SMALLEST * torch.finfo(operator.dtype).eps, MARGIN * measured)
 
 
 def _against_double(operator: Curvature, row: Tensor, product: Tensor) -> float:

@@ -1,0 +1,87 @@
+"""tr(R) of H = G + R: quadratic forms with signs inside the tensors in which the outputs are curved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hessdiag.engine.curvature import Curvature
+from hessdiag.settings import Settings
+from hessdiag.spectral import rademacher
+from hessdiag.spectral.interval import PILOT
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ResidualForms:
+    """z·Rz for signs z inside the curved tensors, (n, tensors) and (n, batches); one exact row of all."""
+
+    tensors: Array
+    batches: Array
+
+
+class Residual:
+    """Products with R, as they are asked for.
+
+    Args:
+        operator: H.
+        curved: names of the tensors in which the outputs are curved.
+        settings: of the measurement.
+    """
+
+    def __init__(self, operator: Curvature, curved: tuple[str, ...], settings: Settings) -> None:
+        self.operator, self.settings = operator, settings
+        self.R = operator.sibling("residual")
+        inside = [torch.full((size,), name in curved) for name, size in operator.layout]
+        self.mask = torch.cat(inside).to(operator.device)
+
+    @property
+    def few(self) -> bool:
+        """Whether the curved tensors have no more entries than there would be probes."""
+        return int(self.mask.sum()) <= self.settings.probes
+
+    @property
+    def products(self) -> int:
+        """Spent so far."""
+        return self.R.products
+
+    @cached_property
+    def pilot(self) -> Array:
+        """(8,) forms of a stream of their own, which no estimate may use again."""
+        pilot: Array = self._drawn("residual pilot", PILOT).tensors.sum(1)
+        return pilot
+
+    def drawn(self, number: int) -> ResidualForms:
+        """``number`` forms."""
+        return self._drawn("residual", number)
+
+    def diagonal(self) -> ResidualForms:
+        """Every entry of the curved tensors multiplied: exact."""
+        entries = self.mask.nonzero()[:, 0]
+        for part in torch.split(entries, self.operator.block):
+            self._multiply(torch.nn.functional.one_hot(part, len(self.mask)).to(self.R.dtype))
+        every = self._last(len(entries))
+        return ResidualForms(every.tensors.sum(0, keepdims=True), every.batches.sum(0, keepdims=True))
+
+    def _drawn(self, stream: str, number: int) -> ResidualForms:
+        for begin in range(0, number, self.operator.block):
+            indices = range(begin, min(begin + self.operator.block, number))
+            rows = torch.stack([rademacher(self.operator, self.settings.seed, stream, i) for i in indices])
+            self._multiply(torch.where(self.mask, rows, torch.zeros_like(rows)))
+        return self._last(number)
+
+    def _multiply(self, rows: torch.Tensor) -> None:
+        before = self.R.seconds
+        self.R.rows(rows)
+        self.operator.seconds += self.R.seconds - before
+        if self.operator.watch is not None:
+            self.operator.watch(self.operator.products + self.R.products)
+
+    def _last(self, number: int) -> ResidualForms:
+        tensors, batches = (torch.stack(kept[-number:]).numpy() for kept in (self.R.layer_forms, self.R.forms))
+        return ResidualForms(tensors, batches)
