@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import as_operator
-from hessdiag.results import Bound
+from hessdiag.results import Bound, Estimate, Provenance
 from hessdiag.spectral import (
     christoffel,
     deflated_ws,
@@ -149,6 +151,43 @@ def test_estimated_inputs_are_no_guarantee():
     apart = wolkowicz_styan(trace_from(other), frobenius_squared_from(values), 40).upper
     for bound in (mixed, apart):
         assert not bound.exact_inputs and bound.lo < bound.value < bound.hi
+
+
+def mean_over_all_probes() -> tuple[float, float]:
+    """Mean of the upper bound over every pair of sign probes of a 6 x 6 matrix, and the bound by true traces."""
+    draws = np.random.default_rng(0).normal(size=(6, 6))
+    matrix = draws + draws.T
+    signs = np.array(list(itertools.product([-1, 1], repeat=6)))[:32]  # −z says what z says
+    t1, t2 = np.einsum("ni,ij,nj->n", signs, matrix, signs), np.square(signs @ matrix).sum(axis=1)
+    assert t1.mean() == pytest.approx(np.trace(matrix)) and t2.mean() == pytest.approx(np.square(matrix).sum())
+    values = []
+    for pair in itertools.product(range(32), repeat=2):
+        one, two = (estimate(name, t[list(pair)]) for name, t in (("trace", t1), ("frobenius_squared", t2)))
+        values.append(wolkowicz_styan(one, two, 6).upper.value)
+    return float(np.mean(values)), wolkowicz_styan(float(t1.mean()), float(t2.mean()), 6).upper.value
+
+
+def estimate(quantity: str, samples: np.ndarray) -> Estimate:
+    value = float(samples.mean())
+    kind = {"kind": "probes", "confidence": 0.95, "provenance": Provenance(method="")}
+    return Estimate(
+        quantity=quantity, value=value, lo=value, hi=value, stderr=1.0, per_probe=tuple(samples), **kind
+    )
+
+
+def bias() -> float:
+    mean, true = mean_over_all_probes()
+    return abs(mean / true - 1)
+
+
+def test_bounds_from_few_probes_are_next_to_unbiased():
+    assert bias() < 0.008
+
+
+@pytest.mark.parametrize("correction", ["_overstated", "_short_root"])
+def test_this_promise_would_notice_a_bias_left_in(correction, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("hessdiag.spectral.bounds"), correction, lambda *_: 0.0)
+    assert bias() > 0.012
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,10 @@ BROKEN = {
         "MLP, GELU",
         lambda op, *_: 16 * torch.finfo(op.dtype).eps,
     ),
-    "rounding is what repeats and is asymmetric": ("GRU", lambda op, row, product, *others: max(others)),
+    "rounding is what repeats and is asymmetric": (
+        "GRU",
+        lambda op, unit, row, product, scale, *others: max(others),
+    ),
 }
 
 

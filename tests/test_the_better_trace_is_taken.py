@@ -79,7 +79,7 @@ BAND = (0.93, 0.97)
 
 @functools.cache
 def chosen(again: bool = False) -> np.ndarray:
-    """(value, lo, hi) of the better of two means as uncertain as each other: the case in which choosing could hurt."""
+    """(value, lo, hi) of the better of two means as uncertain as each other: where choosing could hurt."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(60, 60))
@@ -95,7 +95,9 @@ def chosen(again: bool = False) -> np.ndarray:
         pilot, rest = pilots[int(np.argmin(spreads))]
         samples = pilot if again else rest
         _, lo, hi = mean_interval(samples, 0.95)
-        rows.append((samples.mean() - float(matrix.trace()), lo - float(matrix.trace()), hi - float(matrix.trace())))
+        rows.append(
+            (samples.mean() - float(matrix.trace()), lo - float(matrix.trace()), hi - float(matrix.trace()))
+        )
     return np.array(rows)
 
 

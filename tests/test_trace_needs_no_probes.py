@@ -5,7 +5,9 @@ Oracle: the dense Hessian in float64, by reverse over reverse, written without h
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib
 import math
 
 import numpy as np
@@ -15,12 +17,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessdiag.analysis import analyze, traces
+from hessdiag.analysis.residual import Residual
 from hessdiag.analysis.traces import ModelTrace, model_trace
 from hessdiag.engine import gauss_newton
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.problem import Problem
+from hessdiag.results import Estimate, Provenance
 from hessdiag.settings import Settings
+from hessdiag.spectral import Forms
 from tests import models
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative; sums of some thousand squares
@@ -201,7 +206,8 @@ def over_seeds(probes: int = 8) -> tuple[np.ndarray, np.ndarray]:
     rows, layers = [], []
     for seed in range(SEEDS):
         settings = Settings(seed=seed, probes=probes, density_probes=2)
-        parts = traces._Parts(op, G, curved, traces._residual(op, curved, settings), settings.confidence)
+        residual = Residual(op, curved, settings)
+        parts = traces._Parts(op, G, curved, residual.drawn(probes), settings.confidence, residual.products)
         estimate = parts.estimate(settings)
         rows.append((estimate.value, estimate.lo, estimate.hi))
         layers.append([(layer.trace, layer.lo, layer.hi) for layer in parts.layers()])
@@ -479,3 +485,45 @@ def test_a_wrong_root_would_be_noticed(breakage, monkeypatch):
     monkeypatch.setattr(gauss_newton, "signed_root", breakage)
     values = gauss_newton_trace(operator(many_words(), batch_size=100), draws=2).draws.numpy()
     assert not is_unbiased(values, gauss_newton_blocks().sum())
+
+
+def said(off: float, exact: bool = False, number: int = 32, spread: float = 1.0) -> list[str]:
+    """What is said where the exact trace lies ``off`` standard errors from the mean of ``number`` probes."""
+    samples = spread * np.resize([-1.0, 1.0], number)
+    stderr = float(samples.std(ddof=1)) / number**0.5
+    kept = {"known_squares": 0.0, "dimension": 50, "known": 0, "products": number, "floor": 1e-7, "seed": 0}
+    values = Forms(trace=10 + samples, squares=np.ones(number), exact=exact, dtype="float32", **kept)
+    value = 10 + off * max(stderr, 1e-7)
+    limits = {"lo": value, "hi": value, "kind": "exact", "confidence": 1.0, "stderr": 0.0}
+    known = Estimate(quantity="trace", value=value, provenance=Provenance(method=""), **limits)
+    return traces.contradiction(known, values)
+
+
+def test_an_exact_trace_far_from_its_probes_is_said():
+    (text,) = said(7.5)
+    assert "7.5 standard errors" in text and "do not trust either" in text
+    assert said(-7.5)
+    assert said(6.9) == said(-6.9) == []
+    assert said(7.5, number=7) == said(7.5, exact=True) == []  # too few for a spread; nothing random
+    assert said(1.0, spread=0.0) == []  # H = c I: all probes say the same, and rounding is no contradiction
+    assert said(1000.0, spread=0.0)
+
+
+def test_the_alarm_is_rung_by_a_measurement(monkeypatch):
+    room = importlib.import_module("hessdiag.analysis.sweep")
+    true = room.model_trace
+
+    def wrong(*args, **options):
+        model = true(*args, **options)
+        value = 3 * model.estimate.value
+        moved = dataclasses.replace(model.estimate, value=value, lo=value, hi=value)
+        return dataclasses.replace(model, estimate=moved)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    data = {"train": (models.randn(40, 8), models.labels(40, 3))}
+    problem = Problem(model, data, criterion=lambda out, batch: F.cross_entropy(out, batch[1]))
+    asked = ["trace", "frobenius_squared"]
+    assert not analyze(problem, asked).warnings
+    monkeypatch.setattr(room, "model_trace", wrong)
+    assert any("do not trust either" in warning for warning in analyze(problem, asked).warnings)

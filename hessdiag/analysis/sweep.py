@@ -144,8 +144,8 @@ class Sweep:
         if found.krylov is not None:
             result = extremes_of(op, found.krylov, **sides)
         else:
-            limits = {"max_steps": s.max_steps, "max_basis": self._max_basis(found)}
-            result = extremes(op, rtol=s.rtol, seed=s.seed, warm=self.warm, **sides, **limits)
+            sides |= {"max_steps": s.max_steps, "max_basis": self._max_basis(found)}
+            result = extremes(op, rtol=s.rtol, seed=s.seed, warm=self.warm, **sides)
         found.krylov, found.convergence, found.top = result.krylov, result.convergence, result.top
         found.warnings += result.warnings
         fresh = found.first + result.krylov.products

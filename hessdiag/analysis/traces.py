@@ -17,7 +17,7 @@ from hessdiag.engine.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, curved_
 from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
-from hessdiag.spectral import Forms
+from hessdiag.spectral import Forms, trace_from
 from hessdiag.spectral.interval import PILOT, enough, mean_interval, sum_half
 
 Array = NDArray[np.float64]
@@ -48,8 +48,8 @@ def model_trace(
 ) -> ModelTrace | OpenTrace | str:
     """tr(H), or tr(G), through per-example gradients.
 
-    Cost: C backward passes of per-example gradients for C outputs per example, or 16 with signs at the outputs;
-    ``settings.probes`` products with R where some tensor is curved, or what ``settings.trace_rtol`` needs of them.
+    Cost: C backward passes of per-example gradients for C outputs, or 16 with signs there; where some tensor is
+    curved, ``settings.probes`` products with R, or what ``settings.trace_rtol`` needs of them.
 
     Args:
         operator: H or G.
@@ -59,32 +59,31 @@ def model_trace(
         whole: whether every direction will be multiplied: then nothing is drawn here.
 
     Returns:
-        The trace; what it would take, where probes on H may know it better; or one line saying why it has to come
-        from those.
+        The trace; what it would take, where probes on H may know it better; or why it has to come from those.
     """
     if operator.way == "finite_difference":
         return "second derivatives are not to be had here"
     # an escalated check must shrink the error of draws too
     draws = 0 if probed or whole else max(OUTPUT_DRAWS, settings.probes // 2)
-    gauss_newton = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
-    if isinstance(gauss_newton, str):
-        return gauss_newton
+    G = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
+    if isinstance(G, str):
+        return G
     curved = curved_tensors(operator) if operator.kind == "hessian" else ()
     if curved and whole:
         return "every direction is multiplied"
     if not curved:
-        return _model_trace(operator, gauss_newton, curved, None, settings, 0)
-    found = OpenTrace(operator, gauss_newton, Residual(operator, curved, settings), settings, curved)
+        return _Parts(operator, G, curved, None, settings.confidence, 0).whole(settings)
+    found = OpenTrace(operator, G, Residual(operator, curved, settings), settings, curved)
     rivals = probed and settings.probes > 2 * PILOT and not found.residual.few
     return found if rivals else found.settle()
 
 
 @dataclass(frozen=True)
 class OpenTrace:
-    """tr(G) exactly and a first look at tr(R): how well it would be known is foreseen, and not yet paid for.
+    """tr(G) exactly, and what tr(R) would take, of which only pilots are paid for.
 
-    Where probes on H are drawn anyway, they may know the trace better: by 300 times where R is large in the bulk.
-    Both are judged by pilots that no estimate uses again, so that the choice moves no value and no interval.
+    Probes on H, where they are drawn anyway, may know the trace 300 times better. Both are judged by pilots that
+    no estimate uses again: the choice moves no value and no interval.
     """
 
     operator: Curvature
@@ -101,29 +100,18 @@ class OpenTrace:
     def settle(self) -> ModelTrace:
         """Draw the probes on R."""
         R = self.residual.diagonal() if self.residual.few else self.residual.drawn(self._number())
-        return _model_trace(self.operator, self.G, self.curved, R, self.settings, self.residual.products)
+        spent = self.residual.products
+        return _Parts(self.operator, self.G, self.curved, R, self.settings.confidence, spent).whole(self.settings)
 
     def _number(self) -> int:
         """As many probes as asked for; with a tolerance, as many as it takes beside tr(G)."""
         number, rtol = self.settings.probes, self.settings.trace_rtol
         if rtol is None or number <= 2 * PILOT:
             return number
-        beside, error, _ = _sum([self.G.draws.numpy()], self.settings.confidence)
+        beside, error, _ = _sum([self.G.draws.numpy()], 0.95)
         allowed = rtol * abs(beside + float(self.residual.pilot.mean()))
         # where tr(G) is the worse known, products would be spent in vain
         return enough(self.residual.pilot, math.sqrt(max(allowed**2 - error**2, allowed**2 / 4)), number - PILOT)
-
-
-def _model_trace(
-    operator: Curvature,
-    G: GaussNewtonTrace,
-    curved: tuple[str, ...],
-    R: ResidualForms | None,
-    settings: Settings,
-    products: int,
-) -> ModelTrace:
-    parts = _Parts(operator, G, curved, R, settings.confidence, products)
-    return ModelTrace(parts.estimate(settings), parts.layers(), parts.note(), products)
 
 
 @dataclass(frozen=True)
@@ -136,6 +124,9 @@ class _Parts:
     R: ResidualForms | None
     confidence: float
     products: int
+
+    def whole(self, settings: Settings) -> ModelTrace:
+        return ModelTrace(self.estimate(settings), self.layers(), self.note(), self.products)
 
     def estimate(self, settings: Settings) -> Estimate:
         draws = self.G.draws.numpy()
@@ -253,10 +244,11 @@ def contradiction(exact: Estimate, values: Forms) -> list[str]:
     """The exact trace against the probes of the same sweep: independent ways to one number."""
     if values.exact or len(values.trace) < 8:
         return []
-    stderr, _, _ = mean_interval(values.trace, 0.95)
-    # probes of a multiple of the identity do not spread at all: what is left is rounding
-    stderr = max(stderr, ROUNDING * float(np.abs(values.trace).max()), (exact.hi - exact.lo) / 2, 1e-300)
-    off = abs(float(values.trace.mean()) - exact.value) / stderr
+    probed = trace_from(values)
+    # where H is next to diagonal all probes say the same, to rounding
+    rounding = values.floor * math.sqrt(values.dimension * float(values.squares.mean()))
+    slack = rounding + (exact.hi - exact.lo) / 2
+    off = (abs(probed.value - exact.value) - slack) / max(probed.stderr, 1e-300)
     if off <= 7:  # t with 31 degrees of freedom passes 7 once in 10 million
         return []
     return [f"the exact trace is {off:.1f} standard errors from the probes': do not trust either, and report this"]

@@ -20,20 +20,24 @@ SMALLEST = 32.0
 """Units of rounding. In 328 cases of small networks the value of lambda_max passed the truth by 11 at worst."""
 
 
-def rounding_floor(operator: Curvature, row: Tensor, product: Tensor, *others: float) -> float:
-    """Relative rounding of a product, at least `SMALLEST` units of the operator's precision.
+def rounding_floor(
+    operator: Curvature, unit: float, row: Tensor, product: Tensor, scale: float, *others: float
+) -> float:
+    """Relative rounding of a product, at least `SMALLEST` units.
 
     Args:
         operator: in its own precision.
+        unit: of rounding, of the least precise type that the model computes in.
         row: a trial vector (P,).
         product: of the trial examples with it, unscaled.
+        scale: what rounding of it is relative to: its length, and more where it is next to none.
         *others: what the self-test measured of random rounding, each relative to the product.
 
     Returns:
         The largest of all, with a margin. Cost: a product of the trial examples in float64.
     """
-    measured = max(*others, _against_double(operator, row, product))
-    return max(SMALLEST * torch.finfo(operator.dtype).eps, MARGIN * measured)
+    measured = max(*others, _against_double(operator, row, product) / scale)
+    return max(SMALLEST * unit, MARGIN * measured)
 
 
 def _against_double(operator: Curvature, row: Tensor, product: Tensor) -> float:
@@ -47,5 +51,4 @@ def _against_double(operator: Curvature, row: Tensor, product: Tensor) -> float:
         exact = WAYS[operator.way](function, operator.kind, piece, row.double()[None])[0]
     except (RuntimeError, TypeError, ValueError):
         return 0.0  # an operation without float64, or no memory for it: the others have to do
-    size = float(torch.linalg.vector_norm(exact))
-    return float(torch.linalg.vector_norm(exact - product.double())) / max(size, 1e-300)
+    return float(torch.linalg.vector_norm(exact - product.double()))

@@ -129,7 +129,7 @@ class SymmetricOperator(ABC):
         if isinstance(divisor, numbers.Real) and divisor == 0:
             msg = "H / 0: an operator is divided by a real number that is not zero"
             raise UsageError(msg)
-        return self * (1.0 / divisor)
+        return self.__mul__(1.0 / divisor)
 
     def __neg__(self) -> SymmetricOperator:
         return self * -1.0
@@ -148,7 +148,7 @@ class SymmetricOperator(ABC):
         return self._plus(-1.0, other)
 
     def __rsub__(self, other: Any) -> SymmetricOperator:
-        return -self + other
+        return (-self)._plus(1.0, other)
 
     def _plus(self, factor: float, other: Any) -> SymmetricOperator:
         from hessdiag.operator.combination import Combination

@@ -15,7 +15,7 @@ def reproduce(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
     cost = analysis.cost
     spent = {
         "products": format_count(cost.products),
-        "in gradients of the same samples": f"{cost.gradients:.4g}",
+        "time, in that of a gradient of the same samples": f"{cost.gradients:.4g}",
         "seconds": f"{cost.seconds:.4g}",
     }
     methods = {

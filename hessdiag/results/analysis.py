@@ -77,7 +77,7 @@ class Cost:
     """What the measurement cost."""
 
     products: int
-    gradients: float  # engine time over the time of one gradient of the same sample set
+    gradients: float  # a ratio of times, no count: the engine's over that of one gradient of the same samples
     seconds: float
 
 

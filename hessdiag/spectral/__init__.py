@@ -4,7 +4,8 @@ from hessdiag.spectral.bounds import WS, wolkowicz_styan, wolkowicz_styan_of
 from hessdiag.spectral.companions import blockwise_ws, christoffel, deflated_ws, frobenius_bound, moment_lower
 from hessdiag.spectral.deflation import Forms, forms, forms_to
 from hessdiag.spectral.density import DensityRun, density, known_half, negative_mass, spectrum
-from hessdiag.spectral.extremes import Extremes, extremes, extremes_of
+from hessdiag.spectral.ends import Extremes, extremes_of
+from hessdiag.spectral.extremes import extremes
 from hessdiag.spectral.krylov import Krylov, whole
 from hessdiag.spectral.lanczos import lanczos
 from hessdiag.spectral.moments import (

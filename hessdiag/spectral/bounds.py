@@ -180,9 +180,7 @@ class _Inputs:
         d, (t1, t2) = self.dimension, (ends(self.trace)[1], ends(self.square)[1])
         v1, v2 = self.samples
         n = len(v1)
-        # E[T̂₁²] = T₁² + Var(T̂₁): without the correction m² is overstated.
-        noise = float(v1.var(ddof=1)) / n if n > 1 else 0.0
-        variance = max(t2 / d - (t1**2 - noise) / d**2, 0.0)
+        variance = max(t2 / d - (t1**2 - _overstated(v1)) / d**2, 0.0)
         s = math.sqrt(variance)
         centre, reach = mean * t1 / d, spread * s
         slack = self._rounding()
@@ -194,9 +192,7 @@ class _Inputs:
         influence = np.zeros(0)
         if n > 1 and variance > 0:
             slope = v2 / d - 2 * t1 * v1 / d**2  # what each probe says of s²
-            # E[√x̂] falls short of √x by Var(x̂)/(8 x^{3/2}); no more than half a standard error is believed.
-            error = float(slope.std(ddof=1)) / math.sqrt(n)
-            value += spread * min(error**2 / (8 * variance * s), error / (4 * s))
+            value += spread * _short_root(variance, float(slope.std(ddof=1)) / math.sqrt(n))
             influence = mean * v1 / d + spread * slope / (2 * s)
             _, lo, hi = mean_interval(influence, confidence)
             down, up = down + lo, up + hi
@@ -217,6 +213,17 @@ class _Inputs:
             return 0.0
         low, value, high = ends(number)
         return max(high - value, value - low)
+
+
+def _overstated(deviations: NDArray[np.float64]) -> float:
+    """What E[T̂₁²] = T₁² + Var(T̂₁) has too much; left in, a bound from three probes is 3 to 6% too low."""
+    n = len(deviations)
+    return float(deviations.var(ddof=1)) / n if n > 1 else 0.0
+
+
+def _short_root(x: float, error: float) -> float:
+    """How far E[√x̂] falls short of √x, Var(x̂)/(8 x^{3/2}); no more than half a standard error is believed."""
+    return min(error**2 / (8 * x * math.sqrt(x)), error / (4 * math.sqrt(x)))
 
 
 def _deviations(number: Number) -> NDArray[np.float64]:

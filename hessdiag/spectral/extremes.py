@@ -7,45 +7,23 @@ float32, which is fiction. Outer side: the Lanczos certificate (`hessdiag.spectr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hessdiag.errors import UsageError
-from hessdiag.operator import SymmetricOperator, as_operator
-from hessdiag.results import Convergence, Provenance, RitzValue
+from hessdiag.operator import as_operator
+from hessdiag.results import RitzValue
 from hessdiag.spectral.certificate import Side, Watch
-from hessdiag.spectral.inner import dots, norms
+from hessdiag.spectral.ends import Extremes, Known, report
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.lanczos import Lanczos, basis_size
 from hessdiag.spectral.warm import Warm, beginning
 
 MAX_STEPS = 160
 """Trained spectra need 15 (lambda_max alone) to 50; a semicircle, the hardest, 140 at d = 3,000, more beyond."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extremes:
-    """What one run knows of the ends of the spectrum.
-
-    Attributes:
-        lambda_max: None where it was not asked for; so too ``lambda_min``.
-        top: the largest eigenvalues, descending, each within ``residual + floor`` of a true one. An
-            eigenvalue of multiplicity m shows once, unless the run met a breakdown.
-        krylov: the run, for deflation and the density.
-        convergence: how Ritz values and certificates moved.
-        warnings: what fell short of the tolerance, and what would mend it.
-    """
-
-    lambda_max: RitzValue | None
-    lambda_min: RitzValue | None
-    top: tuple[RitzValue, ...]
-    krylov: Krylov
-    convergence: Convergence
-    warnings: tuple[str, ...] = ()
 
 
 def extremes(
@@ -97,27 +75,11 @@ def extremes(
     _grow(watch, rtol, top, max_steps, on_step)
     settings = {"rtol": rtol, "seed": seed, "max_steps": max_steps, "failure": failure}
     settings |= {} if warm is None else {"warm": warm.turn}
-    known = _Known("Lanczos", settings, failure, watch.lower, watch.upper)
-    found = _report(op, run.krylov(), known, which, top, op.products - before)
+    known = Known("Lanczos", settings, failure, watch.lower, watch.upper)
+    found = report(op, run.krylov(), known, which, top, op.products - before)
     loose = _unsettled(found.top, rtol, found.krylov.margin(op))
     warnings = (*_missing(watch, rtol, top), *_ghosts(found.krylov), *loose)
     return replace(found, convergence=watch.convergence(), warnings=warnings)
-
-
-def extremes_of(
-    op: SymmetricOperator, krylov: Krylov, *, which: Sequence[Side] = ("max", "min"), top: int = 1
-) -> Extremes:
-    """The ends of a spectrum of which every direction is explored; cost: a fresh product per reported eigenvalue.
-
-    Args:
-        op: the operator.
-        krylov: a complete run (`hessdiag.spectral.krylov.whole`).
-        which: sides to report.
-        top: how many of the largest eigenvalues.
-    """
-    values = krylov.ritz_values
-    known = _Known("every direction", {}, 0.0, float(values[0]), float(values[-1]))
-    return _report(op, krylov, known, which, top, krylov.products)
 
 
 def _grow(
@@ -151,59 +113,6 @@ def _pause(step: int, excess: float, step_before: int, excess_before: float) -> 
     return min(max(1, int(0.6 * left)), most)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """How a run was made, and what it says of where no eigenvalue is, with the probability of being wrong."""
-
-    method: str
-    settings: Mapping[str, int | float | str]
-    failure: float
-    lower: float
-    upper: float
-
-
-def _report(
-    op: SymmetricOperator, krylov: Krylov, known: _Known, which: Sequence[Side], top: int, spent: int
-) -> Extremes:
-    """Verify with fresh products and put intervals around what they say."""
-    before = op.products
-    largest, smallest = _verify(op, krylov, which, top)
-    provenance = Provenance(
-        method=known.method,
-        settings=known.settings,
-        products=spent + op.products - before,
-        dtype=str(op.dtype).removeprefix("torch."),
-    )
-    floor, margin = krylov.floor(op), krylov.margin(op)
-
-    def ritz(quantity: str, pair: tuple[float, float], lo: float, hi: float, failure: float) -> RitzValue:
-        return RitzValue(
-            quantity=quantity,
-            value=pair[0],
-            lo=lo,
-            hi=hi,
-            kind="ritz",
-            confidence=1.0 if krylov.exhausted else 1.0 - failure,
-            provenance=provenance,
-            residual=pair[1],
-            floor=floor,
-        )
-
-    def highest(pair: tuple[float, float]) -> RitzValue:
-        return ritz("lambda_max", pair, pair[0] - floor, max(known.upper, pair[0]) + margin, known.failure)
-
-    def lowest(pair: tuple[float, float]) -> RitzValue:
-        return ritz("lambda_min", pair, min(known.lower, pair[0]) - margin, pair[0] + floor, known.failure)
-
-    return Extremes(
-        lambda_max=highest(largest[0]) if largest else None,
-        lambda_min=lowest(smallest[0]) if smallest else None,
-        top=tuple(ritz("eigenvalue", (v, r), v - r - floor, v + r + floor, 0.0) for v, r in largest),
-        krylov=krylov,
-        convergence=Convergence(),
-    )
-
-
 def _missing(watch: Watch, rtol: float, top: int) -> tuple[str, ...]:
     """What has not reached the tolerance, in words; empty when it has."""
     if watch.run.exhausted:
@@ -214,32 +123,6 @@ def _missing(watch: Watch, rtol: float, top: int) -> tuple[str, ...]:
         for name, (gap, allowed) in watch.gaps(rtol, top).items()
         if gap > allowed
     )
-
-
-def _verify(
-    op: SymmetricOperator, krylov: Krylov, which: Sequence[Side], top: int
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Fresh products of the Ritz vectors wanted: (Rayleigh quotient, residual) of the top, and of the bottom."""
-    k = krylov.size
-    largest = list(range(k - 1, max(k - 1 - top, -1), -1)) if "max" in which else []
-    smallest = [0] if "min" in which else []
-    pairs: list[tuple[float, float]] = []
-    positions = largest + smallest
-    for begin in range(0, len(positions), op.block):
-        vectors = krylov.ritz_vectors(positions[begin : begin + op.block])
-        pairs += rayleigh(vectors, op.rows(vectors))
-    return sorted(pairs[: len(largest)], reverse=True), pairs[len(largest) :]
-
-
-def rayleigh(vectors: Tensor, images: Tensor) -> list[tuple[float, float]]:
-    """(θ, ‖Hy − θy‖) of each row y with its product Hy, in float64."""
-    pairs = []
-    for vector, image in zip(vectors, images, strict=True):
-        length = float(norms(vector[None])[0])
-        theta = float(dots(vector[None], image[None])[0]) / length**2
-        residual = image.double() - theta * vector.double()
-        pairs.append((theta, float(torch.linalg.vector_norm(residual)) / length))
-    return pairs
 
 
 def _unsettled(largest: Sequence[RitzValue], rtol: float, rounding: float) -> tuple[str, ...]:

@@ -89,7 +89,8 @@ def trace_from(values: Forms, *, confidence: float = 0.95) -> Estimate:
     """Tr H from forms already drawn. Raises as `trace`."""
     mean = float(values.trace.mean())
     stderr, lo, hi = _interval(values.trace, values, confidence)
-    rounding = values.floor * math.sqrt(max(float(values.squares.mean()), 0.0))
+    # what is random adds up like ‖H‖_F, what single precision does to the loss itself like the trace
+    rounding = values.floor * (math.sqrt(max(float(values.squares.mean()), 0.0)) + abs(mean))
     return _estimate("trace", values, mean, lo - rounding, hi + rounding, stderr, values.trace, confidence)
 
 
