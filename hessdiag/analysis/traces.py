@@ -22,7 +22,6 @@ from hessdiag.spectral.interval import PILOT, enough, mean_interval, sum_half
 
 Array = NDArray[np.float64]
 
-ROUNDING = 1e-6  # relative, of a probe in single precision
 BEYOND = 1.25  # of the standard error asked for: from 8 probes it is itself known to a quarter
 
 
