@@ -11,6 +11,7 @@ import torch
 from hessdiag.operator import as_operator
 from hessdiag.results import Metric
 from hessdiag.spectral import (
+    deflation,
     density,
     effective_rank_from,
     extremes,
@@ -147,3 +148,27 @@ def test_a_missing_certificate_would_be_noticed(index: int, side: int):
     samples = bracketed().copy()
     samples[:, index, side] = samples[:, index, 1 - side]
     assert not always(samples)
+
+
+def spread_next_to_diagonal() -> float:
+    """Spread of deflated probes of a matrix next to diagonal, over that of vectors uniform on the sphere."""
+    rng = np.random.default_rng(8)
+    diagonal = np.r_[np.geomspace(1, 20, 6), 1 + rng.random(194)]
+    noise = 0.01 * rng.normal(size=(200, 200))
+    matrix = np.diag(diagonal) + noise + noise.T
+    op = as_operator(matrix)
+    krylov = lanczos(op, steps=6)
+    P = np.eye(200) - krylov.basis.numpy().T @ krylov.basis.numpy()
+    B = P @ matrix @ P
+    left = 200 - 6
+    sphere = np.sqrt(2 * left / (left + 2) * (np.square(B).sum() - B.trace() ** 2 / left))
+    return float(forms(op, krylov, 150, 0).trace.std(ddof=1) / sphere)
+
+
+def test_probes_keep_little_of_the_diagonal():
+    assert spread_next_to_diagonal() < 0.8
+
+
+def test_this_promise_would_notice_probes_on_the_sphere(monkeypatch):
+    monkeypatch.setattr(deflation, "_signs", deflation._on_the_sphere)
+    assert spread_next_to_diagonal() > 0.9
