@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -134,6 +136,26 @@ def dense_hessian(problem: Problem, split: str = "train") -> Tensor:
         (slope,) = torch.autograd.grad(loss(flat), flat, create_graph=True)
         rows = [torch.autograd.grad(slope[i], flat, retain_graph=True)[0] for i in range(len(flat))]
     return torch.stack(rows)
+
+
+def rounding(
+    make: Callable[[], Problem], result: Callable[[Problem], Tensor], dtype: torch.dtype, roundings: int = 120
+) -> float:
+    """How far a result in `dtype` may lie from the truth, relative to its largest entry, on any processor.
+
+    Kernels round in other orders, but each rounding changes the result about as much as one of its inputs would.
+    So the unit is the result's own sensitivity, in float64: its change where every parameter moves by a random
+    relative eps / 2. Roundings that follow one another add up as a random walk: by default those of four sweeps
+    (forward, tangents, backward, tangents of backward) through three blocks of ten operations.
+    """
+    truth, draws, changes = result(make()), generator(17), []
+    for _ in range(8):
+        problem = make()
+        with torch.no_grad():
+            for p in problem.bare_model().parameters():
+                p.mul_(1 + torch.finfo(dtype).eps / 2 * torch.randn(p.shape, generator=draws, dtype=p.dtype))
+        changes.append(float((result(problem) - truth).abs().max() / truth.abs().max()))
+    return (sum(c**2 for c in changes) / len(changes) * roundings) ** 0.5
 
 
 def sample(problem: Problem, batch_size: int | None = None, **options: int):
