@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from hessdiag import Problem
+from tests import models
 
 number = 3
 
@@ -170,8 +171,8 @@ def meta():
     return with_model(nn.Linear(4, 3, device="meta"))
 
 
-def cdist():
-    return with_step(lambda x: torch.cdist(x, 2 * torch.eye(5)))
+def differentiable_once():
+    return with_step(models.differentiable_once()[1])
 
 
 class Detached(torch.autograd.Function):

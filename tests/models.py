@@ -158,5 +158,23 @@ def rounding(
     return (sum(c**2 for c in changes) / len(changes) * roundings) ** 0.5
 
 
+ONLY_ONCE: dict[str, Callable[[Tensor], Tensor]] = {  # by the backward that torch cannot differentiate
+    "_cdist_backward": lambda y: torch.cdist(y, 2 * torch.eye(y.shape[1]).to(y)),
+    "_embedding_bag_backward": lambda y: F.embedding_bag(torch.arange(len(y))[:, None], y),
+}
+
+
+def differentiable_once() -> tuple[str, Callable[[Tensor], Tensor]]:
+    """An operation on rows that this torch cannot differentiate twice, and what torch names: torch 2.14 can cdist."""
+    for name, operation in ONLY_ONCE.items():
+        y = torch.ones(2, 3, requires_grad=True)
+        (slope,) = torch.autograd.grad(operation(y).square().sum(), y, create_graph=True)
+        try:
+            torch.autograd.grad(slope.sum(), y)
+        except NotImplementedError:
+            return name, operation
+    raise AssertionError("this torch differentiates all of them twice: look for another operation")
+
+
 def sample(problem: Problem, batch_size: int | None = None, **options: int):
     return draw(problem.data["train"], samples=options.pop("samples", 10_000), batch_size=batch_size, **options)

@@ -25,6 +25,7 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.errors import LoadError
 from hessdiag.sources import archive
 from tests.bad_files import write_bad_files
+from tests.models import differentiable_once
 
 HERE = Path(__file__).parent
 GOOD = "analyze p.py:good"
@@ -156,7 +157,7 @@ CASES: list[Case] = [
     ("analyze p.py:integers", 2, ("no trainable", "unfreeze")),
     ("analyze p.py:no_parameters", 2, ("no trainable", "0 in all")),
     ("analyze p.py:meta", 4, ("meta device", "load them fully")),
-    ("analyze p.py:cdist", 4, ("_cdist_backward", "--way finite_difference")),
+    ("analyze p.py:differentiable_once", 4, (differentiable_once()[0], "--way finite_difference")),
     ("analyze p.py:detached_backward", 4, ("custom Detached", "in torch operations")),
     ("analyze p.py:once", 4, ("custom Once", "in torch operations")),
     ("analyze p.py:padding", 4, ("padding_idx", "padding_idx = None")),

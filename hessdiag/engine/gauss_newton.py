@@ -27,6 +27,7 @@ from hessdiag.engine.loss_roots import root, signed_root
 from hessdiag.engine.precision import in_double
 from hessdiag.engine.pullbacks import Pullbacks, pullbacks
 from hessdiag.engine.slopes import output_gradient
+from hessdiag.engine.tangents import load_forward_mode
 from hessdiag.errors import one_line
 from hessdiag.samples import divide, map_tensors, row_count
 
@@ -231,6 +232,7 @@ def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[
         row = map_tensors(example, lambda leaf: leaf[None])
         return function.problem.loss_sum(flat.reshape(1, *shape), row)
 
+    load_forward_mode()
     curvatures = torch.func.vmap(torch.func.hessian(loss))(outputs.flatten(1), piece)
     values, vectors = torch.linalg.eigh(curvatures.double())
     keep = values.abs().amax(0) > 1e-12 * values.abs().max().clamp(min=1e-300)

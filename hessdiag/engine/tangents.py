@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,17 @@ from hessdiag.samples import map_tensors
 Tangents = list[tuple[Tensor, ...]]  # per vector, one per input
 
 
+@functools.cache
+def load_forward_mode() -> None:
+    """Let torch import what forward mode needs, before the first use; from 2.14 on it warns of its own code there.
+
+    Nothing of the user's runs in here, so none of the user's warnings is lost.
+    """
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore")
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))  # type: ignore[no-untyped-call]
+
+
 def push_forward(
     call: Callable[..., tuple[Any, Tensor]], primals: Sequence[Tensor], along: Tangents
 ) -> tuple[Any, list[Tensor]]:
@@ -24,6 +37,7 @@ def push_forward(
         primals: what to call it on.
         along: what moves with them.
     """
+    load_forward_mode()
     output: Any = None
     moves = []
     with torch.no_grad():

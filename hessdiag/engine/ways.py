@@ -17,7 +17,7 @@ from hessdiag.engine.graphs import GradientGraph, StackGraph
 from hessdiag.engine.slopes import Kind, gradient, loss_slope, scalar_of
 from hessdiag.engine.stacking import stacks
 from hessdiag.engine.streaming import layer_streamed
-from hessdiag.engine.tangents import push
+from hessdiag.engine.tangents import load_forward_mode, push
 from hessdiag.errors import MeasurementError
 
 Way = Callable[[Functional, Kind, Any, Tensor], Tensor]
@@ -58,6 +58,7 @@ def stacked_graph(function: Functional, kind: Kind, batch: Any, rows: Tensor) ->
 
 def forward_over_reverse(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
     """Forward mode through the gradient (``torch.func``): 4 to 5 gradients eager, what a compiler can use."""
+    load_forward_mode()
     theta = tuple(tensor.detach() for tensor in function.theta)
     if kind == "ggn":
         return _gauss_newton_forward(function, batch, rows, theta)
