@@ -165,7 +165,7 @@ ONLY_ONCE: dict[str, Callable[[Tensor], Tensor]] = {  # by the backward that tor
 
 
 def differentiable_once() -> tuple[str, Callable[[Tensor], Tensor]]:
-    """An operation on rows that this torch cannot differentiate twice, and what torch names: torch 2.14 can cdist."""
+    """What torch names, and an operation on rows, that this torch cannot differentiate twice: 2.14 can cdist."""
     for name, operation in ONLY_ONCE.items():
         y = torch.ones(2, 3, requires_grad=True)
         (slope,) = torch.autograd.grad(operation(y).square().sum(), y, create_graph=True)

@@ -15,8 +15,9 @@ from hessdiag.check.change import change, common_blocks, level
 from hessdiag.check.comparable import NUMERIC_FLOOR
 from hessdiag.check.recorded import Recorded
 from hessdiag.spectral.interval import mean_interval
+from tests.seeds import band, seeds
 
-SEEDS = 2000
+SEEDS = seeds(2000)
 CORRELATION = 0.9
 
 
@@ -276,15 +277,16 @@ def coverage_of_population(relative, seeds=SEEDS):
 
 
 COVERAGE = {
-    "absolute": (partial(coverage_of_samples, False), 0.93, 0.97),
-    "relative": (partial(coverage_of_samples, True), 0.93, 0.97),
-    "relative, negative": (partial(coverage_of_samples, True, -1.0), 0.93, 0.97),
-    "probes and draws": (coverage_of_draws, 0.93, 0.985),  # the wider of two intervals
-    "population": (partial(coverage_of_population, False), 0.93, 0.99),
-    "population, relative": (partial(coverage_of_population, True), 0.93, 0.99),
+    "absolute": (partial(coverage_of_samples, False), *band(SEEDS)),
+    "relative": (partial(coverage_of_samples, True), *band(SEEDS)),
+    "relative, negative": (partial(coverage_of_samples, True, -1.0), *band(SEEDS)),
+    "probes and draws": (coverage_of_draws, *band(SEEDS, highest=0.97)),  # the wider of two intervals
+    "population": (partial(coverage_of_population, False), *band(SEEDS, highest=0.975)),
+    "population, relative": (partial(coverage_of_population, True), *band(SEEDS, highest=0.975)),
 }
 
 
+@pytest.mark.coverage
 @pytest.mark.parametrize("case", COVERAGE.values(), ids=COVERAGE)
 def test_the_interval_holds_the_truth_as_often_as_it_says(case):
     share, low, high = case

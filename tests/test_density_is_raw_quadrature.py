@@ -81,7 +81,6 @@ def test_gauss_is_exact_to_degree_2m_minus_1(reorthogonalize: bool):
 
 @functools.cache
 def runs(krylov_steps: int) -> tuple[Spectrum, ...]:
-    torch.set_num_threads(1)
     return tuple(run(krylov_steps, seed) for seed in range(200))
 
 

@@ -48,7 +48,6 @@ def contains(result: Extremes, eigenvalues: np.ndarray) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_truth_is_inside(name: str, dtype: torch.dtype, max_basis: int | None):
-    torch.set_num_threads(1)
     matrix = dense(SPECTRA[name], dtype)
     eigenvalues = np.linalg.eigvalsh(matrix.double().numpy())  # of the matrix as it was rounded
     result = extremes(matrix, max_basis=max_basis)
@@ -62,7 +61,6 @@ def test_the_truth_is_inside(name: str, dtype: torch.dtype, max_basis: int | Non
 
 
 def test_the_top_is_verified_and_has_no_ghosts():
-    torch.set_num_threads(1)
     result = extremes(dense(TRAINED), top=5, max_steps=200, rtol=1e-9)
     truth = np.sort(TRAINED)[::-1][:5]
     found = np.array([r.value for r in result.top])

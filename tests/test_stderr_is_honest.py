@@ -22,9 +22,11 @@ from hessdiag.spectral import (
     trace_from,
     wolkowicz_styan,
 )
+from tests.seeds import band, seeds
 
-SEEDS = 2000  # the standard error of a coverage of 0.95 is 0.005: the band is four of them wide
-BAND = (0.93, 0.97)
+pytestmark = pytest.mark.coverage
+SEEDS = seeds(2000)
+BAND = band(SEEDS)
 DIMENSION = 100
 SPECTRA = {  # name: (eigenvalues, Lanczos steps to deflate, probes)
     "trained": (
@@ -65,7 +67,6 @@ def truth(name: str) -> np.ndarray:
 @functools.cache
 def measured(name: str) -> np.ndarray:
     """Value, lo and hi over seeds, (seeds, quantities, 3)."""
-    torch.set_num_threads(1)
     eigenvalues, steps, probes = SPECTRA[name]
     op = as_operator(dense(eigenvalues))
     rows = []
@@ -121,7 +122,6 @@ SMALL = np.r_[np.geomspace(0.5, 5, 4), 0.2 * np.random.default_rng(7).normal(siz
 @functools.cache
 def bracketed() -> np.ndarray:
     """lo and hi of lambda_max, lambda_min and the negative share over seeds, (seeds, 3, 2), from few products."""
-    torch.set_num_threads(1)
     op = as_operator(dense(SMALL))
     rows = []
     for seed in range(SEEDS):

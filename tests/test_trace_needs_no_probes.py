@@ -27,10 +27,11 @@ from hessdiag.results import Estimate, Provenance
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms
 from tests import models
+from tests.seeds import band, seeds
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative; sums of some thousand squares
-SEEDS = 1000
-BAND = (0.93, 0.97)  # the standard error of a coverage of 0.95 over 1,000 seeds is 0.007
+SEEDS = seeds(1000)
+BAND = band(SEEDS)
 
 
 def one_hot(problem):
@@ -221,6 +222,7 @@ def honest(rows: np.ndarray, true: float) -> bool:
     return bool(unbiased and BAND[0] <= share <= BAND[1])
 
 
+@pytest.mark.coverage
 def test_with_curved_tensors_the_interval_covers():
     rows, layers = over_seeds()
     assert honest(rows, float(diagonal(gelu).sum()))
@@ -336,11 +338,12 @@ def test_where_probes_are_drawn_anyway_a_vocabulary_has_its_trace_from_them():
 
 def test_the_interval_of_a_sum_of_two_means_covers():
     rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(SEEDS):
+    hits, number = 0, 1000  # cheap: always all
+    for _ in range(number):
         value, _, half = traces._sum([rng.normal(1, 1, 16), rng.normal(2, 3, 8)], 0.95)
         hits += abs(value - 3) <= half
-    assert BAND[0] <= hits / SEEDS <= BAND[1]
+    low, high = band(number)
+    assert low <= hits / number <= high
 
 
 def per_example(make) -> np.ndarray:
@@ -461,6 +464,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.coverage
 @pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
 def test_this_coverage_would_notice(breakage):
     assert not honest(breakage(over_seeds()[0]), float(diagonal(gelu).sum()))

@@ -17,9 +17,10 @@ from hessdiag.settings import Settings
 from hessdiag.spectral import deflation, moments
 from hessdiag.spectral.interval import PILOT, enough
 from tests import models
+from tests.seeds import band, seeds
 
-SEEDS = 2000  # the standard error of a coverage of 0.95 is 0.005: the band is four of them wide
-BAND = (0.93, 0.97)
+SEEDS = seeds(2000)
+BAND = band(SEEDS)
 # zᵀHz of signs z: two sums of 200 terms, whose absolute values sum to at most 200 ‖H‖ = 35 tr(H)
 ROUNDING = 35 * 2 * math.sqrt(200) * np.finfo(float).eps
 SPECTRUM = np.r_[np.geomspace(0.5, 10, 8), 0.3 * np.random.default_rng(1).random(192)]
@@ -58,13 +59,13 @@ def test_as_many_probes_as_the_tolerance_needs():
 @functools.cache
 def over_seeds() -> tuple[float, float]:
     """Bias in its own standard errors, and how often the interval holds the truth."""
-    torch.set_num_threads(1)
     found = [asked(0.01, seed, deflate=6) for seed in range(SEEDS)]  # 8 to 60 probes; 8 alone cover 0.93
     values = np.array([one.value for one in found])
     held = float(np.mean([one.lo <= SPECTRUM.sum() <= one.hi for one in found]))
     return float((values.mean() - SPECTRUM.sum()) / values.std() * math.sqrt(SEEDS)), held
 
 
+@pytest.mark.coverage
 def test_stopping_moves_no_value_and_shortens_no_interval():
     bias, held = over_seeds()
     assert abs(bias) < 4
