@@ -23,6 +23,7 @@ COMMAND = "pytest --hessdiag-update"
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "pandas", "pydantic")
 QUICK = ("-p", "no:hypothesispytest")  # imports all of hypothesis anew for each of pytester's runs
 WIDTH = 8  # 682 parameters: a test measures in a few tenths of a second
+ROUNDING = 1e-5  # 2 √682 eps of float32: blocks of another width go through other kernels
 RUN = f"""hessdiag.run(
     "hessdiag.sources.digits:problem", checkpoint="w.safetensors", options={{"width": {WIDTH}}},
     samples=64, batch_size=64, %s)"""
@@ -191,13 +192,15 @@ def a_closer_look_is_taken(project) -> bool:
     options = 'quantities="frobenius_squared", probes=4, max_probes=12'
     project.makepyfile(
         test_a=f"""
+import pytest
+
 def test_limit(hessdiag):
     run = {RUN % options}
     first = run.frobenius_squared
     assert len(first.per_probe) == 4
     hessdiag.check(run, "frobenius_squared", max=first.value)
     assert len(run.frobenius_squared.per_probe) > 4
-    assert run.frobenius_squared.per_probe[:4] == first.per_probe
+    assert run.frobenius_squared.per_probe[:4] == pytest.approx(first.per_probe, rel={ROUNDING})
     hessdiag.check(run, "frobenius_squared", max=run.frobenius_squared.value)
     assert len(run.frobenius_squared.per_probe) == 12
 """
