@@ -10,6 +10,7 @@ import csv
 import functools
 import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -364,6 +365,54 @@ def test_this_promise_would_notice(breakage: str, problems: Path, monkeypatch: p
     break_it(monkeypatch)
     with pytest.raises((AssertionError, ValueError, ZeroDivisionError)):
         globals()[test](problems)
+
+
+WARNED = """
+import sys, warnings
+import torch
+from hessdiag.engine import ways
+
+script = torch.jit.script  # deprecated from torch 2.14 on, and used by it where forward mode begins
+
+def deprecated(*arguments, **options):
+    warnings.warn("torch.jit.script is deprecated", FutureWarning, stacklevel=2)
+    return script(*arguments, **options)
+
+torch.jit.script = deprecated
+if sys.argv[1] == "broken":
+    ways.load_forward_mode = lambda: None
+from hessdiag.cli import run
+sys.exit(run("analyze p.py:deprecated --quantities lambda_max --way forward_over_reverse".split()))
+"""
+
+
+def warned(problems: Path, how: str) -> str:
+    with (problems / "p.py").open("a") as file:
+        file.write(
+            "\n\ndef deprecated():\n    import warnings\n\n"
+            "    return with_step(lambda x: (warnings.warn('the users own', FutureWarning), x.tanh())[1])\n"
+        )
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", WARNED, how],
+        cwd=problems,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_torchs_warnings_about_its_own_code_stay_inside_and_the_users_come_out(problems: Path) -> None:
+    said = warned(problems, "whole")
+    assert "the users own" in said
+    assert "torch.jit.script" not in said
+
+
+def test_this_promise_would_notice_a_warning_that_comes_through(problems: Path) -> None:
+    assert "torch.jit.script is deprecated" in warned(problems, "broken")
 
 
 VERB = ("click.command()", "click.command(epilog=FACTORY)", "click.command(epilog=REFERENCE)", "click.group()")
