@@ -234,6 +234,7 @@ def test_with_curved_tensors_the_interval_covers():
     assert layers[:, :, 0].sum(1) == pytest.approx(rows[:, 0], rel=1e-10)
 
 
+@pytest.mark.coverage
 def test_what_the_seeds_showed_is_what_a_user_gets():
     found = measured(gelu(), seed=5, probes=8, batch_size=100)
     rows, _ = over_seeds()
