@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[HessdiagError], str]] = {
     "broken file": ("broken.py:f", {}, ProblemError, "raised SyntaxError"),
     "lacking a package": ("lacking.py:f", {}, ProblemError, "no_such_package"),
     "nothing returned": ("facts.py:nothing", {}, ProblemError, "returned NoneType"),
-    "a loss module": ("facts.py:module", {}, ProblemError, "must be cross_entropy, mse or f"),
+    "a loss module": ("facts.py:module", {}, ProblemError, "must be cross_entropy, mse, causal_lm or f"),
     "an unknown field": ("facts.py:unknown", {}, ProblemError, "'critterion'; the fields .* model, data"),
     "a missing field": ("facts.py:partial", {}, ProblemError, "no 'data'"),
 }
