@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hessdiag.engine import curvature, graphs, planner
+from hessdiag.engine import graphs, planner, stacking
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.ways import EXACT_WAYS
 from tests import models
@@ -98,7 +98,7 @@ def test_batches_are_tried_together_only_where_that_may_pay(monkeypatch):
     tried = []
     monkeypatch.setattr(planner, "_stacked", lambda *_: tried.append(1))
     planner.choose(operator(problem), fixed=False, products=planner.WORTH_STACKING - 1)
-    monkeypatch.setattr(curvature, "STACKED_WORK", 1)
+    monkeypatch.setattr(stacking, "STACKED_WORK", 1)
     planner.choose(operator(problem), fixed=False)
     assert not tried
     monkeypatch.undo()
