@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from scipy.stats import binom, norm
 
-MOST = 500  # what `pytest --seeds` sets before the tests are read
+MOST = 1000  # what `pytest --seeds` sets before the tests are read
 SIGMAS = 4.0
 CHANCE = float(norm.sf(SIGMAS))  # that a study with a true coverage at an end of its range leaves the band there
 
