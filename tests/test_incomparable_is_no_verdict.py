@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from dataclasses import replace
@@ -361,6 +362,16 @@ def test_frozen_weights_and_buffers_are_in_a_digest_of_their_own(name):
     fingerprints = [{"weights_sha256": own, "fixed_sha256": fixed} for own, fixed in (one, other)]
     assert not same_weights(*fingerprints)
     assert same_weights(fingerprints[0], {"weights_sha256": one[0]})  # of an earlier hessdiag
+
+
+def test_probes_of_another_law_are_no_repetition():
+    """A baseline of before drew its probes otherwise: its numbers may lie apart by more than rounding."""
+    old, new = (entry(trace=number(v, 0.1, "probes", per_probe=(v - 1, v + 1))) for v in (5.0, 6.0))
+    assert len(reproduced(old, new)) == 1
+    later = dataclasses.replace(new, fingerprint=FINGERPRINT | {"probe_law": "another"})
+    assert reproduced(old, later) == ()
+    exact = [dataclasses.replace(e, metrics={"trace": number(v)}) for e, v in ((old, 5.0), (later, 6.0))]
+    assert len(reproduced(*exact)) == 1
 
 
 # Breakages

@@ -20,6 +20,9 @@ from hessdiag.settings import Settings
 COMPUTED_BY = ("hessdiag", "torch", "device", "device_name", "batches")
 """Surroundings that can move a number."""
 
+PROBE_LAW = "projected signs"
+"""How deflated probes are drawn: probes of another law (those of earlier versions) are others at the same seed."""
+
 
 def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
     """What must agree before two measurements may be compared, field by field."""
@@ -41,6 +44,7 @@ def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
         "dtype": str(operator.dtype).removeprefix("torch."),
         "seed": settings.seed,
         "probes": settings.probes,
+        "probe_law": PROBE_LAW,
         "density_probes": settings.density_probes,
         "steps": settings.steps,
         "rtol": settings.rtol,

@@ -29,7 +29,7 @@ SUBJECT: Mapping[str, str] = {
     "seed": "another seed draws other samples and probes: set seed under [tool.hessdiag.run]",
 }
 """What must agree, with the likely cause and the way out where it does not."""
-HOW = frozenset({"probes", "density_probes", "steps", "rtol", "confidence", "available"})
+HOW = frozenset({"probes", "probe_law", "density_probes", "steps", "rtol", "confidence", "available"})
 """How it was measured; may differ."""
 IDENTITY = frozenset({"weights_sha256", "fixed_sha256", "checkpoint_sha256"})
 """What a check is about; expected to differ."""
@@ -143,10 +143,11 @@ def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:
     if not same_weights(base.fingerprint, new.fingerprint) or differences(base.fingerprint, new.fingerprint):
         return ()
     ways = {base.env.get("way"), new.env.get("way")}
+    one_law = base.fingerprint.get("probe_law") == new.fingerprint.get("probe_law")
     found = []
     for name, old in base.metrics.items():
         now = new.metrics.get(name)
-        if now is None or (old.kind != now.kind and "probes" in (old.kind, now.kind)):
+        if now is None or ("probes" in (old.kind, now.kind) and (old.kind != now.kind or not one_law)):
             continue
         floor = max(NUMERIC_FLOOR.get(side.dtype, NUMERIC_FLOOR["float32"]) for side in (old, now))
         if "finite_difference" in ways:
