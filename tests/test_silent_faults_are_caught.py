@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from hessdiag.engine import selftest
+from hessdiag.engine import differences, jumps, selftest
 from hessdiag.engine.preflight import preflight, require_sound
 from hessdiag.engine.ways import WAYS
 from hessdiag.errors import MeasurementError
@@ -155,6 +155,39 @@ def fused():
     return with_loss(lambda outputs, batch: FusedCrossEntropy.apply(outputs, batch[1]))
 
 
+class Residual(nn.Module):
+    """A block that begins as the identity: its last normalization is 0, ReLU is taken of exact zeros."""
+
+    def __init__(self, middle, width=6):
+        super().__init__()
+        self.first, self.middle = nn.Linear(width, width), middle
+        self.last, self.norm = nn.Linear(width, width), nn.BatchNorm1d(width)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.last(self.middle(self.first(x)))))
+
+
+def untrained(*middles):
+    """A residual network as it is initialised: exactly on a kink in every unit that is off."""
+    torch.manual_seed(3)
+    blocks = [nn.Linear(5, 6), nn.ReLU(), *(Residual(middle) for middle in middles or (nn.ReLU(), nn.ReLU()))]
+    model = nn.Sequential(*blocks, nn.Linear(6, 3)).double()
+    return Problem(model, {"train": (models.randn(20, 5), models.labels(20, 3))}, criterion="cross_entropy")
+
+
+def unit_of_zeros(middle):
+    problem = net(middle)
+    with torch.no_grad():
+        problem.model[0].weight[2].zero_()
+        problem.model[0].bias[2] = 0
+    return problem
+
+
+def scaled(criterion, problem):
+    return Problem(problem.model, problem.data, criterion=criterion)
+
+
 def rms_norm(x):
     wide = x.float()  # as language models do: their float64 has a rounding floor of float32
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x)
@@ -218,6 +251,43 @@ SILENT = {  # name: (problem, what the refusal must name, options of the preflig
         {},
     ),
 }
+SILENT |= {  # the same, and what is wrong at one point only, where ReLU is taken of exact zeros
+    "once_differentiable on a kink": (lambda: untrained(nn.ReLU(), Apply(OnceSquare.apply)), "OnceSquare", {}),
+    "backward wrong by hand on a kink": (lambda: untrained(Apply(WrongTanh.apply)), "WrongTanh", {}),
+    "fused cross-entropy on a kink": (
+        lambda: scaled(lambda o, b: FusedCrossEntropy.apply(o, b[1]), untrained()),
+        "FusedCrossEntropy",
+        {},
+    ),
+    "gradient wrong on a kink": (
+        lambda: scaled(lambda o, b: ScaledLoss.apply(F.cross_entropy(o, b[1])), untrained()),
+        "ScaledLoss",
+        {},
+    ),
+    "noise on a kink": (
+        lambda: untrained(Apply(lambda x: x + 0.01 * torch.randn_like(x))),
+        "draws random numbers",
+        {},
+    ),
+    "gradient wrong where it is 0": (  # x, whatever the condition; autograd's gradient is 0 at 0
+        lambda: unit_of_zeros(Apply(lambda x: torch.where(x == 0, 0.0 * x, x))),
+        "products miss differences|gradient misses differences",
+        {},
+    ),
+    "wrong where it is 0 and smooth": (  # |x|² has the second derivative 2; autograd's is 0 at 0
+        lambda: unit_of_zeros(Apply(lambda x: x.abs().square())),
+        "products miss differences",
+        {},
+    ),
+}
+ON_A_KINK = {
+    "residual blocks of zeros": untrained,
+    "a unit of zeros": lambda: unit_of_zeros(nn.ReLU()),
+    "another kink": lambda: unit_of_zeros(Apply(torch.abs)),
+    "a kink without a name": lambda: unit_of_zeros(Apply(lambda x: torch.where(x > 0, x, 0.1 * x))),
+    "a jump in the second derivative": lambda: unit_of_zeros(Apply(lambda x: x.relu().square())),
+    "rounded in single precision inside": lambda: untrained(Apply(rms_norm)),
+}
 HEALTHY = {
     "ReLU": lambda: net(nn.ReLU()),
     "tanh": models.mlp,
@@ -268,7 +338,58 @@ def test_a_silent_fault_is_refused_with_its_cause(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_model_passes(name, dtype):
-    assert refused(HEALTHY[name](), dtype) == ""
+    problem = HEALTHY[name]()
+    checked = preflight(problem, models.sample(problem), dtype=dtype)
+    require_sound(checked)
+    assert checked.self_test.kink is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ON_A_KINK)
+def test_a_checkpoint_on_a_kink_is_measured_with_a_warning(name, dtype):
+    problem = ON_A_KINK[name]()
+    checked = preflight(problem, models.sample(problem), dtype=dtype)
+    require_sound(checked)
+    assert checked.self_test.kink in checked.operator.function.names
+    (text,) = (f.text for f in checked.findings if f.check == "kink")
+    assert re.search(r"exactly on a kink.*one optimizer step", text), text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("kind", ["ggn", "residual"])
+def test_parts_of_a_hessian_on_a_kink_are_measured(kind):
+    problem = untrained()
+    checked = preflight(problem, models.sample(problem), kind=kind)
+    require_sound(checked)
+    assert checked.self_test.kink is not None
+
+
+def test_on_a_kink_the_product_is_that_of_the_piece():
+    """Units that are off stay off, whichever side they would take: their relu replaced by what it is there."""
+    problem = untrained()
+    (x, y), model = problem.data["train"], problem.model
+    product = preflight(problem, models.sample(problem, 20)).operator @ torch.ones(
+        sum(p.numel() for p in model.parameters()), dtype=torch.float64
+    )
+    model.eval()
+    h = x
+    masks = []
+    with torch.no_grad():
+        for layer in model[1:2]:
+            masks.append(model[0](h) > 0)
+            h = layer(model[0](h))
+
+    def loss():
+        a = model[0](x) * masks[0]
+        for block in model[2:-1]:
+            inner = block.middle(block.first(a))
+            a = (a + block.norm(block.last(inner))) * masks[0]  # zeros of a stay zeros, the rest is positive
+        return F.cross_entropy(model[-1](a), y)
+
+    slopes = torch.autograd.grad(loss(), tuple(model.parameters()), create_graph=True)
+    along = sum(slope.sum() for slope in slopes)
+    mine = torch.autograd.grad(along, tuple(model.parameters()))
+    assert torch.allclose(product, torch.cat([piece.flatten() for piece in mine]), rtol=1e-9, atol=1e-12)
 
 
 def test_without_forward_mode_double_backward_is_enough():
@@ -305,7 +426,7 @@ BROKEN = {
 
 def promise_holds() -> bool:
     caught = all(refused(make(), **options) for make, _, options in SILENT.values())
-    return caught and not any(refused(make()) for make in HEALTHY.values())
+    return caught and not any(refused(make()) for make in (*HEALTHY.values(), *ON_A_KINK.values()))
 
 
 @pytest.mark.parametrize("limits", BROKEN.values(), ids=BROKEN)
@@ -322,5 +443,29 @@ def test_this_promise_would_notice_trust_in_kept_graphs(monkeypatch):
 
 def test_this_promise_would_notice_steps_that_cross_kinks(monkeypatch):
     for ladder in ("STEPS", "SINGLE_STEPS"):
-        monkeypatch.setattr(selftest, ladder, (0.1,))
+        monkeypatch.setattr(differences, ladder, (0.1,))
+    assert not promise_holds()
+
+
+KINKS = {
+    "a checkpoint on a kink is refused": ("beside_a_kink", selftest, lambda *_: None),
+    "whatever misses lies on a kink": (
+        "beside_a_kink",
+        selftest,
+        lambda *_: differences.Differences(0.0, 0.0, "0.weight", "float64"),
+    ),
+    "smooth functions may lie on kinks": ("_jumps", jumps, lambda *_: True),
+    "beside the checkpoint nothing is compared": (
+        "differences",
+        jumps,
+        lambda checked: differences.Differences(0.0, 0.0, "0.weight", "float64"),
+    ),
+    "a move that leaves no kink": ("MOVE", jumps, 1e-12),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_this_promise_would_notice_other_ideas_of_kinks(name, monkeypatch):
+    what, where, broken = KINKS[name]
+    monkeypatch.setattr(where, what, broken)
     assert not promise_holds()

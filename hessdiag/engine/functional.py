@@ -7,18 +7,20 @@ for the duration of a call. So gradients, BatchNorm statistics and weights of th
 
 from __future__ import annotations
 
-import random
+import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from hessdiag.engine.attributes import left_as_found
 from hessdiag.engine.checkpointing import kept_activations
+from hessdiag.engine.restoring import random_states
 from hessdiag.engine.substitutes import twice_differentiable, uncompiled
 from hessdiag.engine.swapping import swapped
 from hessdiag.engine.unfit import require_plain
@@ -60,7 +62,8 @@ class Functional:
         self.fixed = {n: self._copy(p) for n, p in named.items() if n not in chosen}
         self.fixed |= {n: self._copy(b) for n, b in model.named_buffers()}
         self._measuring = 0  # how many `measuring` contexts are open
-        self._everywhere: bool | None = None  # whether the loss reaches parameters past the module, once known
+        self._everywhere = False  # whether anything reaches parameters past the module
+        self._looked_at: set[str] = set()  # of what that is known: the loss may reach what outputs do not
         self._refuse_non_finite()
 
     def total(self, theta: tuple[Tensor, ...], batch: Any) -> Tensor:
@@ -109,6 +112,12 @@ class Functional:
         return tuple(
             torch.add(t.detach(), m, alpha=step).requires_grad_() for t, m in zip(self.theta, moves, strict=True)
         )
+
+    def at(self, theta: tuple[Tensor, ...]) -> Functional:
+        """The same function at other parameters."""
+        other = copy.copy(self)
+        other.theta = tuple(t.detach().to(self.device, self.dtype).requires_grad_() for t in theta)
+        return other
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Name and module of everything in the model."""
@@ -161,24 +170,25 @@ class Functional:
             with self.measuring():
                 return self._call(function, theta, batch)
         tensors = self.tensors(theta)
-        with swapped(self._model, tensors, everywhere=self._everywhere is True):
+        with swapped(self._model, tensors, everywhere=self._everywhere):
             result = function(self._model, batch)
-        if self._everywhere is None and isinstance(result, Tensor) and result.grad_fn is not None:
-            past = self._reached_past(result)
-            self._everywhere = bool(past)
-            if past:
+        if function.__name__ not in self._looked_at and _graphs(result):
+            self._looked_at.add(function.__name__)
+            if not self._everywhere and self._reached_past(result):
+                self._everywhere = True
                 result = self._call(function, theta, batch)
-                if self._reached_past(result):
-                    msg = f"the loss reaches {past[0]} past the model (a list, a closure, a custom function that "
-                    msg += "holds it), so that it cannot be moved: read it from the module that is called"
-                    raise MeasurementError(msg)
+            if self._everywhere and (past := self._reached_past(result)):
+                msg = f"the loss reaches {past[0]} past the model (a list, a closure, a custom function that "
+                msg += "holds it), so that it cannot be moved: read it from the module that is called"
+                raise MeasurementError(msg)
         return result
 
-    def _reached_past(self, result: Tensor) -> tuple[str, ...]:
+    def _reached_past(self, result: Any) -> tuple[str, ...]:
         """Names of the model's own parameters, not their copies, that the result was computed from."""
         own = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        leaves = (getattr(node, "variable", None) for node in graph_nodes(result))
-        return tuple(own[id(leaf)] for leaf in leaves if id(leaf) in own)
+        nodes = itertools.chain.from_iterable(graph_nodes(tensor) for tensor in _graphs(result))
+        reached = (getattr(node, "variable", None) for node in nodes)
+        return tuple(own[id(leaf)] for leaf in reached if id(leaf) in own)
 
     def _leaf(self, tensor: Tensor) -> Tensor:
         copy = self._copy(tensor)
@@ -205,18 +215,6 @@ class Functional:
                 raise NonFiniteError(msg)
 
 
-@contextmanager
-def random_states(cuda: list[torch.device]) -> Iterator[None]:
-    """The random states of torch, numpy and Python, put back afterwards."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
-
-
 def one_tensor(outputs: Any) -> Tensor:
     """What a model returned, if G and R can be taken of it.
 
@@ -227,6 +225,11 @@ def one_tensor(outputs: Any) -> Tensor:
         msg = f"the model returns {type(outputs).__name__}: G and R need one tensor; give forward=..."
         raise UsageError(msg)
     return outputs
+
+
+def _graphs(result: Any) -> list[Tensor]:
+    """The tensors in what a model or a loss returned that know where they come from."""
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
 
 
 def graph_nodes(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:

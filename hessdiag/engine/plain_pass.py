@@ -16,7 +16,9 @@ from hessdiag.criteria import TARGET_KEYS, target_of
 from hessdiag.engine.attributes import left_as_found
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.failures import is_out_of_memory
-from hessdiag.engine.functional import graph_nodes, random_states
+from hessdiag.engine.functional import graph_nodes
+from hessdiag.engine.readings import Reading, reading_of
+from hessdiag.engine.restoring import random_states
 from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 
@@ -40,6 +42,21 @@ class Passed:
     sizes: tuple[float, ...]
     outside: tuple[tuple[int, ...], ...]
     custom: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """Two losses of one batch.
+
+    Attributes:
+        ours: the problem's.
+        theirs: the one that the model returns, given the labels.
+        reading: how the model reads its labels.
+    """
+
+    ours: float
+    theirs: float
+    reading: Reading
 
 
 class PlainModel:
@@ -99,8 +116,8 @@ class PlainModel:
         scale = math.fsum(abs(loss) * share for loss, share in losses)
         return Passed(value, scale, tuple(total), tuple(sizes), tuple(outside.values()), tuple(custom))
 
-    def returned_losses(self) -> list[tuple[float, float]]:
-        """(the problem's loss, the one that the model returns) of the first and the last labelled batch."""
+    def returned_losses(self) -> list[Returned]:
+        """What the model itself says to the first and the last labelled batch."""
         if self.problem.loss is not None:
             return []
         found = []
@@ -111,9 +128,10 @@ class PlainModel:
                 with torch.no_grad():
                     returned = self.model(**batch)
                     loss = returned["loss"] if isinstance(returned, Mapping) else returned.loss
-                    found.append((float(self._loss(batch)), float(loss)))
+                    ours, theirs = float(self._loss(batch)), float(loss)
             except (TypeError, KeyError, AttributeError, ValueError):  # this model takes no labels
                 return []
+            found.append(Returned(ours, theirs, _reading(returned, batch, theirs)))
         return found
 
     def _mean(self, batch: Any) -> Tensor:
@@ -143,6 +161,14 @@ class PlainModel:
         if callable(problem.criterion):
             return problem.criterion(outputs, batch)
         return TORCH_LOSSES[str(problem.criterion)](outputs, target_of(batch))
+
+
+def _reading(returned: Any, batch: Any, loss: float) -> Reading:
+    logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
+    labels, mask = target_of(batch), batch.get("attention_mask")
+    if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+        return "other"
+    return reading_of(logits, labels, loss, mask if isinstance(mask, Tensor) else None)
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

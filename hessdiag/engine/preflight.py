@@ -118,7 +118,7 @@ def preflight(
         if not is_out_of_memory(error):
             raise
         raise MeasurementError(_too_large(operator, "products of the first examples", error)) from error
-    findings += [_ways(plan), *_tested(numbers, faults)]
+    findings += [_ways(plan), *_tested(operator, numbers, faults)]
     begun = time.perf_counter()
     gradient = operator.gradient()
     # the only gradient of the whole set may be slow to begin with: 2.4 times on a small GPT
@@ -213,9 +213,26 @@ def _ways(plan: Plan) -> Finding:
     return Finding("ok", "product", f"{plan.way} ({plan.reason}){agreed}")
 
 
-def _tested(numbers: SelfTest, faults: tuple[Fault, ...]) -> list[Finding]:
+def _tested(operator: Curvature, numbers: SelfTest, faults: tuple[Fault, ...]) -> list[Finding]:
     if faults:
         return [Finding("fault", fault.name, fault.text) for fault in faults]
-    text = f"repeats to {numbers.repeatability:.1g}, symmetric to {numbers.symmetry:.1g}, differences agree to "
-    text += f"{numbers.finite_difference:.1g} (worst {numbers.worst_tensor}, {numbers.precision})"
-    return [Finding("ok", "self-test", text)]
+    beside = "" if numbers.kink is None else " beside the checkpoint"
+    text = (
+        f"repeats to {numbers.repeatability:.1g}, symmetric to {numbers.symmetry:.1g}, differences{beside} agree "
+    )
+    text += f"to {numbers.finite_difference:.1g} (worst {numbers.worst_tensor}, {numbers.precision})"
+    found = [Finding("ok", "self-test", text)]
+    if numbers.kink is not None:
+        found.append(Finding("warning", "kink", _on_a_kink(operator, numbers.kink)))
+    return found
+
+
+def _on_a_kink(operator: Curvature, tensor: str) -> str:
+    bent = kinks(operator.function, operator.function.place(operator.trial))
+    operations = f" ({', '.join(bent[:3])})" if bent else ""
+    side = " (ReLU'(0) = 0)" if any(name.startswith("ReluBackward") for name in bent) else ""
+    return (
+        f"the checkpoint lies exactly on a kink{operations}, as zeros of an untrained network do: the gradient "
+        f"jumps in {tensor}; the numbers are those of the piece that torch's derivative takes{side}, and one "
+        "optimizer step moves off it: take a checkpoint after some steps to know the trained network"
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -124,3 +126,15 @@ class Randomness:
         torch.set_rng_state(self._cpu)
         for index, state in zip(self._devices, self._cuda, strict=True):
             torch.cuda.set_rng_state(state, index)
+
+
+@contextmanager
+def random_states(cuda: list[torch.device]) -> Iterator[None]:
+    """The random states of torch, numpy and Python, put back afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

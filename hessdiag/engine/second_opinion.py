@@ -16,7 +16,8 @@ from torch import Tensor
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding
 from hessdiag.engine.failures import is_out_of_memory
-from hessdiag.engine.plain_pass import Passed, PlainModel, norm
+from hessdiag.engine.plain_pass import Passed, PlainModel, Returned, norm
+from hessdiag.engine.readings import Reading
 from hessdiag.errors import HessdiagError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion
@@ -64,7 +65,7 @@ def second_opinion(operator: Curvature, gradient: Tensor) -> tuple[SecondOpinion
         loss_off=abs(passed.loss - operator.loss()) / max(scale, 1e-300),
         gradient_off=off,
         worst_tensor=worst,
-        model_loss=returned[0][1] if returned else None,
+        model_loss=returned[0].theirs if returned else None,
     )
     findings = [*_outside(passed.outside), *_returned(operator.problem, returned, loss_limit)]
     if not numbers.loss_off * scale <= loss_limit * scale + LOSS_FLOOR:
@@ -109,14 +110,28 @@ def _outside(shapes: Sequence[tuple[int, ...]]) -> list[Finding]:
     return [Finding("warning", "parameters", text)]
 
 
-def _returned(problem: Problem, returned: Sequence[tuple[float, float]], limit: float) -> list[Finding]:
+def _returned(problem: Problem, returned: Sequence[Returned], limit: float) -> list[Finding]:
     """What the model's own ``model(**batch).loss`` says to the criterion."""
-    for ours, theirs in returned:
-        if abs(ours - theirs) > limit * max(abs(ours), abs(theirs)) + LOSS_FLOOR:
-            text = f"criterion={_name(problem)} gives {ours:.6g} where model(**batch).loss is {theirs:.6g}"
-            text += ": " + "give loss=lambda model, batch: model(**batch).loss"
+    for one in returned:
+        if abs(one.ours - one.theirs) > limit * max(abs(one.ours), abs(one.theirs)) + LOSS_FLOOR:
+            text = f"criterion={_name(problem)} gives {one.ours:.6g} where model(**batch).loss is {one.theirs:.6g}"
+            text += f": {ANSWERS[one.reading]}"
             return [Finding("fault" if isinstance(problem.criterion, str) else "warning", "model's loss", text)]
     return []
+
+
+_UNMASKED = (
+    'the labels of padding count, which the model leaves out by attention_mask: give batch["labels"] as '
+    'batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)'
+)
+ANSWERS: dict[Reading, str] = {
+    "as is": 'the model compares position t with label t: give criterion="cross_entropy"',
+    "shifted": 'the model compares position t with label t + 1: give criterion="causal_lm"',
+    "masked by attention_mask": f'{_UNMASKED}, and criterion="cross_entropy"',
+    "shifted, masked by attention_mask": f'{_UNMASKED}, and criterion="causal_lm"',
+    "other": "give loss=lambda model, batch: model(**batch).loss",
+}
+"""The cause, where it is known, and the line to type."""
 
 
 def _name(problem: Problem) -> str:

@@ -31,8 +31,8 @@ def suspects(operator: Curvature) -> str:
             found.append(f"{operation} has no true second derivative (write its backward in torch operations)")
     if not found and (bent := kinks(operator.function, piece)):
         return (
-            "an operation's second derivative is wrong, or the checkpoint lies exactly on a kink, where there is "
-            f"none ({bent[0]} of exactly 0, as in untrained networks: take a checkpoint after some steps)"
+            f"an operation's second derivative is wrong, or kinks ({bent[0]}) lie too close together for "
+            "differences: take a checkpoint after some steps"
         )
     return "; ".join(dict.fromkeys(found)) or "an operation's second derivative is wrong; see hessdiag doctor"
 

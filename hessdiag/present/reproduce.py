@@ -44,6 +44,7 @@ def _self_test(test: SelfTest) -> dict[str, str]:
         "symmetry |u·Hv − v·Hu|, relative": f"{test.symmetry:.1e}",
         "product against differences of the gradient": (
             f"{test.finite_difference:.1e} in {test.precision}, worst at {test.worst_tensor}"
+            + ("" if test.kink is None else f"; beside the checkpoint, which lies on a kink ({test.kink})")
         ),
         "gradient against differences of the loss": f"{test.slope:.1e}",
     }

@@ -59,6 +59,7 @@ class SelfTest:
     worst_tensor: str
     precision: str  # dtype the differences were taken in
     ways_agree: float | None = None  # relative difference between two ways of forming a product
+    kink: str | None = None  # tensor whose gradient jumps at the checkpoint; differences are of weights beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
