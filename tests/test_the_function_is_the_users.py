@@ -166,6 +166,109 @@ def test_labels_that_are_not_shifted_are_refused():
         require_sound(checked(problem, batch_size=None))
 
 
+class Reader(LanguageModel):
+    """Reads its labels as one of `readings.reading_of`."""
+
+    def __init__(self, reading):
+        super().__init__("shifted" in reading)
+        self.reading = reading
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        if labels is not None and "masked" in self.reading:
+            labels = labels.masked_fill(attention_mask == 0, -100)
+        returned = super().forward(input_ids, labels)
+        if labels is not None and self.reading == "other":
+            returned.loss = returned.loss * 1.1
+        return returned
+
+
+def padded(problem):
+    """Labels of padding left out, by the line that the refusal gives."""
+    for batch in problem.data["train"]:
+        batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    return problem
+
+
+READINGS = {  # reading of the model: the criterion taken by mistake, what is said, what then goes through
+    "shifted": ("cross_entropy", r'label t \+ 1: give criterion="causal_lm"', {"criterion": "causal_lm"}),
+    "as is": ("causal_lm", r'label t: give criterion="cross_entropy"', {"criterion": "cross_entropy"}),
+    "masked by attention_mask": (
+        "cross_entropy",
+        r'padding.*masked_fill\(batch\["attention_mask"\] == 0, -100\), and criterion="cross_entropy"',
+        {"criterion": "cross_entropy"},
+    ),
+    "shifted, masked by attention_mask": (
+        "causal_lm",
+        r'padding.*masked_fill\(batch\["attention_mask"\] == 0, -100\), and criterion="causal_lm"',
+        {"criterion": "causal_lm"},
+    ),
+    "other": (
+        "cross_entropy",
+        r"give loss=lambda model, batch: model\(\*\*batch\)\.loss",
+        {"loss": lambda model, batch: model(**batch).loss},
+    ),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_how_the_model_reads_its_labels_is_said_and_goes_through(reading):
+    wrong, said, right = READINGS[reading]
+    data = texts()
+    for batch in data:
+        mask = torch.ones_like(batch["input_ids"])
+        mask[::2, -2:] = 0
+        batch["attention_mask"] = mask
+    torch.manual_seed(4)
+    model = Reader(reading)
+    with pytest.raises(MeasurementError, match=said) as caught:
+        require_sound(checked(Problem(model, {"train": data}, criterion=wrong), batch_size=None))
+    assert "\n" not in str(caught.value)
+    problem = Problem(model, {"train": data}, **right)
+    require_sound(checked(padded(problem) if "masked" in reading else problem, batch_size=None))
+
+
+class InCriterion:
+    """A criterion that reads a weight of the model from where no swap of modules finds it."""
+
+    __slots__ = ("hidden",)
+
+    def __init__(self, weight):
+        self.hidden = weight
+
+    def __call__(self, outputs, batch):
+        out = outputs if isinstance(outputs, torch.Tensor) else outputs["out"]
+        return F.mse_loss(out, batch[1]) + self.hidden.square().sum()
+
+
+class Named(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return {"out": self.inner(x)}
+
+
+@pytest.mark.parametrize("first", ["outputs", "returned", "total"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_weight_that_only_the_criterion_reaches_moves_too(first, named):
+    """Whatever was computed first: outputs that reach no such weight say nothing about the loss."""
+    inner = regression().model.double()
+    model = Named(inner) if named else inner
+    data = tuple(tensor.double() for tensor in regression().data["train"])
+    problem = Problem(model, {"train": data}, criterion=InCriterion(inner[2].weight))
+    function = functional.Functional(problem)
+    batch = data
+    if first == "total" or (named and first == "outputs"):
+        function.total(function.theta, batch)
+    else:
+        getattr(function, first)(function.theta, batch)
+    (slope,) = torch.autograd.grad(function.total(function.theta, batch), function.theta[2])
+    loss = F.mse_loss(inner(data[0]), data[1]) + inner[2].weight.square().sum()
+    (true,) = torch.autograd.grad(loss * 40, inner[2].weight)
+    assert torch.allclose(slope, true, rtol=1e-12)
+
+
 def test_a_model_that_writes_into_its_batch_is_named():
     class Writing(nn.Module):
         def __init__(self):
@@ -199,6 +302,36 @@ def of_doubled_weights(monkeypatch):
     monkeypatch.setattr(
         functional.Functional, "tensors", lambda self, theta: true(self, (theta[0] * 1.01, *theta[1:]))
     )
+
+
+def decided_once(monkeypatch):
+    """What the first result says is taken to hold for every other."""
+
+    class Once(set):
+        def __contains__(self, name):
+            return len(self) > 0
+
+    true = functional.Functional.__init__
+
+    def init(self, *args, **kwargs):
+        true(self, *args, **kwargs)
+        self._looked_at = Once()
+
+    monkeypatch.setattr(functional.Functional, "__init__", init)
+
+
+def test_what_the_first_result_says_would_not_do(monkeypatch):
+    decided_once(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_a_weight_that_only_the_criterion_reaches_moves_too("outputs", False)
+
+
+def test_one_answer_to_every_reading_would_not_do(monkeypatch):
+    monkeypatch.setattr(
+        second_opinion, "ANSWERS", dict.fromkeys(second_opinion.ANSWERS, second_opinion.ANSWERS["other"])
+    )
+    with pytest.raises(AssertionError):
+        test_how_the_model_reads_its_labels_is_said_and_goes_through("shifted")
 
 
 BROKEN = {
