@@ -16,7 +16,7 @@ from torch import nn
 import hessdiag
 from hessdiag.engine import functional, second_opinion
 from hessdiag.engine.preflight import preflight, require_sound
-from hessdiag.errors import MeasurementError
+from hessdiag.errors import MeasurementError, ProblemError
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 from tests import models
@@ -225,6 +225,24 @@ def test_how_the_model_reads_its_labels_is_said_and_goes_through(reading):
     assert "\n" not in str(caught.value)
     problem = Problem(model, {"train": data}, **right)
     require_sound(checked(padded(problem) if "masked" in reading else problem, batch_size=None))
+
+
+def test_a_model_that_needs_its_labels_is_given_them_by_the_line_that_is_said():
+    """As encoder-decoders do: they shift the labels to what the decoder reads."""
+
+    class Needy(LanguageModel):
+        def forward(self, input_ids, labels=None):
+            if labels is None:
+                raise ValueError("specify decoder_input_ids")
+            return super().forward(input_ids, labels)
+
+    model, data = Needy(False), {"train": texts()}
+    line = "forward=lambda model, batch: model(**batch).logits"
+    with pytest.raises(ProblemError) as caught:
+        checked(Problem(model, data, criterion="cross_entropy"), batch_size=None)
+    assert str(caught.value).endswith(line)
+    forward = eval(line.removeprefix("forward="))
+    require_sound(checked(Problem(model, data, criterion="cross_entropy", forward=forward), batch_size=None))
 
 
 class InCriterion:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from hessdiag.criteria import TARGET_KEYS
 from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
@@ -170,8 +171,21 @@ def _failures_named(operator: Curvature, where: str) -> Iterator[None]:
             raise MeasurementError(_too_large(operator, where, error)) from error
         kind = type(error).__name__
         msg = f"model or loss fails on {where} ({kind}: {one_line(error, 140)}): {to_check(error)}"
+        msg += _without_labels(operator)
         msg = "; ".join((msg, *operator.samples.notes))
         raise ProblemError(msg) from error
+
+
+def _without_labels(operator: Curvature) -> str:
+    problem, batch = operator.problem, operator.batches[0]
+    if problem.loss is not None or problem.forward is not None or not isinstance(batch, Mapping):
+        return ""
+    labels = next((key for key in TARGET_KEYS if key in batch), None)
+    if labels is None:
+        return ""
+    return (
+        f"; it was called without {labels}; if it needs them, forward=lambda model, batch: model(**batch).logits"
+    )
 
 
 def _too_large(operator: Curvature, where: str, error: BaseException) -> str:
