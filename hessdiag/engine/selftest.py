@@ -25,7 +25,6 @@ from hessdiag.engine.ways import WAYS
 from hessdiag.results import SelfTest
 
 
-
 @dataclass(frozen=True)
 class Fault:
     """A self-test number above its limit, with the likely cause and the way out."""
