@@ -6,6 +6,7 @@ Hessian of plain autograd on the user's own module, after which nothing of it ma
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import random
@@ -191,6 +192,30 @@ def with_a_cache():
     return model
 
 
+def folded(filled):
+    """A weight that is computed once and kept, as for inference."""
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = torch.tanh(self.a.weight)
+        return self.out(torch.tanh(F.linear(x, self.kept)))
+
+    model = Module(forward, a=linear(columns=5), out=linear(5))
+    model.a.bias = None
+    model.kept = filled
+    return model
+
+
+def renormed():
+    """Its rows are rewritten in forward, in evaluation too; no row is beyond the norm when it is measured."""
+    torch.manual_seed(5)
+    model = Module(
+        lambda self, x: self.out(torch.tanh(self.e((x > 0).long()).flatten(1))), out=linear(FEATURES * 2)
+    )
+    model.e = nn.Embedding(2, 2, max_norm=0.5)
+    return model
+
+
 def counting():
     def forward(self, x):
         self.steps += 1
@@ -279,6 +304,7 @@ ZOO = {
     "GRU": recurrent,
     "LSTM in two directions": bidirectional,
     "a cache": with_a_cache,
+    "a weight folded and kept": lambda: folded(None),
     "a counter": counting,
     "a buffer bound anew": rebound_buffer,
     "a parameter list": parameter_list,
@@ -383,6 +409,26 @@ def test_a_measurement_leaves_it_as_found(problem):
     assert unchanged_by(
         problem, lambda p: hessdiag.analyze(p, ["lambda_max", "trace"], max_steps=6, probes=2, density_probes=2)
     )
+
+
+def clearing(model, batch):
+    model.zero_grad()
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("make", [renormed, linear], ids=["rows renormed in forward", "gradients cleared"])
+def test_what_the_users_code_rewrites_is_put_back(make):
+    torch.manual_seed(5)
+    model = make().double()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.25)
+    data = {"train": (torch.randn(ROWS, FEATURES, dtype=torch.float64), torch.randint(CLASSES, (ROWS,)))}
+
+    def run(asked):
+        with contextlib.suppress(HessdiagError):
+            hessdiag.analyze(asked, ["lambda_max"], max_steps=6)
+
+    assert unchanged_by(Problem(model, data, loss=clearing, meta={}), run)
 
 
 def stopped_by(error):

@@ -389,6 +389,13 @@ def test_batch_norm_without_statistics_is_said():
     assert not any("with its running statistics" in note for note in notes)
 
 
+def test_batch_norm_without_statistics_is_said_of_batches_too_small_to_cut():
+    """One example alone has no batch statistics: examples of several batches are put together by fours."""
+    model = net(nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh())
+    asked = hessdiag.analyze(problem(model), ["lambda_max"], samples=24, batch_size=3)
+    assert any("batches of 3 examples only" in warning for warning in asked.warnings)
+
+
 def _signs(operator, number):
     generator = torch.Generator().manual_seed(20_261_121)
     signs = torch.randint(0, 2, (number, operator.size), generator=generator) * 2 - 1

@@ -94,6 +94,50 @@ def test_parameters_of_a_criterion_are_said_to_stay_fixed():
     assert "Problem(model=...)" in warning
 
 
+def by_input_gradient(model, batch):
+    x = batch[0].detach().clone().requires_grad_()
+    slope = torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]
+    return (slope.square().sum(1) - 1).square().mean()
+
+
+def test_a_loss_may_differentiate_by_its_inputs():
+    """Physics-informed losses, forces, gradient penalties; the inputs are no parameters of the criterion."""
+    problem = regression()
+    model = problem.model.double()
+    x = problem.data["train"][0].double()
+    done = checked(Problem(model, {"train": (x, x)}, loss=by_input_gradient))
+    require_sound(done)
+    assert not done.texts("warning")
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(
+        by_input_gradient(model, (x,)), parameters, create_graph=True, allow_unused=True
+    )
+    flat = torch.cat([g.reshape(-1) for g in gradient if g is not None])
+    size = len(flat)
+    named = parameters[:3]  # the last bias moves no slope
+    rows = [torch.cat([t.reshape(-1) for t in torch.autograd.grad(e, named, retain_graph=True)]) for e in flat]
+    H = done.operator @ torch.eye(done.operator.size, dtype=torch.float64)
+    torch.testing.assert_close(H[:size, :size], torch.stack(rows), rtol=1e-9, atol=1e-10)
+
+
+def test_a_detached_branch_is_named():
+    def towards_itself(model, batch):
+        return (model(batch[0]) - model(batch[0] + 1).detach()).square().mean()
+
+    problem = regression()
+    with pytest.raises(MeasurementError, match=r"detach.*straight-through.*frozen copy"):
+        require_sound(checked(Problem(problem.model, problem.data, loss=towards_itself)))
+
+
+def test_the_trace_survives_a_criterion_with_parameters():
+    problem = regression()
+    centres = nn.Parameter(torch.ones(2))
+    subject = Problem(
+        problem.model, problem.data, criterion=lambda z, b: (z - centres.to(z) * b[1]).square().mean()
+    )
+    assert hessdiag.analyze(subject, ["trace"]).metrics["trace"].value > 0
+
+
 def test_a_cached_weight_is_refused_by_its_name():
     """Folded weights kept from before: their graph leads to the user's own parameters, which do not move."""
 

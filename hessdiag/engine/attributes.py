@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,26 +19,36 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
+def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
     """A context at whose end every module has the attributes it had, and lists, dicts and sets their content.
 
     Forward passes leave traces: pruning and old-style weight normalization set ``weight`` anew, recurrent layers
     gather their weights in a list, models keep attention maps and caches. Tensors are not copied: what is written
     into a tensor in place stays, which is why the engine gives the model copies.
+
+    Yields:
+        A function that puts back all but the modes at once: what one pass has kept is not for the next to find.
     """
     found = [(module, _state(module)) for module in model.modules()]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for module, (attributes, contents) in found:
             now = vars(module)
             for name in [name for name in now if name not in attributes and name not in _OF_TORCH]:
                 del now[name]
             for name, value in attributes.items():
-                if now.get(name, now) is not value:
+                if name != "training" and now.get(name, now) is not value:
                     now[name] = value
             for container, content in contents:
                 _refill(container, content)
+
+    try:
+        yield put_back
+    finally:
+        put_back()
+        for module, (attributes, _) in found:
+            if "training" in attributes:
+                vars(module)["training"] = attributes["training"]
 
 
 def _state(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:

@@ -62,6 +62,8 @@ class Functional:
         self.fixed = {n: self._copy(p) for n, p in named.items() if n not in chosen}
         self.fixed |= {n: self._copy(b) for n, b in model.named_buffers()}
         self._measuring = 0  # how many `measuring` contexts are open
+        self._put_back: Callable[[], None] = lambda: None
+        self._differentiates = False  # whether the loss takes derivatives itself: of inputs, of inner steps
         self._everywhere = False  # whether anything reaches parameters past the module
         self._looked_at: set[str] = set()  # of what that is known: the loss may reach what outputs do not
         self._refuse_non_finite()
@@ -140,7 +142,7 @@ class Functional:
         cuda = [self.device] if self.device.type == "cuda" else []
         has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
         with ExitStack() as stack:
-            stack.enter_context(left_as_found(self._model))
+            before, self._put_back = self._put_back, stack.enter_context(left_as_found(self._model))
             stack.enter_context(random_states(cuda))
             stack.enter_context(kept_activations())
             stack.enter_context(uncompiled())
@@ -159,6 +161,7 @@ class Functional:
                 yield
             finally:
                 self._measuring -= 1
+                self._put_back = before
 
     def tensors(self, theta: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         """What the model holds at ``theta``, by name: complex parameters as such, and all that does not count."""
@@ -169,19 +172,27 @@ class Functional:
         if not self._measuring:  # a pass in training mode would draw from the user's random streams
             with self.measuring():
                 return self._call(function, theta, batch)
+        self._put_back()  # weights that the last pass has folded and kept belong to other parameters
         tensors = self.tensors(theta)
-        with swapped(self._model, tensors, everywhere=self._everywhere):
-            result = function(self._model, batch)
+        graph = torch.is_grad_enabled() or self._differentiates
+        with swapped(self._model, tensors, everywhere=self._everywhere), torch.set_grad_enabled(graph):
+            try:
+                result = function(self._model, batch)
+            except RuntimeError as error:
+                if graph or "does not require grad" not in str(error):
+                    raise
+                self._differentiates = True
+                return self._call(function, theta, batch)
         if function.__name__ not in self._looked_at and _graphs(result):
-            self._looked_at.add(function.__name__)
             if not self._everywhere and self._reached_past(result):
                 self._everywhere = True
-                result = self._call(function, theta, batch)
+                with torch.enable_grad():
+                    result = self._call(function, theta, batch)
             if self._everywhere and (past := self._reached_past(result)):
                 msg = f"the loss reaches {past[0]} past the model (a list, a closure, a custom function that "
-                msg += "holds it), so that it cannot be moved: read it from the module that is called"
-                raise MeasurementError(msg)
-        return result
+                raise MeasurementError(msg + "holds it), so that it cannot be moved: read it from the module")
+            self._looked_at.add(function.__name__)
+        return result.detach() if isinstance(result, Tensor) and not torch.is_grad_enabled() else result
 
     def _reached_past(self, result: Any) -> tuple[str, ...]:
         """Names of the model's own parameters, not their copies, that the result was computed from."""
@@ -209,9 +220,7 @@ class Functional:
         for name, tensor in zip(self.names, self.theta, strict=True):
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
-                msg = (
-                    f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite: take an earlier checkpoint"
-                )
+                msg = f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite: take an earlier one"
                 raise NonFiniteError(msg)
 
 

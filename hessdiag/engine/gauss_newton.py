@@ -196,6 +196,7 @@ def _accumulate(
     for batch in operator.batches:
         for piece in divide(batch, pulled.rows()):
             squares = _exact(pulled, piece) if exact else _drawn(pulled, piece, generators)
+            squares = squares.detach()  # a criterion's own parameters
             examples.append(squares.sum(2))
             tensors += squares.sum(1)
     return torch.cat(examples, dim=1), tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,25 @@ class Returned:
     reading: Reading
 
 
+class _Held:
+    """A tensor of the user's model, its entries and its gradient: some models rewrite both in a forward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.data, self.entries = tensor, tensor.data, tensor.detach().clone()
+        self.grad = tensor.grad
+        self.slope = None if self.grad is None else self.grad.clone()
+
+    def put_back(self) -> None:
+        if self.tensor.data_ptr() != self.data.data_ptr():
+            self.tensor.data = self.data
+        if not torch.equal(self.data, self.entries):
+            self.data.copy_(self.entries)
+        if self.tensor.grad is not self.grad:
+            self.tensor.grad = self.grad
+        if self.grad is not None and self.slope is not None and not self.grad.is_sparse:
+            self.grad.detach().copy_(self.slope)
+
+
 class PlainModel:
     """The user's module, called as its user calls it."""
 
@@ -66,32 +85,31 @@ class PlainModel:
         self.problem: Problem = operator.problem
         self.model = self.problem.bare_model()
         self.names = operator.function.names
+        self._put_back: Callable[[], None] = lambda: None
         self.batches, self.weights = operator.samples.batches, operator.weights.tolist()
         named = dict(self.model.named_parameters())
         self.parameters = [named[name] for name in self.names]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode; modes, attributes, buffers and random states are put back afterwards."""
+        """Evaluation mode; modes, attributes, tensors, ``.grad`` and random states are put back afterwards."""
         cuda = [p.device for p in self.parameters[:1] if p.device.type == "cuda"]
-        held = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
-        with left_as_found(self.model), random_states(cuda), torch.enable_grad():
+        held = [_Held(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())]
+        with left_as_found(self.model) as self._put_back, random_states(cuda), torch.enable_grad():
             for module in self.model.modules():
                 module.training = False
             try:
                 yield
             finally:
-                with torch.no_grad():
-                    for buffer, before in held:
-                        if not torch.equal(buffer, before):
-                            buffer.copy_(before)
+                for one in held:
+                    one.put_back()
 
     def gradient(self) -> Passed:
         """One pass over the sample set, batch by batch."""
         total = [torch.zeros_like(p.detach()) for p in self.parameters]
         sizes = [0.0] * len(total)
         losses: list[tuple[float, float]] = []
-        outside: dict[int, tuple[int, ...]] = {}
+        held: list[dict[int, Tensor]] = []
         custom: dict[str, None] = {}
         whole = math.fsum(self.weights)
         for batch, weight in zip(self.batches, self.weights, strict=True):
@@ -99,11 +117,8 @@ class PlainModel:
                 continue
             loss = self._mean(batch)
             losses.append((float(loss.detach()), weight / whole))
-            own = {id(p) for p in self.model.parameters()}
+            held.append(self._outside(loss))
             for node in graph_nodes(loss):
-                leaf = getattr(node, "variable", None)
-                if leaf is not None and id(leaf) not in own:
-                    outside[id(leaf)] = tuple(leaf.shape)
                 if isinstance(node, torch.autograd.function.BackwardCFunction):
                     custom[node.name().removesuffix("Backward")] = None
             pieces = torch.autograd.grad(loss, self.parameters, allow_unused=True) if loss.requires_grad else ()
@@ -114,7 +129,23 @@ class PlainModel:
                     sizes[index] += weight / whole * norm(piece)
         value = math.fsum(loss * share for loss, share in losses)
         scale = math.fsum(abs(loss) * share for loss, share in losses)
-        return Passed(value, scale, tuple(total), tuple(sizes), tuple(outside.values()), tuple(custom))
+        return Passed(value, scale, tuple(total), tuple(sizes), self._met_again(held), tuple(custom))
+
+    def _outside(self, loss: Tensor) -> dict[int, Tensor]:
+        """Trainable tensors behind a loss that the model does not hold, by id."""
+        own = {id(p) for p in self.model.parameters()}
+        found = (getattr(node, "variable", None) for node in graph_nodes(loss))
+        return {id(leaf): leaf for leaf in found if leaf is not None and id(leaf) not in own}
+
+    def _met_again(self, held: list[dict[int, Tensor]]) -> tuple[tuple[int, ...], ...]:
+        """Shapes of those that a second pass meets too: inputs that a loss differentiates by are new in each."""
+        first = next((number for number, leaves in enumerate(held) if leaves), None)
+        if first is None:
+            return ()
+        counted = [batch for batch, weight in zip(self.batches, self.weights, strict=True) if weight]
+        again = self._outside(self._mean(counted[first]))
+        kept = [leaves.keys() & again.keys() for leaves in held]
+        return tuple({key: tuple(again[key].shape) for keys in kept for key in keys}.values())
 
     def returned_losses(self) -> list[Returned]:
         """What the model itself says to the first and the last labelled batch."""
@@ -136,6 +167,7 @@ class PlainModel:
 
     def _mean(self, batch: Any) -> Tensor:
         """The mean loss of a batch as it comes; in the model's own precision where it does not take that."""
+        self._put_back()  # a weight that is folded and kept has lost its graph
         try:
             return self._loss(self._place(batch, None))
         except RuntimeError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.functional import Functional
+from hessdiag.errors import MeasurementError
 
 Kind = Literal["hessian", "ggn", "residual"]
 
@@ -23,7 +24,13 @@ def slopes(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = Fal
     """The gradient in pieces, zero for parameters that take no part."""
     if not total.requires_grad:
         return tuple(torch.zeros_like(tensor) for tensor in theta)
-    return torch.autograd.grad(total, theta, create_graph=create_graph, materialize_grads=True)
+    try:
+        return torch.autograd.grad(total, theta, create_graph=create_graph, materialize_grads=True)
+    except RuntimeError as error:
+        if "a second time" not in str(error):
+            raise
+        msg = "the model or the loss keeps a tensor with its graph from one pass to the next (a cached weight, a "
+        raise MeasurementError(msg + "hook's list): compute it anew in every forward") from error
 
 
 def depends(function: Functional, batch: Any) -> bool:

@@ -34,7 +34,11 @@ def suspects(operator: Curvature) -> str:
             f"an operation's second derivative is wrong, or kinks ({bent[0]}) lie too close together for "
             "differences: take a checkpoint after some steps"
         )
-    return "; ".join(dict.fromkeys(found)) or "an operation's second derivative is wrong; see hessdiag doctor"
+    return "; ".join(dict.fromkeys(found)) or (
+        "an operation's second derivative is wrong, or detach, no_grad, .data or a straight-through estimator "
+        "hides a dependence on the weights, so that the gradient is not the loss's (a branch that stays fixed: "
+        "read it from a frozen copy of the model)"
+    )
 
 
 def half_precision(operator: Curvature, dtype: torch.dtype) -> str:

@@ -83,7 +83,7 @@ def weighting(operator: Curvature) -> list[Finding]:
         if len(operator.batches) > 1:
             worst = divide(operator.function.place(operator.trial), 1)
             groups = _alike([*(one for _, one in singles), *itertools.islice(worst, WORST)])
-        across = [_trial(operator, joined(group), group) if len(group) > 1 else None for group in groups]
+        across = [_across(operator, group) for group in groups]
         trials += [trial for trial in across if trial is not None]
         limit = TOLERANCE[operator.dtype]
         off = max((trial.off(operator.problem.count, limit) for trial in trials), default=0.0)
@@ -92,6 +92,15 @@ def weighting(operator: Curvature) -> list[Finding]:
     compared = (len(across) == 1 and across[0] is not None) or len(operator.batches) == 1
     found = [Finding("ok", "weighting", "any division into batches gives the same loss")] if trials else []
     return found if compared and trials else [*found, _untested(operator)]
+
+
+def _across(operator: Curvature, group: list[Any]) -> Trial | None:
+    """Examples of several batches together and one by one; by fours where one alone is refused (BatchNorm)."""
+    if len(group) < 2:
+        return None
+    whole = joined(group)
+    fours = [joined(group[begin : begin + 4]) for begin in range(0, len(group), 4)]
+    return _trial(operator, whole, group) or (_trial(operator, whole, fours) if len(fours) > 1 else None)
 
 
 def _pieces(operator: Curvature, indices: set[int]) -> list[Trial]:
