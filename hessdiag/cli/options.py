@@ -11,7 +11,7 @@ import click
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.results import QUANTITIES
 from hessdiag.settings import DTYPES, OPERATORS, WAYS, Settings
-from hessdiag.sources.spec import parse_options, split_key, split_spec
+from hessdiag.sources.spec import exists, parse_options, split_key, split_spec
 
 if TYPE_CHECKING:
     from hessdiag.sources.factory import Built
@@ -129,7 +129,7 @@ def load(
     if where.endswith(".py") and not Path(where).is_file():
         msg = f"no such file {where}: FACTORY is path/file.py:function or package.module:function"
         raise UsageError(msg)
-    if checkpoint is not None and not Path(split_key(checkpoint)[0]).exists():
+    if checkpoint is not None and not exists(split_key(checkpoint)[0]):
         msg = f"no such checkpoint {checkpoint}: give an existing file with -c"
         raise LoadError(msg)
 

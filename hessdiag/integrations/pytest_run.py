@@ -19,7 +19,7 @@ from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Metric
 from hessdiag.settings import UNPAIRED, Settings
 from hessdiag.sources.factory import build_problem
-from hessdiag.sources.spec import split_key, split_spec
+from hessdiag.sources.spec import exists, split_key, split_spec
 
 QUANTITIES = ("lambda_max", "trace")  # the two a first look needs
 DENSITY_PROBES = 8  # default of `Settings`
@@ -183,7 +183,7 @@ def _subject(problem: str | Problem, source: Mapping[str, Any], run: Mapping[str
 def _found(path: str, root: Path) -> str:
     """A file under rootdir, whatever folder pytest was called in; else as it was given."""
     under = str(root / path)
-    return under if Path(split_key(under)[0]).exists() else path
+    return under if exists(split_key(under)[0]) else path
 
 
 def budget_of(key: str, table: Mapping[str, Any], split: str) -> Budget:

@@ -6,6 +6,7 @@ own (`pickled`), which builds tensors and containers and can call nothing else; 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import pickle
 import tarfile
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 from hessdiag.errors import LoadError, one_line
 from hessdiag.sources import torch_files, trusted
+from hessdiag.sources.other_formats import is_known, other_archive, other_format
 from hessdiag.sources.shards import FOLDERS, in_folder, read_shards, weight_map
 
 Format = Literal["safetensors", "index", "zip", "legacy", "pickle"]
@@ -39,7 +41,12 @@ def locate(path: Path) -> Path:
     if path.is_dir():
         return in_folder(path)
     if not path.is_file():
-        msg = f"{path}: no such checkpoint file"
+        what = (
+            "is no regular file, and is read twice: copy it into one"
+            if path.exists()
+            else "no such checkpoint file"
+        )
+        msg = f"{path}: {what}"
         raise LoadError(msg)
     if path.stat().st_size == 0:
         msg = f"{path} is empty (0 bytes): the run that wrote it was probably interrupted"
@@ -65,25 +72,28 @@ def sniff(path: Path) -> Format:
         LoadError: nothing a checkpoint can be.
     """
     with path.open("rb") as stream:
-        head = stream.read(16)
+        head = stream.read(32)
     if head.startswith(b"PK\x03\x04"):
         return "zip"
-    if head.startswith(LEGACY_MAGIC):
+    if is_legacy(head):
         return "legacy"
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if head[8:9] == b"{" or (path.suffix == ".safetensors" and not is_known(head)):
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pickle"
-    if path.suffix == ".json" and head.lstrip()[:1] == b"{":
+    if path.suffix == ".json" and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{":
         return "index"
     if tarfile.is_tarfile(path):
         msg = f"{path} is a tar archive, as torch 0.1 wrote: {RESAVE}"
         raise LoadError(msg)
-    if head.startswith(b"version https://"):
-        msg = f"{path} is a Git LFS pointer, not the checkpoint itself: git lfs pull"
-        raise LoadError(msg)
-    msg = f"{path} is not a checkpoint: allowed are .safetensors files and what torch.save writes"
+    msg = f"{path} is {other_format(head)}"
     raise LoadError(msg)
+
+
+def is_legacy(head: bytes) -> bool:
+    """Whether these first bytes are those of ``torch.save`` before 1.6, in any protocol of pickles."""
+    number = LEGACY_MAGIC[2:-1]
+    return head[:1] == b"\x80" and (head[2:].startswith(number) or head[11:].startswith(number))
 
 
 def read_object(path: Path, *, trust_pickle: bool = False, main: ModuleType | None = None) -> Any:
@@ -134,7 +144,7 @@ def _refuse_foreign_zip(path: Path) -> None:
         msg = f"{path} is an exported program (.pt2), which holds a program: save the weights alone, {SAVE_LINE}"
         raise LoadError(msg)
     if "data.pkl" not in base:
-        msg = f"{path} is a zip archive but not a checkpoint: allowed is what torch.save writes"
+        msg = f"{path} is {other_archive(names)}"
         raise LoadError(msg)
 
 

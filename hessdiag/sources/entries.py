@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from hessdiag.errors import LoadError
@@ -37,14 +38,33 @@ def choose(content: Any, key: str | None, file: Path, notes: list[str]) -> tuple
     path: list[str] = []
     chosen = unwrap(content, notes)
     parts = key.split("::") if key else []
-    while parts and isinstance(chosen, Mapping) and parts[0] in chosen:
+    while parts and parts[0] in (inside := named(chosen)):
         path.append(parts.pop(0))
-        chosen = unwrap(chosen[path[-1]], notes)
+        chosen = unwrap(inside[path[-1]], notes)
     if not key or parts:
         chosen = _usual(chosen, path, file, notes, asked=bool(key))
     if parts:
         chosen = _prefixed(chosen, "::".join(parts), path, content, file, notes)
+    if key and not has_tensors(chosen):
+        below = _entries(chosen)
+        way_out = (
+            f"choose one in it, -c {file}::{'::'.join([*path, below[0]])}" if below else _with_tensors(content)
+        )
+        msg = f"{file}: its entry {'::'.join(path)!r} is no state dict: {way_out}"
+        raise LoadError(msg)
     return chosen, "::".join(path)
+
+
+def named(value: Any) -> Mapping[str, Any]:
+    """What lies in a mapping under names, or in a list; numbers count as their digits."""
+    pairs = (
+        enumerate(value)
+        if isinstance(value, list | tuple)
+        else value.items()
+        if isinstance(value, Mapping)
+        else ()
+    )
+    return {str(name): item for name, item in pairs if isinstance(name, str | int)}
 
 
 def _usual(chosen: Any, path: list[str], file: Path, notes: list[str], *, asked: bool) -> Any:
@@ -61,13 +81,13 @@ def _usual(chosen: Any, path: list[str], file: Path, notes: list[str], *, asked:
             spec = "::".join([*path[:-1], others[0]])
             notes.append(f"other entries with weights: {', '.join(others)}; choose with -c {file}::{spec}")
         chosen = unwrap(chosen[entry], notes)
-    others = _entries(chosen)
+    others, inside = _entries(chosen), named(chosen)
     if asked or len(path) > begin or has_tensors(chosen) or not others:
         return chosen
     if len(others) == 1 and not any(word in others[0].lower() for word in AVERAGES):
         path.append(others[0])
-        notes.append(f"used {others[0]!r}, the only entry with weights of {len(chosen)}: {some(chosen)}")
-        return _usual(unwrap(chosen[others[0]], notes), path, file, notes, asked=True)
+        notes.append(f"used {others[0]!r}, the only entry with weights of {len(inside)}: {some(inside)}")
+        return _usual(unwrap(inside[others[0]], notes), path, file, notes, asked=True)
     msg = f"{file}: which weights? it has {', '.join(others)}; choose one, for example -c {file}::{others[0]}"
     raise LoadError(msg)
 
@@ -79,7 +99,7 @@ def _prefixed(chosen: Any, key: str, path: list[str], content: Any, file: Path, 
     if not inside:
         begins = sorted({f"{name.partition('.')[0]}." for name in names if name.isprintable() and "." in name})
         words = f"; names in it begin with {some(begins)}" if begins else ""
-        msg = f"{file} has no entry {key!r}: those with tensors are {_listed(content)}{words}"
+        msg = f"{file} has no entry {key!r}: {_with_tensors(content)}{words}"
         raise LoadError(msg)
     path.append(prefix)
     left = [name for name in names if not name.startswith(prefix)]
@@ -99,9 +119,15 @@ def unwrap(value: Any, notes: list[str]) -> Any:
 def has_tensors(value: Any) -> bool:
     """Whether it is a mapping with at least one tensor under a name."""
     return isinstance(value, Mapping) and any(
-        isinstance(name, str) and (isinstance(item, Tensor) or (isinstance(item, Odd) and item.is_tensor))
+        isinstance(name, str)
+        and (isinstance(item, Tensor) or is_numbers(item) or (isinstance(item, Odd) and item.is_tensor))
         for name, item in value.items()
     )
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether it is an array of numpy that a tensor can hold; only a trusted pickle gives one."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
 
 
 def _holds_weights(value: Any, depth: int = DEEPEST, known: dict[int, bool] | None = None) -> bool:
@@ -118,11 +144,12 @@ def _holds_weights(value: Any, depth: int = DEEPEST, known: dict[int, bool] | No
 
 
 def _entries(content: Any) -> list[str]:
-    if not isinstance(content, Mapping):
-        return []
     known: dict[int, bool] = {}
-    named = ((name, item) for name, item in content.items() if isinstance(name, str) and name.isprintable())
-    return [name for name, item in named if _holds_weights(item, DEEPEST, known)]
+    return [
+        name
+        for name, item in named(content).items()
+        if name.isprintable() and _holds_weights(item, DEEPEST, known)
+    ]
 
 
 def some(names: Iterable[Any]) -> str:
@@ -131,5 +158,7 @@ def some(names: Iterable[Any]) -> str:
     return ", ".join(words[:SHOWN]) + (" ..." if len(words) > SHOWN else "")
 
 
-def _listed(content: Any) -> str:
-    return ", ".join(_entries(content)) or ("none: leave it off" if has_tensors(content) else "none")
+def _with_tensors(content: Any) -> str:
+    return "those with tensors are " + (
+        ", ".join(_entries(content)) or ("none: leave it off" if has_tensors(content) else "none")
+    )

@@ -19,7 +19,7 @@ from typing import Any
 from hessdiag.criteria import CRITERIA
 from hessdiag.errors import HessdiagError, LoadError, ProblemError, UsageError, one_line
 from hessdiag.problem import Problem
-from hessdiag.sources.spec import parse_options, split_key, split_spec
+from hessdiag.sources.spec import exists, parse_options, split_key, split_spec
 from hessdiag.sources.weights import Weights, load_into, read_weights
 
 __all__ = ["Built", "build_problem", "parse_options"]
@@ -94,7 +94,7 @@ def build_problem(
 
 def _require_file(checkpoint: str) -> None:
     path, _ = split_key(checkpoint)
-    if not Path(path).exists():
+    if not exists(path):
         msg = f"{path}: no such checkpoint file"
         raise LoadError(msg)
 

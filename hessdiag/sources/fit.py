@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessdiag.errors import LoadError, NonFiniteError
 from hessdiag.sources.adapters import ADVICE, is_adapter
-from hessdiag.sources.spelling import COUNTER, Speller, is_counter
+from hessdiag.sources.spelling import COUNTER, Speller, is_counter, is_scalar
 
 SHOWN = 10  # differing names in one message
 
@@ -59,6 +59,7 @@ def fit(
         cause = _cause(target, names, missing, shapes, unexpected, speller)
         raise LoadError(_mismatch(file, target, names, missing, unexpected, shapes, cause))
     prepared = {name: _cast(name, tensor, target[name], file) for name, tensor in names.items()}
+    _refuse_untied(target, prepared, file)
     casts = [name for name in names if prepared[name].dtype != names[name].dtype]
     if casts:
         first = casts[0]
@@ -81,12 +82,25 @@ def _missing(
     return missing
 
 
+def _refuse_untied(target: Mapping[str, Tensor], prepared: Mapping[str, Tensor], file: str) -> None:
+    """Of two values for one tensor, the last would stay: another function than either model's."""
+    first: dict[int, str] = {}
+    for name, tensor in prepared.items():
+        other = first.setdefault(id(target[name]), name)
+        if other != name and not torch.equal(prepared[other], tensor):
+            msg = (
+                f"{file}: {other} and {name} are one tensor in the model, and two of different values in the "
+                "checkpoint: build the model without tying them"
+            )
+            raise LoadError(msg)
+
+
 def _cast(name: str, tensor: Tensor, wanted: Tensor, file: str) -> Tensor:
     if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex() != wanted.is_complex():
         kinds = f"{_dtype(tensor.dtype)} in the checkpoint, {_dtype(wanted.dtype)} in the model"
         msg = f"{file}: {name} is {kinds}: a quantized or converted checkpoint? give the original weights"
         raise LoadError(msg)
-    cast = tensor.to(wanted.dtype)
+    cast = tensor.reshape(()).to(wanted.dtype) if is_scalar(tensor, wanted) else tensor.to(wanted.dtype)
     if cast.is_floating_point() and cast.element_size() < tensor.element_size() and not cast.isfinite().all():
         small, wide = _dtype(cast.dtype), _dtype(tensor.dtype)
         msg = f"{file}: {name} overflows in the model's {small}: build the model in {wide}"

@@ -7,10 +7,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from hessdiag.errors import LoadError, UsageError
-from hessdiag.sources.spec import split_key
+from hessdiag.sources.spec import exists, split_key
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def _numbers(part: str) -> tuple[float, ...]:
 def is_pattern(spec: str) -> bool:
     """Whether a spec stands for other files than the one of its name."""
     file, _ = split_key(spec)
-    return not Path(file).exists() and glob.has_magic(file)
+    return not exists(file) and glob.has_magic(file)
 
 
 def _expand(spec: str) -> list[str]:
     file, key = split_key(spec)
     ending = f"::{key}" if key else ""
-    if Path(file).exists():
+    if exists(file):
         return [spec]
     matches = sorted(glob.glob(os.path.expanduser(file), recursive=True), key=natural)  # noqa: PTH111, PTH207
     if not matches:

@@ -22,6 +22,27 @@ FOLDERS = (
 )
 """What a folder of Hugging Face is read as, the first there is."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
+INDEX = (".safetensors.index.json", ".bin.index.json")
+SHARDED = (
+    (
+        "",
+        ".distcp",
+        "holds the shards of torch.distributed.checkpoint (FSDP): python -m "
+        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pt, and give that file",
+    ),
+    (
+        "zero_to_fp32.py",
+        "",
+        "is a checkpoint of DeepSpeed: python zero_to_fp32.py . weights, there, and give what it writes",
+    ),
+    (
+        "zero_pp_rank_",
+        ".pt",
+        "holds the shards of DeepSpeed's ZeRO: python zero_to_fp32.py . weights, in the folder above, and give "
+        "what it writes",
+    ),
+)
+"""Folders whose files hold parts of tensors: how their names begin and end, and the way out."""
 SHOWN = 5
 
 
@@ -34,7 +55,15 @@ def in_folder(folder: Path) -> Path:
     for name in FOLDERS:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
+    names = sorted(file.name for file in folder.iterdir())
+    indexes = [name for name in names if name.endswith(INDEX) and (folder / name).is_file()]
+    if len(indexes) == 1:
+        return folder / indexes[0]
+    for begins, ends, words in SHARDED:
+        if any(name.startswith(begins) and name.endswith(ends) for name in names):
+            msg = f"{folder} {words}"
+            raise LoadError(msg)
+    found = [name for name in names if name.endswith((*SUFFIXES, *INDEX))]
     some = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
     there = f"it holds {some}; " if found else ""
     msg = f"{folder} is a folder without {FOLDERS[1]} or {FOLDERS[3]}: {there}give a checkpoint file"
@@ -48,7 +77,7 @@ def weight_map(index: Path) -> dict[str, str]:
         LoadError: not such an index, or a shard is missing.
     """
     try:
-        mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        mapping = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         named = all(isinstance(file, str) and Path(file).name == file for file in mapping.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{index} is not an index of shards: it needs a weight_map from names to files"

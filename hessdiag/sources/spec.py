@@ -41,12 +41,22 @@ def _suggestion(spec: str) -> str:
 def split_key(spec: str) -> tuple[str, str]:
     """Split ``file.pt::model_ema`` into the file and the entry in it ('' where none is named).
 
-    A file whose own name holds ``::`` is found as it is.
+    A file whose own name holds ``::`` is found as it is, with or without an entry behind it.
     """
-    if Path(spec).exists():
-        return spec, ""
-    path, _, key = spec.partition("::")
-    return path, key
+    parts = spec.split("::")
+    for count in range(len(parts), 1, -1):
+        path = "::".join(parts[:count])
+        if exists(path):
+            return path, "::".join(parts[count:])
+    return parts[0], "::".join(parts[1:])
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is a file or folder; what the system refuses to look at (a path too long) is none."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:

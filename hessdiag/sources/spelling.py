@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from hessdiag.errors import LoadError
 from hessdiag.sources.adapters import onto_adapter
+from hessdiag.sources.renamed import renamed
 
 COUNTER = "num_batches_tracked"  # plays no part in evaluation
 LIGHTNING = "model."  # where a LightningModule usually keeps its network
@@ -58,13 +59,22 @@ class Speller:
         Raises:
             LoadError: several prefixes hold every name of the model.
         """
+        found = self._as_written(state, stripped, spec)
+        if found is None:
+            for names, note in renamed(self._model, self._target, state):
+                found = self._as_written(names, stripped, spec)
+                if found is not None:
+                    return replace(found, notes=(note, *found.notes))
+        return found or self._without_spare(Spelling(dict(state)))
+
+    def _as_written(self, state: Mapping[str, Tensor], stripped: tuple[str, ...], spec: str) -> Spelling | None:
         for spelling in self._whole(state, stripped):
             if self._holds_all(spelling.names):
                 return spelling
         found = onto_adapter(self._model, self._target, state)
         if found is not None:
             return Spelling(found[0], (found[1],), partial=True)
-        return self._under_prefix(state, stripped, spec) or self._without_spare(Spelling(dict(state)))
+        return self._under_prefix(state, stripped, spec)
 
     def missing(self, names: Mapping[str, Tensor]) -> list[str]:
         """Names of the model that are neither there, nor counters, nor tied to one that is."""
@@ -125,7 +135,12 @@ class Speller:
         """Names whose tensors have other shapes than the model's."""
         wanted = self._target
         return [
-            n for n, t in names.items() if n in wanted and not is_lazy(wanted[n]) and t.shape != wanted[n].shape
+            n
+            for n, t in names.items()
+            if n in wanted
+            and not is_lazy(wanted[n])
+            and t.shape != wanted[n].shape
+            and not is_scalar(t, wanted[n])
         ]
 
     def _holds_all(self, names: Mapping[str, Tensor]) -> bool:
@@ -149,6 +164,11 @@ class Speller:
         if any(name.startswith(prefix) and p.search(name.removeprefix(prefix)) for prefix, p in self._ignored):
             return True
         return name in self._own and _equal(spelling.names[name], self._own[name])
+
+
+def is_scalar(tensor: Tensor, wanted: Tensor) -> bool:
+    """Whether it is one number in a list, as torch before 0.4 wrote what is a number without dimensions today."""
+    return tensor.shape == (1,) and wanted.dim() == 0
 
 
 def is_counter(name: str) -> bool:

@@ -8,15 +8,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hessdiag.errors import LoadError, NonFiniteError
 from hessdiag.sources import archive
-from hessdiag.sources.entries import choose, has_tensors, some
+from hessdiag.sources.entries import choose, has_tensors, is_numbers, some
 from hessdiag.sources.facts import Fact, facts
 from hessdiag.sources.fit import fit
 from hessdiag.sources.spec import split_key
+from hessdiag.sources.stand_ins import Array
 from hessdiag.sources.storages import Odd
 
 __all__ = ["Weights", "load_into", "read_weights", "split_key"]
@@ -65,8 +67,9 @@ def read_weights(
         NonFiniteError: NaN or infinity among the weights.
     """
     spec, own_key = (str(path), key) if key is not None else split_key(str(path))
-    file = archive.locate(Path(spec))
+    file = Path(spec)
     try:
+        file = archive.locate(file)
         sha256 = archive.digest(file)
         content = archive.read_object(file, trust_pickle=trust_pickle, main=main)
     except OSError as error:
@@ -101,12 +104,11 @@ def load_into(model: nn.Module, weights: Weights) -> tuple[str, ...]:
 
 def _tensors(chosen: Any, file: Path, notes: list[str]) -> dict[str, Tensor]:
     if not has_tensors(chosen):
-        numbered = isinstance(chosen, Mapping) and any(isinstance(item, Tensor) for item in chosen.values())
-        kind = "its tensors lie under keys that are no names" if numbered else f"a {type(chosen).__name__}"
-        msg = f"{file} holds no tensors by name ({kind}): save model.state_dict(), {archive.SAVE_LINE}"
+        msg = f"{file} holds no tensors by name ({_instead(chosen)}): save model.state_dict(), {archive.SAVE_LINE}"
         raise LoadError(msg)
     state = {}
-    for name, item in chosen.items():
+    for name, given in chosen.items():
+        item = torch.from_numpy(np.array(given)) if is_numbers(given) else given
         if not isinstance(name, str) or not isinstance(item, Tensor | Odd):
             continue
         if not name.isprintable():
@@ -122,6 +124,15 @@ def _tensors(chosen: Any, file: Path, notes: list[str]) -> dict[str, Tensor]:
     if left:
         notes.append(f"ignored what is no tensor: {some(left)}")
     return state
+
+
+def _instead(chosen: Any) -> str:
+    items = list(chosen.values()) if isinstance(chosen, Mapping) else []
+    if any(isinstance(item, Tensor) for item in items):
+        return "its tensors lie under keys that are no names"
+    if any(isinstance(item, Array) for item in items):
+        return "arrays of numpy are read with --trust-pickle alone, if you made the file yourself"
+    return f"a {type(chosen).__name__}"
 
 
 def _refuse_non_finite(state: Mapping[str, Tensor], file: Path) -> None:
