@@ -155,7 +155,18 @@ def test_jobs_give_the_same_numbers(zoo):
         for record in plain["records"]:
             for name in ("seconds", "model_seconds"):
                 del record[name]
-    assert one == two
+    assert same(one, two)
+
+
+def same(one: object, two: object) -> bool:
+    """Equal, numbers to rounding: a busy machine may choose another way, other threads add in another order."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(same(value, two[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    if isinstance(one, float) and isinstance(two, float):
+        return one == pytest.approx(two, rel=1e-4, abs=1e-6, nan_ok=True)
+    return one == two
 
 
 def test_records_survive_their_file():
