@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
-from hessdiag.regularizers import HSR, SpectralRadius, TracePenalty, bound_by_probes, hsr, spectral_radius
+from hessdiag.regularizers import HSR, SpectralRadius, TracePenalty, bound_by_probes, hsr
 from tests.models import labels, randn
 
 STEP = 1e-5  # of central differences of dense Hessians in float64: error about 1e-9 relative
@@ -647,12 +647,6 @@ class Eager(HSR):
         return super().regularized(batch)
 
 
-def without_new_directions():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spectral_radius, "FRESH", 0.0)
-        an_overtaking_eigenvalue_is_found()
-
-
 def half_the_slope_of_squares():
     right = bound_by_probes.slopes
     with pytest.MonkeyPatch.context() as patch:
@@ -665,7 +659,6 @@ BROKEN = {
     "λ_max for the radius": lambda: radius_goes_down_whatever_its_sign(Largest),
     "v not of unit length": lambda: radius_goes_down_whatever_its_sign(Long),
     "K ignored": lambda: below_K_is_free(AlwaysOn),
-    "a stale vector confirms itself": without_new_directions,
     "every vector passes": lambda: unconverged_vectors_do_as_said(Optimist),
     "no warm start": lambda: warm_starts_converge(Cold),
     "the vector is not saved": lambda: runs_resume((Forgetful,)),
