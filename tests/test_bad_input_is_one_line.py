@@ -110,7 +110,7 @@ CASES: list[Case] = [
     (f"{GOOD} -c cut.safetensors", 4, ("cut.safetensors is damaged", "save it again")),
     (f"{GOOD} -c picture.pt", 4, ("picture.pt is not a checkpoint", "torch.save")),
     (f"{GOOD} -c picture.safetensors", 4, ("not a safetensors file", "save it again")),
-    (f"{GOOD} -c page.bin", 4, ("page.bin is not a checkpoint", "torch.save")),
+    (f"{GOOD} -c page.bin", 4, ("page.bin is a web page", "download the file")),
     (f"{GOOD} -c p.py", 4, ("p.py is not a checkpoint", "torch.save")),
     (f"{GOOD} -c pointer.ckpt", 4, ("Git LFS pointer", "git lfs pull")),
     (f"{GOOD} -c folder", 4, ("folder is a folder", "give a checkpoint file")),

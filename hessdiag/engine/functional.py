@@ -220,7 +220,8 @@ class Functional:
         for name, tensor in zip(self.names, self.theta, strict=True):
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
-                msg = f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite: take an earlier one"
+                msg = f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite"
+                msg += ": take an earlier checkpoint"
                 raise NonFiniteError(msg)
 
 
