@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
-from hessdiag.engine.precision import in_double, narrowest
+from hessdiag.engine.precision import in_double, narrowest, norm
 from hessdiag.engine.slopes import gradient, slopes
 from hessdiag.engine.ways import WAYS
 
@@ -28,6 +28,11 @@ ROUNDED_SETTLED = 1e-3
 LEAST_WEIGHT = 1e-2  # weights are this large, or steps of this scale are tried too: a model may sit at 0
 NEGLIGIBLE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Curvature below this share of ‖gradient‖ / ‖θ‖ counts as none: it is the rounding of a Hessian that is 0."""
+
+
+def limit(name: str, precision: str) -> float:
+    """Above it a measurement is refused: "finite_difference" or "slope", of differences taken in a precision."""
+    return LIMITS[name] if precision == "float64" else SINGLE_LIMIT
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,12 @@ class Differences:
     @property
     def product_agrees(self) -> bool:
         """Whether products are within their limit."""
-        return self.product <= (LIMITS["finite_difference"] if self.precision == "float64" else SINGLE_LIMIT)
+        return self.product <= limit("finite_difference", self.precision)
 
     @property
     def slope_agrees(self) -> bool:
         """Whether the gradient is within its limit."""
-        return self.slope <= (LIMITS["slope"] if self.precision == "float64" else SINGLE_LIMIT)
+        return self.slope <= limit("slope", self.precision)
 
 
 class Checked:
@@ -89,7 +94,7 @@ class Checked:
                 product = WAYS[operator.way](measured, "hessian", piece, row[None])[0]
         self.product = product
         self.piece = self.function.place(operator.trial)
-        self.length = _norm(row)
+        self.length = norm(row)
         self.least = faint(operator, piece) * self.length
 
     def slopes_at(self, step: float) -> tuple[Tensor, ...]:
@@ -99,7 +104,7 @@ class Checked:
 
     def errors(self, one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[float]:
         """Relative differences, tensor by tensor; next to no curvature counts against the whole, or as none."""
-        norms = [(_norm(a), _norm(b), _norm(a.double() - b)) for a, b in zip(one, other, strict=True)]
+        norms = [(norm(a), norm(b), norm(a.double() - b)) for a, b in zip(one, other, strict=True)]
         whole = math.hypot(*(size for _, size, _ in norms))
         errors = []
         for (a, b, off), tensor in zip(norms, self.function.theta, strict=True):
@@ -112,7 +117,7 @@ def differences(checked: Checked) -> Differences:
     """Product and gradient of up to 16 examples against differences, the best over a ladder of steps."""
     function, piece = checked.function, checked.piece
     slope = gradient(function, piece)
-    slope_norm = _norm(slope)
+    slope_norm = norm(slope)
     downhill = (slope / max(slope_norm, 1e-300)).to(function.dtype)
     del slope
     best = Differences(math.inf, math.inf, "", checked.precision)
@@ -145,9 +150,9 @@ def _over(up: tuple[Tensor, ...], down: tuple[Tensor, ...], step: float) -> tupl
 
 def faint(operator: Curvature, piece: Any) -> float:
     """Curvature per length of a vector that is rounding, at the size of the gradient and of the weights."""
-    theta = math.hypot(*(_norm(t.detach()) for t in operator.function.theta))
+    theta = math.hypot(*(norm(t.detach()) for t in operator.function.theta))
     scale = max(theta, LEAST_WEIGHT * math.sqrt(operator.size))
-    return NEGLIGIBLE[operator.dtype] * _norm(gradient(operator.function, piece)) / scale
+    return NEGLIGIBLE[operator.dtype] * norm(gradient(operator.function, piece)) / scale
 
 
 def _steps(function: Functional, piece: Any) -> Iterator[tuple[float, float]]:
@@ -156,7 +161,7 @@ def _steps(function: Functional, piece: Any) -> Iterator[tuple[float, float]]:
     The usual ones first; then, where these do not settle it, those for rounding that shows nowhere in the graph
     and for weights next to 0. A fault is off at every step, so that more steps never hide one.
     """
-    scale = math.hypot(*(_norm(t.detach()) for t in function.theta))
+    scale = math.hypot(*(norm(t.detach()) for t in function.theta))
     least = LEAST_WEIGHT * math.sqrt(function.size)
     first: tuple[float, ...]
     if function.dtype != torch.float64:
@@ -180,7 +185,3 @@ def _slope_error(function: Functional, piece: Any, direction: Tensor, h: float, 
     # a loss of size L is only known to L·eps: below that a slope cannot be refuted
     noise = 8 * torch.finfo(function.dtype).eps * max(abs(up), abs(down)) / h
     return abs((up - down) / (2 * h) - expected) / (expected + noise)
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

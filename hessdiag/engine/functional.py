@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from hessdiag.engine.attributes import left_as_found
 from hessdiag.engine.checkpointing import kept_activations
+from hessdiag.engine.real_pairs import real
 from hessdiag.engine.restoring import random_states
 from hessdiag.engine.substitutes import twice_differentiable, uncompiled
 from hessdiag.engine.swapping import swapped
@@ -202,8 +203,7 @@ class Functional:
         return tuple(own[id(leaf)] for leaf in reached if id(leaf) in own)
 
     def _leaf(self, tensor: Tensor) -> Tensor:
-        copy = self._copy(tensor)
-        return (torch.view_as_real(copy).clone() if copy.is_complex() else copy).requires_grad_()
+        return real(self._copy(tensor)).requires_grad_()
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.is_meta:

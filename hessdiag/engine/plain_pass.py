@@ -17,6 +17,7 @@ from hessdiag.engine.attributes import left_as_found
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.functional import graph_nodes
+from hessdiag.engine.precision import norm
 from hessdiag.engine.readings import Reading, reading_of
 from hessdiag.engine.restoring import random_states
 from hessdiag.problem import Problem
@@ -223,9 +224,3 @@ def _next_token(outputs: Tensor, targets: Tensor) -> Tensor:
 
 TORCH_LOSSES = {"cross_entropy": _cross_entropy, "mse": _squared_error, "causal_lm": _next_token}
 """The built-in criteria by torch's own functions, on the tensors as they come."""
-
-
-def norm(tensor: Tensor) -> float:
-    """The Euclidean norm, taken in double precision."""
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return float(torch.linalg.vector_norm(tensor, dtype=wide).real)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional, graph_nodes
@@ -32,3 +33,9 @@ def narrowest(function: Functional, batch: Any) -> torch.dtype:
     found: set[torch.dtype] = {function.dtype}
     found |= {value.dtype for node in graph_nodes(total) for value in node._input_metadata}
     return max((dtype for dtype in found if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def norm(tensor: Tensor) -> float:
+    """The Euclidean norm, taken in double precision."""
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return float(torch.linalg.vector_norm(tensor, dtype=wide).real)

@@ -16,8 +16,10 @@ from torch import Tensor
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding
 from hessdiag.engine.failures import is_out_of_memory
-from hessdiag.engine.plain_pass import Passed, PlainModel, Returned, norm
+from hessdiag.engine.plain_pass import Passed, PlainModel, Returned
+from hessdiag.engine.precision import norm
 from hessdiag.engine.readings import Reading
+from hessdiag.engine.real_pairs import real
 from hessdiag.errors import HessdiagError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion
@@ -84,7 +86,7 @@ def _worst_tensor(operator: Curvature, gradient: Tensor, own: Passed) -> tuple[f
     worst, name = 0.0, operator.layout[0][0]
     pieces = zip(operator.layout, operator.function.split(gradient), own.gradient, own.sizes, strict=True)
     for (label, count), measured, theirs, size in pieces:
-        theirs = torch.view_as_real(theirs.resolve_conj()) if theirs.is_complex() else theirs
+        theirs = real(theirs)
         off = norm(measured.to(theirs.device, torch.float64) - theirs.double())
         share = 0.02 * whole * math.sqrt(count / operator.size)
         error = off / max(size, norm(measured), share, 1e-300) if off else 0.0

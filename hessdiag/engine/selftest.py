@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.differences import LIMITS, SINGLE_LIMIT, Checked, differences, faint
+from hessdiag.engine.differences import LIMITS, Checked, differences, faint, limit
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.jumps import beside_a_kink
 from hessdiag.engine.planner import AGREEMENT, Plan, trial_vectors
-from hessdiag.engine.precision import narrowest
+from hessdiag.engine.precision import narrowest, norm
 from hessdiag.engine.rounding import rounding_floor
 from hessdiag.engine.suspects import half_precision, suspects
 from hessdiag.engine.ways import WAYS
@@ -52,13 +52,13 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
     with function.measuring():
         dtype = narrowest(function, piece)
         hu, hv = product(u), product(v)
-        scale = max(_norm(hv), faint(operator, piece) * _norm(v), 1e-300)
+        scale = max(norm(hv), faint(operator, piece) * norm(v), 1e-300)
         symmetry = abs(_dot(function, u, hv) - _dot(function, v, hu))
-        symmetry /= max(_norm(u) * max(_norm(hu), scale), 1e-300)
+        symmetry /= max(norm(u) * max(norm(hu), scale), 1e-300)
         symmetry *= math.sqrt(operator.size)  # of random vectors, a product's share along another is 1/√P
         del u, hu  # what is held here is held in float64 below
         torch.rand(1)  # moves the random stream on: noise inside the model must not repeat by chance
-        repeatability = _norm(product(v) - hv) / scale
+        repeatability = norm(product(v) - hv) / scale
         difference, jump = differences(Checked(operator, v, product=hv)), None
         known = repeatability <= LIMITS["repeatability"] and bool(torch.isfinite(hv).all())
         if known and not (difference.product_agrees and difference.slope_agrees):
@@ -81,10 +81,6 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
     )
     fault = _infinite(operator, hv) or _half(operator, dtype)
     return numbers, (fault,) if fault is not None else tuple(_faults(operator, numbers, plan))
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def _dot(function: Functional, a: Tensor, b: Tensor) -> float:
@@ -112,7 +108,6 @@ def _half(operator: Curvature, dtype: torch.dtype) -> Fault | None:
 
 def _faults(operator: Curvature, numbers: SelfTest, plan: Plan) -> list[Fault]:
     faults = []
-    limit = LIMITS["finite_difference"] if numbers.precision == "float64" else SINGLE_LIMIT
     if not numbers.repeatability <= LIMITS["repeatability"]:
         text = f"the same product twice differs by {numbers.repeatability:.2g}: the model draws random numbers "
         text += "(functional dropout, sampling, augmentation inside forward); switch that off in evaluation mode"
@@ -121,10 +116,10 @@ def _faults(operator: Curvature, numbers: SelfTest, plan: Plan) -> list[Fault]:
     if not numbers.symmetry <= LIMITS["symmetry"]:
         text = f"u·Hv and v·Hu differ by {numbers.symmetry:.2g}: {suspects(operator)}"
         faults.append(Fault("symmetry", text))
-    if not numbers.finite_difference <= limit:
+    if not numbers.finite_difference <= limit("finite_difference", numbers.precision):
         text = f"products miss differences of the gradient by {numbers.finite_difference:.2g}, worst in "
         faults.append(Fault("finite_difference", text + f"{numbers.worst_tensor}: {suspects(operator)}"))
-    if not numbers.slope <= (LIMITS["slope"] if numbers.precision == "float64" else SINGLE_LIMIT):
+    if not numbers.slope <= limit("slope", numbers.precision):
         text = f"the gradient misses differences of the loss by {numbers.slope:.2g}: {suspects(operator)}"
         faults.append(Fault("slope", text))
     if plan.agreement is not None and plan.agreement > AGREEMENT[operator.dtype]:
