@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from hessdiag.engine import differences, jumps, selftest
+from hessdiag.engine import differences, jumps, precision, selftest
 from hessdiag.engine.preflight import preflight, require_sound
 from hessdiag.engine.ways import WAYS
 from hessdiag.errors import MeasurementError
@@ -193,6 +193,30 @@ def rms_norm(x):
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x)
 
 
+BITS = torch.tensor([0.5, 1.5]).view(torch.int32)
+
+
+def from_bits(x):
+    return BITS.view(torch.float32).mean() * x.float().tanh().to(x)
+
+
+class Sharp(nn.Module):
+    """As a T5: it bends within a thousandth of its weights, and rounds them to single precision inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = net(nn.Sequential(Apply(lambda x: torch.sin(300 * rms_norm(x))), nn.Linear(6, 6))).model
+        self.table = nn.Parameter(torch.randn(10_000, 3))
+
+    def forward(self, x):
+        return self.inner(x) + self.table[: len(x)]
+
+
+def sharp():
+    torch.manual_seed(0)
+    return Problem(Sharp().double(), net(nn.Tanh()).data, criterion="cross_entropy")
+
+
 def weight_norm():
     problem = net(nn.Tanh())
     torch.nn.utils.parametrizations.weight_norm(problem.model[0])
@@ -244,6 +268,11 @@ SILENT = {  # name: (problem, what the refusal must name, options of the preflig
     ),
     "noise in forward": (lambda: net(Apply(lambda x: x + 0.01 * torch.randn_like(x))), "draws random numbers", {}),
     "backward wrong by hand": (lambda: net(Apply(WrongTanh.apply)), "WrongTanh", {}),
+    "backward wrong by hand, behind casts": (
+        lambda: net(nn.Sequential(Apply(rms_norm), Apply(WrongTanh.apply))),
+        "WrongTanh",
+        {},
+    ),
     "right the first time only": (lambda: net(Apply(SpentSquare.apply)), "two exact ways.*differ", {}),
     "gradient wrong, Hessian consistent": (
         lambda: with_loss(lambda o, b: ScaledLoss.apply(F.cross_entropy(o, b[1]))),
@@ -299,6 +328,8 @@ HEALTHY = {
     "custom Function of torch operations": lambda: net(Apply(RightTanh.apply)),
     "trained to a small gradient": lambda: trained(net(nn.ReLU())),
     "normalises in float32 whatever it is given": lambda: net(Apply(rms_norm)),
+    "sharp, and rounded inside": sharp,
+    "reads the bits of single precision": lambda: net(Apply(from_bits)),
 }
 
 
@@ -445,6 +476,20 @@ def test_this_promise_would_notice_steps_that_cross_kinks(monkeypatch):
     for ladder in ("STEPS", "SINGLE_STEPS"):
         monkeypatch.setattr(differences, ladder, (0.1,))
     assert not promise_holds()
+
+
+@pytest.mark.parametrize(
+    ("what", "spoiled", "name"),
+    [
+        ("_Widened", precision.Functional, "sharp, and rounded inside"),
+        ("SAME_SLOPE", math.inf, "reads the bits of single precision"),
+    ],
+    ids=["casts stay as they are", "whatever is widened is the same function"],
+)
+def test_this_promise_would_notice_other_casts(monkeypatch, what, spoiled, name):
+    monkeypatch.setattr(precision, what, spoiled)
+    with pytest.raises(MeasurementError):
+        test_a_healthy_model_passes(name, torch.float32)
 
 
 KINKS = {
