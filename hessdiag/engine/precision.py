@@ -15,7 +15,6 @@ from hessdiag.engine.functional import Functional, graph_nodes
 from hessdiag.engine.slopes import gradient
 from hessdiag.samples import divide
 
-
 SAME_SLOPE = 1e-2
 """Relative, of gradients: as for the self-test. Bits that were read as a wider type make another function."""
 
