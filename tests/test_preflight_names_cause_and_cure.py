@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.engine import kinks
+from hessdiag.engine import kinks, masked_rows
 from hessdiag.engine import preflight as room
 from hessdiag.engine.preflight import preflight, require_sound
 from hessdiag.errors import MeasurementError, NonFiniteError, NothingMatchedError, ProblemError, UsageError
@@ -370,12 +370,78 @@ def test_this_promise_would_notice(breakage, name, monkeypatch):
     assert not named(name)
 
 
-def test_padding_that_the_trial_may_not_see_is_warned_of():
-    """An embedding that masks its gradient, on examples without a pad: measurable, not above suspicion."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(7, 4, padding_idx=0), nn.Flatten(), nn.Linear(12, 3)).double()
-    tokens = torch.randint(1, 7, (20, 3), generator=models.generator(2))
-    problem = Problem(model, {"train": (tokens, models.labels(20, 3))}, criterion="cross_entropy")
-    checked = preflight(problem, models.sample(problem))
-    assert not checked.texts("fault")
-    assert any("padding_idx = None" in text for text in checked.texts("warning"))
+class Padded(nn.Module):
+    """Reads tokens, the first of which is the padding, through a mask or without one; its head may be tied."""
+
+    def __init__(self, *, mask, tied=False, module=True, head=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(7, 4, padding_idx=0)
+        self.middle, self.head = nn.Linear(4, 4), nn.Linear(4, 7)
+        self.mask, self.module = mask, module
+        nn.init.normal_(self.words.weight)
+        if tied:
+            self.head.weight = self.words.weight
+        if head is not None:
+            nn.init.constant_(self.head.weight, head)
+
+    def forward(self, tokens):
+        words = self.words(tokens) if self.module else F.embedding(tokens, self.words.weight, padding_idx=0)
+        keep = (tokens != 0)[..., None].to(words)
+        mixed = torch.tanh(self.middle(words)) * (keep if self.mask else 1)
+        return self.head(mixed.sum(1) / keep.sum(1))
+
+
+def padded(pads, **options):
+    """Padding at the ends of the last examples alone, which the self-test does not try."""
+    tokens = torch.randint(1, 7, (24, 3), generator=models.generator(2))
+    tokens[24 - pads :, -1] = 0
+    return Problem(Padded(**options).double(), {"train": (tokens, models.labels(24, 7))}, "cross_entropy")
+
+
+PADDED = {  # problem, whether padding reaches the loss
+    "no padding": (lambda: padded(0, mask=False), False),
+    "masked": (lambda: padded(12, mask=True), False),
+    "masked, tied": (lambda: padded(12, mask=True, tied=True), False),
+    "masked, all padded": (lambda: padded(24, mask=True), False),
+    "read": (lambda: padded(3, mask=False), True),
+    "read, tied": (lambda: padded(3, mask=False, tied=True), True),
+    "read by a function": (lambda: padded(3, mask=False, module=False), True),
+    "read, a head of zeros": (lambda: padded(3, mask=False, head=0.0), True),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_masked_gradients_are_refused_where_they_leave_something_out(name):
+    check_padded(name)
+
+
+def check_padded(name):
+    make, reaches = PADDED[name]
+    subject = make()
+    checked = preflight(subject, models.sample(subject, 4))
+    assert not checked.texts("warning")
+    found = " ".join(checked.texts("fault"))
+    cure = re.search(r"words masks its gradient.*words.padding_idx = None, or keep padding out", found)
+    assert bool(found) == bool(cure) == reaches, found
+
+
+def test_the_cure_for_masked_gradients_is_measured():
+    subject = padded(3, mask=False)
+    subject.model.words.padding_idx = None
+    assert not preflight(subject, models.sample(subject, 4)).texts("fault")
+
+
+@pytest.mark.parametrize(
+    ("what", "spoiled", "name"),
+    [
+        ("masked_gradients", lambda operator: [], "read"),
+        ("_slopes", lambda operator, theta, batch: ([(theta[0], 1.0)], 1.0), "masked, all padded"),
+        ("moved", lambda operator: operator.function.theta, "read, a head of zeros"),
+    ],
+    ids=["nothing is looked at", "every mask leaves something out", "at the checkpoint alone"],
+)
+def test_this_promise_would_notice_masked_gradients(monkeypatch, what, spoiled, name):
+    monkeypatch.setattr(room if what == "masked_gradients" else masked_rows, what, spoiled)
+    with pytest.raises(AssertionError):
+        check_padded(name)

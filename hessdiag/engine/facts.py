@@ -60,13 +60,6 @@ def model_facts(operator: Curvature) -> list[Finding]:
         facts.append(
             Finding("note", "precision", f"weights are {', '.join(sorted(half))}; measured in {dtype} copies")
         )
-    for name, module in model.named_modules():
-        counts = f"{name}.weight" in operator.function.names
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None and counts:
-            text = (
-                f"{name} masks its gradient at padding_idx, which the self-test sees only where the examples it "
-            )
-            facts.append(Finding("warning", "padding", text + f"tries are padded: set {name}.padding_idx = None"))
     facts += _read_as(operator)
     if not operator.problem.has_outputs:
         facts.append(

@@ -41,7 +41,7 @@ def beside_a_kink(operator: Curvature, row: Tensor, found: Differences) -> Diffe
     """
     if not _jumps(Checked(operator, row), found):
         return None
-    beside = differences(Checked(operator, row, _moved(operator)))
+    beside = differences(Checked(operator, row, moved(operator)))
     return beside if beside.product_agrees and beside.slope_agrees else None
 
 
@@ -81,7 +81,7 @@ def _above(errors: list[float], names: tuple[str, ...]) -> set[str]:
     return {name for error, name in zip(errors, names, strict=True) if not error <= LIMITS["finite_difference"]}
 
 
-def _moved(operator: Curvature) -> tuple[Tensor, ...]:
+def moved(operator: Curvature) -> tuple[Tensor, ...]:
     """The parameters, each moved at random by a thousandth of its tensor's typical size."""
     function = operator.function
     generator = torch.Generator().manual_seed(20_261_126)

@@ -20,6 +20,7 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory, to_check
 from hessdiag.engine.kinks import kinks
+from hessdiag.engine.masked_rows import masked_gradients
 from hessdiag.engine.planner import Plan, choose, trials_in
 from hessdiag.engine.second_opinion import second_opinion
 from hessdiag.engine.selftest import Fault, self_test
@@ -120,7 +121,7 @@ def preflight(
         if not is_out_of_memory(error):
             raise
         raise MeasurementError(_too_large(operator, "products of the first examples", error)) from error
-    findings += [_ways(plan), *_tested(operator, numbers, faults)]
+    findings += [_ways(plan), *_tested(operator, numbers, faults), *masked_gradients(operator)]
     begun = time.perf_counter()
     gradient = operator.gradient()
     # the only gradient of the whole set may be slow to begin with: 2.4 times on a small GPT

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from threading import Lock
 from typing import Any
 
@@ -39,7 +40,13 @@ def embedding(
     sparse: bool = False,  # noqa: ARG001
 ) -> Tensor:
     """With a dense gradient: a sparse one has no derivative."""
-    return EMBEDDING(weight, indices, padding_idx, scale_grad_by_freq, False)
+    found = EMBEDDING(weight, indices, padding_idx, scale_grad_by_freq, False)
+    lookups = _lookups.get()
+    if lookups is None or padding_idx < 0 or not weight.requires_grad:
+        return found
+    row = weight.detach().new_zeros(weight.shape[1], requires_grad=True)
+    lookups.append((weight, row))
+    return found + (indices == padding_idx)[..., None] * row
 
 
 def embedding_bag(
@@ -114,9 +121,24 @@ SUBSTITUTES: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (torch, "embedding_bag", embedding_bag),
 )
 
+_lookups: ContextVar[list[tuple[Tensor, Tensor]] | None] = ContextVar("lookups", default=None)
 _lock = Lock()
 _originals: list[Any] = []
 _users = 0
+
+
+@contextmanager
+def masked_rows() -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Within `twice_differentiable`: each table whose gradient a lookup masks, and zeros added to the masked row.
+
+    The gradient by these zeros is what the mask leaves out.
+    """
+    lookups: list[tuple[Tensor, Tensor]] = []
+    token = _lookups.set(lookups)
+    try:
+        yield lookups
+    finally:
+        _lookups.reset(token)
 
 
 @contextmanager
