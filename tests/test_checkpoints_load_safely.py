@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hessdiag.errors import HessdiagError, LoadError, NonFiniteError
-from hessdiag.sources import archive, entries, fit, spelling, weights
+from hessdiag.sources import archive, entries, extra, fit, spelling, weights
 from hessdiag.sources.weights import load_into, read_weights, split_key
 from tests import hostile_pickles
 
@@ -135,12 +135,83 @@ def test_a_refusal_names_what_was_asked_for_and_the_ways_out(tmp_path: Path) -> 
     assert "decimal.Decimal" in text
     assert "argparse" not in text
     assert "--trust-pickle" in text
-    assert "save_file(model.state_dict()" in text
     torch.save(network(), path)
-    assert "Linear" in refused(path)
+    text = refused(path)
+    assert "Linear" in text
+    assert "torch.save(model.state_dict(), " in text
     trusted = read_weights(path, trust_pickle=True)
     assert any("whole Sequential" in note for note in trusted.notes)
     assert same(trusted.state, network().state_dict())
+
+
+@pytest.mark.parametrize("nest", ["", "state_dict", "state_dict::model"])
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_the_line_that_saves_the_weights_alone_does(
+    tmp_path: Path, write: Callable[[object, Path], None], nest: str, monkeypatch: Patch
+) -> None:
+    """Tied and transposed tensors are among them, which a file of safetensors does not take."""
+    monkeypatch.chdir(tmp_path)
+    tensors = state(**{"2.weight": torch.randn(5, 3).T})
+    tensors["2.again"] = tensors["2.weight"]
+    content: object = tensors
+    for key in reversed(nest.split("::") if nest else ()):
+        content = {key: content, "config": Decimal(1)}
+    if not nest:
+        content = {"model": content, "config": Decimal(1)}
+    write(content, tmp_path / "run's.ckpt")
+    line = refused(tmp_path / "run's.ckpt").rpartition("where it was made, ")[2]
+    exec(line, {"torch": torch})
+    assert same(read_weights(tmp_path / "weights.pt").state, tensors)
+
+
+class Unpickles(nn.Module):
+    """As the modules of Transformer Engine: its extra state is a pickle, in bytes or in a tensor of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def get_extra_state(self) -> object:
+        return torch.frombuffer(bytearray(pickle.dumps(1)), dtype=torch.uint8)
+
+    def set_extra_state(self, value: object) -> None:
+        while isinstance(value, list | dict):
+            value = value[0]
+        pickle.loads(value if isinstance(value, bytes) else bytes(value.view(torch.uint8).tolist()))
+
+
+EXTRA: dict[str, Callable[[bytes], object]] = {
+    "a tensor": lambda bad: torch.frombuffer(bytearray(bad), dtype=torch.uint8),
+    "a signed tensor": lambda bad: torch.frombuffer(bytearray(bad), dtype=torch.int8),
+    "bytes": lambda bad: bad,
+    "bytes in a list in a dict": lambda bad: {0: [bad]},
+}
+
+
+@pytest.mark.parametrize("where", EXTRA)
+def test_extra_state_is_not_run(tmp_path: Path, where: str) -> None:
+    check_extra(tmp_path, where)
+
+
+def check_extra(folder: Path, where: str, suffix: str = ".pt") -> None:
+    marker, path, model = folder / "marker", folder / f"a{suffix}", Unpickles()
+    value = EXTRA[where](pickle.dumps(Hostile(marker)))
+    torch.save({"weight": torch.zeros(2), "_extra_state": value}, path)
+    if suffix == ".safetensors":
+        save_file({"weight": torch.zeros(2), "_extra_state": value}, path)
+    try:
+        load_into(model, read_weights(path))
+    except LoadError as error:
+        text = str(error)
+    assert not marker.exists()
+    assert re.search("_extra_state holds bytes.*run as code.*--trust-pickle", text)
+    load_into(model, read_weights(path, trust_pickle=True))
+    assert marker.exists()
+    assert not model.weight.any()
+
+
+def test_extra_state_in_safetensors_is_not_run(tmp_path: Path) -> None:
+    check_extra(tmp_path, "a tensor", ".safetensors")
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -598,6 +669,14 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], Callable[[Path], None]]] = {
         lambda d: check_misfit("integers for weights"),
     ),
     "copied before it is checked": (copy_first, lambda d: check_misfit("a missing tensor")),
+    "extra state is handed over unseen": (
+        lambda patch: patch.setattr(extra, "require_plain", lambda *_: None),
+        lambda d: check_extra(d, "bytes"),
+    ),
+    "signed bytes are numbers": (
+        lambda patch: patch.setattr(extra, "BYTES", (torch.uint8,)),
+        lambda d: check_extra(d, "a signed tensor"),
+    ),
     "all names are shown": (
         lambda patch: patch.setattr(fit, "SHOWN", 10**6) or patch.setattr(fit, "_cause", lambda *_: ""),
         lambda d: check_misfit("another architecture"),

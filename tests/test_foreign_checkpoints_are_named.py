@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hessdiag.errors import LoadError
-from hessdiag.sources import archive, entries, fit, renamed, spelling
+from hessdiag.sources import archive, entries, extra, fit, renamed, spelling, weights
 from hessdiag.sources.many import checkpoints
 from hessdiag.sources.weights import load_into, read_weights, split_key
 from tests.command import call
@@ -67,6 +67,33 @@ class Scaled(nn.Module):
         return inputs * self.scale
 
 
+class Keeping(Scaled):
+    """Keeps a number, or whatever it is given, beside its tensors."""
+
+    def __init__(self, value: object = 1.0) -> None:
+        super().__init__()
+        self.kept = value
+
+    def get_extra_state(self) -> object:
+        return self.kept
+
+    def set_extra_state(self, value: object) -> None:
+        if isinstance(value, dict) and "broken" in value:
+            raise KeyError(value["broken"])
+        self.kept = value
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) * (1.0 if self.kept is None else float(self.kept["by"]))
+
+
+def keeping(value: object = None) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), Keeping({"by": 1.0} if value is None else value))
+
+
+def kept_twice() -> nn.Module:
+    return keeping({"by": 2.0, "names": ["a", None], "history": torch.ones(3)})
+
+
 def normed(new: bool) -> nn.Module:
     norm = nn.utils.parametrizations.weight_norm if new else nn.utils.weight_norm  # type: ignore[attr-defined]
     return nn.Sequential(norm(nn.Linear(4, 3)), nn.Linear(3, 2))
@@ -100,6 +127,17 @@ TIMES: dict[str, Case] = {
     "the new weight norm": (lambda: normed(True), lambda: normed(False), lambda m: m.state_dict()),
     "what a hook of the model reads": (Renamed, Renamed, lambda m: past(m, weight="kernel")),
     "a number in a list": (Scaled, Scaled, lambda m: {"scale": m.scale.detach().reshape(1)}),
+    "extra state": (kept_twice, keeping, lambda m: m.state_dict()),
+    "extra state in a wrapper": (
+        kept_twice,
+        keeping,
+        lambda m: {"state_dict": {f"module.{n}": t for n, t in m.state_dict().items()}},
+    ),
+    "extra state under a prefix": (
+        kept_twice,
+        keeping,
+        lambda m: {f"net.{n}": t for n, t in m.state_dict().items()} | {"loss.weight": torch.ones(3)},
+    ),
     "in a list": (Old, Old, lambda m: [m.state_dict(), {"lr": 0.1}]),
     "under a number": (Old, Old, lambda m: {"models": {0: m.state_dict()}}),
 }
@@ -127,6 +165,51 @@ def test_hooks_do_not_touch_a_model_that_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError):
         load_into(model, read_weights(tmp_path / "a.pt"))
     assert not hasattr(model, "touched")
+
+
+class Nothing(Keeping):
+    """Has nothing to keep today."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, torch.empty(0), torch.empty(0, dtype=torch.uint8), b""], ids=str)
+def test_no_extra_state_fits_any_model(tmp_path: Path, nothing: object) -> None:
+    """A file may have it where the model has none, and the other way round."""
+    for saved, built in ((Keeping(nothing), Scaled()), (Scaled(), Keeping(nothing)), (Scaled(), Nothing())):
+        torch.save(saved.state_dict(), tmp_path / "a.pt")
+        load_into(built, read_weights(tmp_path / "a.pt"))
+        assert torch.equal(built.scale, saved.scale)
+
+
+MISFITS: dict[str, tuple[Callable[[], nn.Module], object, str]] = {
+    "missing": (keeping, None, r"get_extra_state.*torch.save.*def problem\(checkpoint\).*missing: 1._extra_state"),
+    "unexpected": (lambda: nn.Sequential(nn.Linear(4, 3), Scaled()), {"by": 2.0}, "unexpected: 1._extra_state"),
+    "not taken": (keeping, {"broken": 1}, "does not take its extra state.*KeyError.*class that saved it"),
+    "an object": (keeping, np.ones(2), "an object.*--trust-pickle"),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_extra_state_that_does_not_fit_is_refused(tmp_path: Path, what: str) -> None:
+    check_misfit(tmp_path, what)
+
+
+def check_misfit(folder: Path, what: str) -> None:
+    """And the model is as it was."""
+    built, value, text = MISFITS[what]
+    model, source = built(), keeping(value)
+    before = model.state_dict()
+    torch.save(
+        {n: t for n, t in source.state_dict().items() if what != "missing" or not n.endswith("_extra_state")},
+        folder / "a.pt",
+    )
+    before = {name: t.clone() if isinstance(t, Tensor) else t for name, t in before.items()}
+    with pytest.raises(LoadError, match=text):
+        load_into(model, read_weights(folder / "a.pt"))
+    for name, now in model.state_dict().items():
+        assert torch.equal(now, before[name]) if isinstance(now, Tensor) else now == before[name]
 
 
 def test_two_values_for_one_tensor_are_refused(tmp_path: Path) -> None:
@@ -285,11 +368,24 @@ BROKEN: dict[str, tuple[Callable[[Patch], object], Callable[[Path], None]]] = {
         lambda patch: patch.setattr(entries, "named", lambda value: value if isinstance(value, dict) else {}),
         lambda d: check_times(d, "in a list"),
     ),
+    "extra state is no tensor": (
+        lambda patch: patch.setattr(extra, "is_extra", lambda _: False),
+        lambda d: check_times(d, "extra state"),
+    ),
+    "what a module does not take is half loaded": (
+        lambda patch: patch.setattr(weights, "suppress", lambda _: suppressed()),
+        lambda d: check_misfit(d, "not taken"),
+    ),
     "a suffix decides": (
         lambda patch: patch.setattr(archive, "is_known", lambda _: False),
         lambda d: check_format(d, "a pointer of LFS"),
     ),
 }
+
+
+def suppressed() -> object:
+    """Nothing of what is put back: the first line in it is not run."""
+    raise LoadError("does not take its extra state (KeyError): give the class that saved it")
 
 
 @pytest.mark.parametrize("breakage", BROKEN)

@@ -21,15 +21,17 @@ from safetensors.torch import load_file
 
 from hessdiag.errors import LoadError, one_line
 from hessdiag.sources import torch_files, trusted
+from hessdiag.sources.entries import choose, has_tensors
 from hessdiag.sources.other_formats import is_known, other_archive, other_format
 from hessdiag.sources.shards import FOLDERS, in_folder, read_shards, weight_map
+from hessdiag.sources.stand_ins import Foreign
 
 Format = Literal["safetensors", "index", "zip", "legacy", "pickle"]
 
 INDEX = FOLDERS[0]
 LEGACY_MAGIC = torch_files.LEGACY_MAGIC
 RESAVE = "load it where it was made, and save model.state_dict() with torch.save again"
-SAVE_LINE = 'safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
+SAVE_LINE = 'torch.save(model.state_dict(), "weights.pt")'
 
 
 def locate(path: Path) -> Path:
@@ -154,17 +156,33 @@ def _unpickle_safely(path: Path, kind: Format) -> Any:
     try:
         return torch_files.read_zip(path) if kind == "zip" else torch_files.read_legacy(path)
     except torch_files.ForeignNamesError as error:
-        raise LoadError(_refusal(path, list(error.names))) from error
+        raise LoadError(_refusal(path, list(error.names), error.content)) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise LoadError(_damaged(path, error)) from error
 
 
-def _refusal(path: Path, names: list[str]) -> str:
+def _refusal(path: Path, names: list[str], content: Any) -> str:
     some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return (
         f"{path} was not loaded, because it can run code: it asks for {some}; --trust-pickle if you made the "
-        f"file yourself, or save the weights alone, {SAVE_LINE}"
+        f"file yourself, or save the weights alone where it was made, {_saved_alone(path, content)}"
     )
+
+
+def _saved_alone(path: Path, content: Any) -> str:
+    """The line that saves the weights of a file without what lies beside them; where unclear, those of a model."""
+    try:
+        chosen, key = choose(content, None, path, [])
+    except LoadError:
+        return SAVE_LINE
+    if not isinstance(content, dict) or not has_tensors(chosen) or any(map(_is_foreign, chosen.values())):
+        return SAVE_LINE
+    entry = "".join(f"[{part!r}]" for part in key.split("::") if part)
+    return f"torch.save(torch.load({str(path)!r}, weights_only=False){entry}, 'weights.pt')"
+
+
+def _is_foreign(value: Any) -> bool:
+    return isinstance(value, Foreign)
 
 
 def _not_of_torch(path: Path) -> str:
@@ -190,7 +208,10 @@ def _unpickle_trusted(path: Path, kind: Format, main: ModuleType | None = None) 
             warnings.simplefilter("ignore")
             return trusted.load(stream, of_torch=kind != "pickle", main=main)
     except (ImportError, AttributeError) as error:
-        msg = f"{path} needs your code to be read ({one_line(error, 120)}): put it in reach with --app-dir"
+        msg = (
+            f"{path} needs code to be read ({one_line(error, 120)}): install its package here, or put your own "
+            "code in reach with --app-dir"
+        )
         if "__main__" in str(error):
             msg = (
                 f"{path} needs a class of the script that saved it ({one_line(error, 120)}): define or import it "

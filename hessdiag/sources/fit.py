@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hessdiag.errors import LoadError, NonFiniteError
 from hessdiag.sources.adapters import ADVICE, is_adapter
+from hessdiag.sources.extra import carried, is_extra
 from hessdiag.sources.spelling import COUNTER, Speller, is_counter, is_scalar
 
 SHOWN = 10  # differing names in one message
@@ -46,7 +47,8 @@ def fit(
         LoadError: anything missing, unexpected, of another shape or kind; or several prefixes that fit.
         NonFiniteError: a value overflows in the model's smaller dtype.
     """
-    target = model.state_dict(keep_vars=True)
+    held = model.state_dict(keep_vars=True)
+    target = {name: carried(item) if is_extra(name) else item for name, item in held.items()}
     if any(tensor.is_meta for tensor in target.values() if isinstance(tensor, Tensor)):
         msg = "the model is on the meta device and can hold no weights: build it on the CPU"
         raise LoadError(msg)
@@ -75,7 +77,7 @@ def _missing(
     counters = [name for name in target if name not in names and is_counter(name)]
     if counters:
         notes.append(f"the checkpoint has no {COUNTER} ({len(counters)} of them): not used in evaluation")
-    known = {*names, *missing, *counters}
+    known = {*names, *missing, *counters, *(name for name in target if is_extra(name))}
     tied = [name for name in target if name not in known]
     if tied:
         notes.append(f"tied, so loaded under another name: {', '.join(tied[:3])}")
@@ -96,6 +98,8 @@ def _refuse_untied(target: Mapping[str, Tensor], prepared: Mapping[str, Tensor],
 
 
 def _cast(name: str, tensor: Tensor, wanted: Tensor, file: str) -> Tensor:
+    if is_extra(name):
+        return tensor
     if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex() != wanted.is_complex():
         kinds = f"{_dtype(tensor.dtype)} in the checkpoint, {_dtype(wanted.dtype)} in the model"
         msg = f"{file}: {name} is {kinds}: a quantized or converted checkpoint? give the original weights"
@@ -150,6 +154,11 @@ def _cause(
 ) -> str:
     if is_adapter(unexpected) and len(unexpected) == len(names):
         return ADVICE
+    if missing and all(map(is_extra, missing)) and not shapes and not unexpected:
+        return (
+            "its modules keep more than tensors (get_extra_state), which torch.save(model.state_dict(), ...) "
+            "writes: save it so, or load the file yourself in the factory, def problem(checkpoint)"
+        )
     inside = speller.prefixes(names)
     if inside:
         return f"its names begin with {inside[0]!r}, but more or other tensors lie there than in the model"

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from hessdiag.errors import LoadError
 from hessdiag.sources.adapters import onto_adapter
+from hessdiag.sources.extra import is_nothing
 from hessdiag.sources.renamed import renamed
 
 COUNTER = "num_batches_tracked"  # plays no part in evaluation
@@ -77,12 +78,12 @@ class Speller:
         return self._under_prefix(state, stripped, spec)
 
     def missing(self, names: Mapping[str, Tensor]) -> list[str]:
-        """Names of the model that are neither there, nor counters, nor tied to one that is."""
+        """Names of the model that are neither there, nor counters, nor nothing, nor tied to one that is there."""
         held = {id(self._target[name]) for name in names if name in self._target}
         return [
             name
             for name, tensor in self._target.items()
-            if name not in names and not is_counter(name) and id(tensor) not in held
+            if not (name in names or is_counter(name) or is_nothing(tensor) or id(tensor) in held)
         ]
 
     def differs(self, name: str) -> bool:
@@ -159,7 +160,7 @@ class Speller:
         return Spelling(names, (*spelling.notes, note))
 
     def _is_spare(self, name: str, spelling: Spelling) -> bool:
-        if name.rpartition(".")[2] in LEFTOVERS:
+        if name.rpartition(".")[2] in LEFTOVERS or is_nothing(spelling.names[name]):
             return True
         if any(name.startswith(prefix) and p.search(name.removeprefix(prefix)) for prefix, p in self._ignored):
             return True

@@ -30,11 +30,12 @@ INFLATION = 100  # times the size of the file; what torch writes is not compress
 
 
 class ForeignNamesError(Exception):
-    """The pickle asks for names that are in no table; ``names`` are these."""
+    """The pickle asks for names that are in no table; ``names`` are these, ``content`` what it is without them."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], content: Any = None) -> None:
         super().__init__(", ".join(names))
         self.names = names
+        self.content = content
 
 
 def read_zip(path: Path) -> Any:
@@ -125,7 +126,7 @@ def _load(stream: IO[bytes], content: Callable[[str, int, torch.dtype], Tensor])
             raise ForeignNamesError(tuple(reader.foreign)) from None
         raise
     if reader.foreign:
-        raise ForeignNamesError(tuple(reader.foreign))
+        raise ForeignNamesError(tuple(reader.foreign), found)
     return found
 
 

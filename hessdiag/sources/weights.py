@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hessdiag.errors import LoadError, NonFiniteError
-from hessdiag.sources import archive
+from hessdiag.errors import LoadError, NonFiniteError, one_line
+from hessdiag.sources import archive, extra
 from hessdiag.sources.entries import choose, has_tensors, is_numbers, some
 from hessdiag.sources.facts import Fact, facts
 from hessdiag.sources.fit import fit
@@ -77,7 +79,7 @@ def read_weights(
         raise LoadError(msg) from error
     notes: list[str] = []
     chosen, found_key = choose(content, own_key, file, notes)
-    state = _tensors(chosen, file, notes)
+    state = _tensors(chosen, file, notes, trusted=trust_pickle)
     _refuse_non_finite(state, file)
     state, stripped = _strip(state, notes)
     return Weights(state, str(file), sha256, found_key, stripped, tuple(notes), facts(content, file))
@@ -86,8 +88,8 @@ def read_weights(
 def load_into(model: nn.Module, weights: Weights) -> tuple[str, ...]:
     """Put the weights into the model, all of them or none.
 
-    The model keeps its dtypes. ``num_batches_tracked`` counters and tied names may be missing, nothing else; of an
-    adapter file, whatever is not the adapter's.
+    The model keeps its dtypes, and its modules get their extra state back. ``num_batches_tracked`` counters and
+    tied names may be missing, nothing else; of an adapter file, whatever is not the adapter's.
 
     Returns:
         One-line facts for the user: casts, prefixes, what was missing.
@@ -98,16 +100,33 @@ def load_into(model: nn.Module, weights: Weights) -> tuple[str, ...]:
     """
     spec = f"{weights.file}::{weights.key}" if weights.key else weights.file
     fitted = fit(model, weights.state, weights.stripped, weights.file, spec)
-    model.load_state_dict(fitted.state, strict=False)
+    values = {name: extra.value_of(item) for name, item in fitted.state.items()}
+    if not any(extra.is_extra(name) for name in values):
+        model.load_state_dict(values, strict=False)
+        return fitted.notes
+    before = copy.deepcopy(model.state_dict())
+    try:
+        model.load_state_dict(values, strict=False)
+    except Exception as error:  # what a module does with its extra state is code of the user's
+        with suppress(Exception):
+            model.load_state_dict(before, strict=False)
+        why = f"{type(error).__name__}: {one_line(error, 120)}"
+        msg = f"{weights.file}: a module does not take its extra state ({why}): give the class that saved it"
+        raise LoadError(msg) from error
     return fitted.notes
 
 
-def _tensors(chosen: Any, file: Path, notes: list[str]) -> dict[str, Tensor]:
+def _tensors(chosen: Any, file: Path, notes: list[str], *, trusted: bool) -> dict[str, Tensor]:
     if not has_tensors(chosen):
         msg = f"{file} holds no tensors by name ({_instead(chosen)}): save model.state_dict(), {archive.SAVE_LINE}"
         raise LoadError(msg)
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, given in chosen.items():
+        if isinstance(name, str) and name.isprintable() and extra.is_extra(name):
+            if not trusted:
+                extra.require_plain(name, given, file)
+            state[name] = extra.carried(given)
+            continue
         item = torch.from_numpy(np.array(given)) if is_numbers(given) else given
         if not isinstance(name, str) or not isinstance(item, Tensor | Odd):
             continue
