@@ -216,6 +216,8 @@ def single(outputs: Any, what: str) -> Tensor:
     else:
         cure += ".logits"
     msg = f"the model returns {name}, {what} needs one tensor: give forward=lambda model, batch: {cure}"
+    if isinstance(outputs, Mapping | Sequence) and len(outputs) > 1:
+        msg += ", or a criterion=f(outputs, batch) where the others count too (an auxiliary loss)"
     raise ProblemError(msg)
 
 
