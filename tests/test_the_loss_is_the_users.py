@@ -228,7 +228,7 @@ REFUSED = {  # name: (problem, what is said)
     "numbers that torch would broadcast": (given(linear(), X, models.randn(N, 1), "mse"), "differ in shape"),
     "a class index for an error": (given(linear(), X, Y, "mse"), "differ in shape"),
     "NaN numbers": (given(linear(), X, X[:, :3] / 0 * 0, "mse"), "12 of 12 targets are NaN"),
-    "a tuple": (given(lambda: Returns(lambda z: (z, z)), X, Y), r"model\(batch\[0\]\)\[0\], or a criterion=f\(outputs"),
+    "a tuple": (given(lambda: Returns(lambda z: (z, z)), X, Y), r"\(batch\[0\]\)\[0\], or a criterion=f\(outputs"),
     "a mapping": (given(lambda: Returns(lambda z: {"aux": z, "out": z}), X, Y), r"dict \(aux, out\).*\['out'\]"),
     "an object": (given(lambda: Returns(Named), X, Y), "returns Named.*give forward="),
     "two kinds of labels": (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding
+from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.jumps import moved
 from hessdiag.engine.substitutes import masked_rows
 from hessdiag.samples import divide
@@ -33,25 +34,37 @@ def masked_gradients(operator: Curvature) -> list[Finding]:
     Returns:
         Nothing where no row is masked; else one finding.
     """
-    function = operator.function
     theta = moved(operator)
-    names = {id(tensor): name for tensor, name in zip(theta, function.names, strict=True)}
-    with operator.timed(), function.measuring():
+    with operator.timed(), operator.function.measuring():
         if not _slopes(operator, theta, next(divide(operator.batches[0], 2)))[0]:
             return []
-        worst, where = 0.0, ""
-        for batch in operator.batches:
-            left, whole = _slopes(operator, theta, batch)
-            for weight, size in left:
-                share = size / max(whole, size, 1e-300)
-                if share > max(worst, LEFT_OUT):
-                    worst, where = share, names.get(id(weight), "")
-    if not worst:
+        try:
+            share, module = _largest(operator, theta)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            text = (
+                "an embedding masks its gradient at padding_idx; out of memory on whether padding reaches the loss"
+            )
+            return [Finding("warning", "padding", f"{text}: a smaller --batch-size, or set padding_idx = None")]
+    if share <= LEFT_OUT:
         return [Finding("ok", "padding", "rows at padding_idx do not reach the loss: masking leaves nothing out")]
-    module = where.removesuffix(".weight") or "an embedding"
-    text = f"{module} masks its gradient at padding_idx, but padded positions reach the loss ({worst:.2g} of the "
+    text = f"{module} masks its gradient at padding_idx, but padded positions reach the loss ({share:.2g} of the "
     text += f"gradient is left out): set {module}.padding_idx = None, or keep padding out of the loss by a mask"
     return [Finding("fault", "padding", text)]
+
+
+def _largest(operator: Curvature, theta: tuple[Tensor, ...]) -> tuple[float, str]:
+    """The largest share of a batch's gradient that a mask leaves out, and the module that masks it."""
+    names = {id(tensor): name for tensor, name in zip(theta, operator.function.names, strict=True)}
+    worst, where = 0.0, ""
+    for batch in operator.batches:
+        left, whole = _slopes(operator, theta, batch)
+        for weight, size in left:
+            share = size / max(whole, size, 1e-300)
+            if share > worst:
+                worst, where = share, names.get(id(weight), "")
+    return worst, where.removesuffix(".weight") or "an embedding"
 
 
 def _slopes(
