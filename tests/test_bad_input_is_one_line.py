@@ -114,7 +114,7 @@ CASES: list[Case] = [
     (f"{GOOD} -c p.py", 4, ("p.py is not a checkpoint", "torch.save")),
     (f"{GOOD} -c pointer.ckpt", 4, ("Git LFS pointer", "git lfs pull")),
     (f"{GOOD} -c folder", 4, ("folder is a folder", "give a checkpoint file")),
-    (f"{GOOD} -c module.pt", 4, (*HOSTILE, "Sequential", "save_file(")),
+    (f"{GOOD} -c module.pt", 4, (*HOSTILE, "Sequential", "torch.save(model")),
     (f"{GOOD} -c hostile.pt", 4, HOSTILE),
     (f"{GOOD} -c hostile.ckpt", 4, HOSTILE),
     (f"{GOOD} -c hostile.bin", 4, HOSTILE),
@@ -128,7 +128,7 @@ CASES: list[Case] = [
     (f"{GOOD} -c integers.pt", 4, ("int8", "give the original weights")),
     (f"{GOOD} -c nan.pt", 4, ("NaN or infinity", "0.bias", "earlier checkpoint")),
     (f"{GOOD} -c inf.pt", 4, ("NaN or infinity", "0.bias", "earlier checkpoint")),
-    (f"{GOOD} -c nothing.pt", 4, ("no tensors", "save_file(")),
+    (f"{GOOD} -c nothing.pt", 4, ("no tensors", "torch.save(model")),
     (f"{GOOD} -c good.pt::ema", 4, ("no entry 'ema'", "leave it off")),
     # model, data and loss
     ("analyze p.py:nan_weights", 4, ("0.weight", "NaN", "earlier checkpoint")),
