@@ -139,6 +139,7 @@ class Functional:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Evaluation mode, MATH attention, no TF32, own random streams; all put back afterwards."""
+        self._put_back()  # what a pass has kept is not to be found as the model's own
         modules = list(self._model.modules())
         cuda = [self.device] if self.device.type == "cuda" else []
         has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
@@ -151,8 +152,7 @@ class Functional:
             # no other attention kernel has second derivatives (pytorch#116350)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             # cuDNN's recurrent kernels have no double backward (pytorch#5261)
-            cudnn = torch.backends.cudnn.flags(enabled=not has_rnn, allow_tf32=False)
-            stack.enter_context(cudnn)
+            stack.enter_context(torch.backends.cudnn.flags(enabled=not has_rnn, allow_tf32=False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(full_precision())
             for module in modules:

@@ -49,6 +49,11 @@ def in_double(operator: Curvature) -> Functional | None:
     Casts to float32 inside the model (in its normalization, its attention) are widened where that gives the same
     loss: a function that is rounded to single precision has no differences between the kinks of its ReLUs.
     """
+    with operator.function.measuring():
+        return _in_double(operator)
+
+
+def _in_double(operator: Curvature) -> Functional | None:
     double = operator.dtype == torch.float64
     try:
         function = operator.function if double else _as(Functional, operator)
