@@ -487,7 +487,7 @@ class Shell(nn.Module):
 
 
 def no_context(*_):
-    return functional.ExitStack()
+    return contextlib.nullcontext(lambda: None)
 
 
 def with_functional_call(monkeypatch):
