@@ -12,6 +12,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
+KEPT_GRAPH = (
+    "the model or the loss keeps a tensor with its graph from one pass to the next (a cached weight, a hook's list): "
+    "compute it anew in every forward"
+)
+
+
+def is_kept_graph(error: BaseException) -> bool:
+    """Whether a pass met the graph of an earlier one."""
+    return "a second time" in str(error)
+
+
 def is_unsupported(error: BaseException) -> bool:
     """Whether autograd says that an operation has no second derivative."""
     text = str(error)

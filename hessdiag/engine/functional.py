@@ -190,8 +190,9 @@ class Functional:
                 with torch.enable_grad():
                     result = self._call(function, theta, batch)
             if self._everywhere and (past := self._reached_past(result)):
-                msg = f"the loss reaches {past[0]} past the model (a list, a closure, a custom function that "
-                raise MeasurementError(msg + "holds it), so that it cannot be moved: read it from the module")
+                msg = f"the loss reaches {past[0]} past the model (a list, a closure, a custom function that holds "
+                msg += "it, a weight computed once and kept in a cache), so that it cannot be moved: read it from "
+                raise MeasurementError(msg + "the module in every forward")
             self._looked_at.add(function.__name__)
         return result.detach() if isinstance(result, Tensor) and not torch.is_grad_enabled() else result
 

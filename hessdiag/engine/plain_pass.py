@@ -111,17 +111,16 @@ class PlainModel:
         sizes = [0.0] * len(total)
         losses: list[tuple[float, float]] = []
         held: list[dict[int, Tensor]] = []
-        custom: dict[str, None] = {}
+        custom: set[str] = set()
         whole = math.fsum(self.weights)
         for batch, weight in zip(self.batches, self.weights, strict=True):
             if not weight:
                 continue
             loss = self._mean(batch)
             losses.append((float(loss.detach()), weight / whole))
-            held.append(self._outside(loss))
-            for node in graph_nodes(loss):
-                if isinstance(node, torch.autograd.function.BackwardCFunction):
-                    custom[node.name().removesuffix("Backward")] = None
+            outside, by_hand = self._behind(loss)
+            held.append(outside)
+            custom |= by_hand
             pieces = torch.autograd.grad(loss, self.parameters, allow_unused=True) if loss.requires_grad else ()
             for index, piece in enumerate(pieces):
                 if piece is not None:
@@ -130,13 +129,32 @@ class PlainModel:
                     sizes[index] += weight / whole * norm(piece)
         value = math.fsum(loss * share for loss, share in losses)
         scale = math.fsum(abs(loss) * share for loss, share in losses)
-        return Passed(value, scale, tuple(total), tuple(sizes), self._met_again(held), tuple(custom))
+        return Passed(value, scale, tuple(total), tuple(sizes), self._met_again(held), tuple(sorted(custom)))
 
-    def _outside(self, loss: Tensor) -> dict[int, Tensor]:
-        """Trainable tensors behind a loss that the model does not hold, by id."""
+    def slopes(self, batch: Any) -> tuple[float | None, ...]:
+        """Per parameter that counts the norm of the gradient of a batch's loss; None where it takes no part."""
+        loss = self._mean(batch)
+        if not loss.requires_grad:
+            return (None,) * len(self.parameters)
+        pieces = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return tuple(None if piece is None else norm(piece.to_dense()) for piece in pieces)
+
+    def _behind(self, loss: Tensor) -> tuple[dict[int, Tensor], set[str]]:
+        """What the graph of a loss leads to, in one walk.
+
+        Returns:
+            Trainable tensors that the model does not hold, by id; names of hand-written functions.
+        """
         own = {id(p) for p in self.model.parameters()}
-        found = (getattr(node, "variable", None) for node in graph_nodes(loss))
-        return {id(leaf): leaf for leaf in found if leaf is not None and id(leaf) not in own}
+        outside: dict[int, Tensor] = {}
+        custom: set[str] = set()
+        for node in graph_nodes(loss):
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in own:
+                outside[id(leaf)] = leaf
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                custom.add(node.name().removesuffix("Backward"))
+        return outside, custom
 
     def _met_again(self, held: list[dict[int, Tensor]]) -> tuple[tuple[int, ...], ...]:
         """Shapes of those that a second pass meets too: inputs that a loss differentiates by are new in each."""
@@ -144,7 +162,7 @@ class PlainModel:
         if first is None:
             return ()
         counted = [batch for batch, weight in zip(self.batches, self.weights, strict=True) if weight]
-        again = self._outside(self._mean(counted[first]))
+        again, _ = self._behind(self._mean(counted[first]))
         kept = [leaves.keys() & again.keys() for leaves in held]
         return tuple({key: tuple(again[key].shape) for keys in kept for key in keys}.values())
 

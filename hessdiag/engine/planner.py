@@ -14,6 +14,7 @@ from torch import Tensor
 from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.graphs import GradientGraph
+from hessdiag.engine.kept_weights import first_pass
 from hessdiag.engine.kinks import kinks
 from hessdiag.engine.slopes import Kind, depends, gradient
 from hessdiag.engine.ways import EXACT_WAYS, WAYS
@@ -82,6 +83,7 @@ def hessian(
     drawn = draw(problem.data[split], split=split, samples=samples, seed=seed, batch_size=batch_size)
     first = EXACT_WAYS[0] if way == "auto" else way
     curvature = Curvature(problem, drawn, kind=operator, way=first, **options)
+    first_pass(curvature)
     curvature.way = choose(curvature, fixed=way != "auto").way
     curvature.notes += (*drawn.warnings, *drawn.notes)
     return curvature

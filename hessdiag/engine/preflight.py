@@ -19,6 +19,7 @@ from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory, to_check
+from hessdiag.engine.kept_weights import first_pass, without_part
 from hessdiag.engine.kinks import kinks
 from hessdiag.engine.masked_rows import masked_gradients
 from hessdiag.engine.planner import Plan, choose, trials_in
@@ -94,6 +95,7 @@ def preflight(
     """
     first_way = EXACT_WAYS[0] if way == "auto" else way
     operator = Curvature(problem, samples, kind=kind, way=first_way, **options)
+    first = first_pass(operator)
     findings = [_loss_works(operator)]
     if findings[0].level == "fault":
         raise MeasurementError(findings[0].text)
@@ -130,7 +132,8 @@ def preflight(
     findings.append(
         Finding("note", "gradient", f"‖gradient‖ = {norm:.3g}: the checkpoint is this far from stationary")
     )
-    asked, said = second_opinion(operator, gradient) if opinion else (None, [])
+    findings += without_part(operator, gradient)
+    asked, said = second_opinion(operator, gradient, first) if opinion else (None, [])
     return Preflight(operator, plan, numbers, asked, tuple(findings + said), loss, norm, seconds)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hessdiag.engine.failures import KEPT_GRAPH, is_kept_graph
 from hessdiag.engine.functional import Functional
 from hessdiag.errors import MeasurementError
 
@@ -27,10 +28,9 @@ def slopes(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = Fal
     try:
         return torch.autograd.grad(total, theta, create_graph=create_graph, materialize_grads=True)
     except RuntimeError as error:
-        if "a second time" not in str(error):
+        if not is_kept_graph(error):
             raise
-        msg = "the model or the loss keeps a tensor with its graph from one pass to the next (a cached weight, a "
-        raise MeasurementError(msg + "hook's list): compute it anew in every forward") from error
+        raise MeasurementError(KEPT_GRAPH) from error
 
 
 def depends(function: Functional, batch: Any) -> bool:
