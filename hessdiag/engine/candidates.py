@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessdiag.criteria import TARGET_KEYS, is_index
+from hessdiag.criteria import IGNORE_INDEX, TARGET_KEYS, is_index
 from hessdiag.problem import Problem
 
 MASKS = ("attention_mask", "mask", "loss_mask", "labels_mask", "padding_mask")
+
+NEGATIVE = 4  # labels tried: a sample set of whole numbers that are no labels has any number of them
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,21 @@ class Candidate:
     weight: Callable[[Any], float]
 
 
-def candidates(problem: Problem, batch: Any) -> Iterator[Candidate]:
-    """All that the batch and the loss suggest, the likeliest first."""
-    entries = dict(_entries(batch))
-    ignored = dict.fromkeys((-100, *_ignored(problem)))
-    for place, value in entries.items():
-        if not is_index(value) or not _is_target(place):
-            continue
+def candidates(problem: Problem, batches: Sequence[Any]) -> Iterator[Candidate]:
+    """All that the batches and the loss suggest, the likeliest first; of one make, as the first of them."""
+    entries = dict(_entries(batches[0]))
+    targets = {place: value for place, value in entries.items() if is_index(value) and _is_target(place)}
+    weights = _class_weights(problem).items()
+    for place, value in targets.items():
+        negative, extreme = _labels(batches, place)
+        ignored = dict.fromkeys((IGNORE_INDEX, *_ignored(problem), *negative))
         for number in ignored:
             yield from _kept(place, value, number)
-        for name, classes in _class_weights(problem).items():
-            yield _by_class(place, name, classes)
+        for name, classes in weights:
+            yield from (_by_class(place, name, classes, number) for number in ignored)
+        for number in extreme:
+            yield from _kept(place, value, number)
+            yield from (_by_class(place, name, classes, number) for name, classes in weights)
     for place, value in entries.items():
         if any(name in place for name in MASKS) or (value.dim() == 1 and not is_index(value)):
             yield Candidate(f"weight=lambda batch: float(batch{place}.sum())", _sum(place))
@@ -50,6 +57,14 @@ def candidates(problem: Problem, batch: Any) -> Iterator[Candidate]:
         if is_index(value) and value.dim() > 1:
             yield from _kept(place, value, 0)
     yield Candidate("weight=None", lambda one: float(len(next(_entries(one))[1])))
+
+
+def _labels(batches: Sequence[Any], place: str) -> tuple[list[int], tuple[int, ...]]:
+    """Numbers that a loss may ignore: negative labels, the commonest first; the ends of the others (0, 255)."""
+    found = Counter(int(label) for batch in batches for label in _of(batch, place).reshape(-1).tolist())
+    negative = [label for label, _ in found.most_common() if label < 0][:NEGATIVE]
+    others = [label for label in found if label >= 0]
+    return negative, (max(others), min(others)) if others else ()
 
 
 def _kept(place: str, value: Tensor, number: int) -> Iterator[Candidate]:
@@ -89,12 +104,12 @@ def _of(batch: Any, place: str) -> Tensor:
     return next(value for where, value in _entries(batch) if where == place)
 
 
-def _by_class(place: str, name: str, classes: Tensor) -> Candidate:
+def _by_class(place: str, name: str, classes: Tensor, ignored: int) -> Candidate:
     def weight(batch: Any) -> float:
         targets = _of(batch, place).long()
-        return float(classes.to(targets.device)[targets[targets != -100]].sum())
+        return float(classes.to(targets.device)[targets[targets != ignored]].sum())
 
-    part = f"batch{place}[batch{place} != -100]"
+    part = f"batch{place}[batch{place} != {ignored}]"
     return Candidate(f"weight=lambda batch: float({name}.cpu()[{part}.cpu()].sum())", weight)
 
 

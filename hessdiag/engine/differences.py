@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
-from hessdiag.engine.precision import in_double, narrowest, norm
+from hessdiag.engine.precision import narrowest, norm
 from hessdiag.engine.slopes import gradient, slopes
 from hessdiag.engine.ways import WAYS
 
@@ -69,6 +69,7 @@ class Checked:
 
     Args:
         operator: whose products are checked, on its trial examples.
+        double: the same function in float64 (`in_double`), if there is one.
         row: the vector (P,).
         theta: at which parameters; by default at the checkpoint.
         product: of the operator with the vector there, if known; used where it is the Hessian's.
@@ -77,13 +78,13 @@ class Checked:
     def __init__(
         self,
         operator: Curvature,
+        double: Functional | None,
         row: Tensor,
         theta: tuple[Tensor, ...] | None = None,
         product: Tensor | None = None,
     ) -> None:
         self.operator, self.row = operator, row
         measured = operator.function if theta is None else operator.function.at(theta)
-        double = in_double(operator)
         self.precision = "float64" if double is not None else str(operator.dtype).removeprefix("torch.")
         self.function = double or operator.function
         if theta is not None:

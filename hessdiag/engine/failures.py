@@ -13,8 +13,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 KEPT_GRAPH = (
-    "the model or the loss keeps a tensor with its graph from one pass to the next (a cached weight, a hook's list): "
-    "compute it anew in every forward"
+    "the model or the loss keeps a tensor with its graph from one pass to the next (a cached weight, a hook's "
+    "list): compute it anew in every forward"
 )
 
 

@@ -174,9 +174,9 @@ class Functional:
             with self.measuring():
                 return self._call(function, theta, batch)
         self._put_back()  # weights that the last pass has folded and kept belong to other parameters
-        tensors = self.tensors(theta)
         graph = torch.is_grad_enabled() or self._differentiates
-        with swapped(self._model, tensors, everywhere=self._everywhere), torch.set_grad_enabled(graph):
+        exchanged = swapped(self._model, self.tensors(theta), everywhere=self._everywhere)
+        with exchanged, torch.set_grad_enabled(graph):
             try:
                 result = function(self._model, batch)
             except RuntimeError as error:
@@ -190,9 +190,10 @@ class Functional:
                 with torch.enable_grad():
                     result = self._call(function, theta, batch)
             if self._everywhere and (past := self._reached_past(result)):
-                msg = f"the loss reaches {past[0]} past the model (a list, a closure, a custom function that holds "
-                msg += "it, a weight computed once and kept in a cache), so that it cannot be moved: read it from "
-                raise MeasurementError(msg + "the module in every forward")
+                msg = (
+                    f"the loss reaches {past[0]} past the model (a list, a closure, a cache or a custom function "
+                )
+                raise MeasurementError(msg + "holds it), so that it cannot be moved: read it from the module anew")
             self._looked_at.add(function.__name__)
         return result.detach() if isinstance(result, Tensor) and not torch.is_grad_enabled() else result
 
@@ -213,9 +214,10 @@ class Functional:
         return self._place(tensor.detach()).clone()
 
     def _place(self, tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(self.device, self.dtype.to_complex())
-        return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor.to(self.device)
+        dtype = self.dtype.to_complex() if tensor.is_complex() else self.dtype
+        wide = tensor.is_complex() or tensor.is_floating_point()
+        # an object of its own: a loss may say requires_grad_() to what it is given
+        return tensor.detach().to(self.device, dtype if wide else None).requires_grad_(tensor.requires_grad)
 
     def _refuse_non_finite(self) -> None:
         for name, tensor in zip(self.names, self.theta, strict=True):

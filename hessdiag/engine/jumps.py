@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.differences import LEAST_WEIGHT, LIMITS, Checked, Differences, differences
+from hessdiag.engine.functional import Functional
 from hessdiag.engine.precision import narrowest
 from hessdiag.engine.slopes import gradient
 
@@ -26,22 +27,25 @@ COARSE = (1e-2, 1e-3)  # the same where the function is rounded to single precis
 SMALL = 1e-2  # of all weights' typical size: a tensor of smaller ones moves by that
 
 
-def beside_a_kink(operator: Curvature, row: Tensor, found: Differences) -> Differences | None:
+def beside_a_kink(
+    operator: Curvature, double: Functional | None, row: Tensor, found: Differences
+) -> Differences | None:
     """The comparison with differences, a little away from the checkpoint, if it lies exactly on a kink.
 
     Costs a product and up to 20 gradients of 16 examples; only where the comparison at the checkpoint failed.
 
     Args:
         operator: whose products missed differences.
+        double: the same function in float64, if there is one.
         row: the vector (P,) they missed them with.
         found: by how much.
 
     Returns:
         None if there is no kink that explains it.
     """
-    if not _jumps(Checked(operator, row), found):
+    if not _jumps(Checked(operator, double, row), found):
         return None
-    beside = differences(Checked(operator, row, moved(operator)))
+    beside = differences(Checked(operator, double, row, moved(operator)))
     return beside if beside.product_agrees and beside.slope_agrees else None
 
 

@@ -14,16 +14,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.facts import Finding
+from hessdiag.engine.failures import KEPT_GRAPH, is_kept_graph
 from hessdiag.engine.functional import graph_nodes
 from hessdiag.engine.plain_pass import PlainModel
 from hessdiag.samples import divide, leaves
+
+CHANGE = 1e-2
+"""Relative, of a tensor's gradient: the same pass over the same examples repeats to rounding."""
+HALF_CHANGE = 0.3  # in half precision, where kernels that do not repeat leave some percents
 
 Slopes = tuple[float | None, ...]
 
@@ -58,24 +62,44 @@ def first_pass(operator: Curvature) -> FirstPass | None:
         return None
 
 
-def changed_since(first: FirstPass, own: PlainModel, limit: float) -> tuple[str, ...]:
-    """Names of parameters through which the loss of the same examples has another gradient than at first.
+def changed_since(operator: Curvature, first: FirstPass | None) -> list[Finding]:
+    """Whether the loss of the same examples has another gradient than in the first pass of all.
+
+    Costs the same again, after passes of the measurement.
 
     Args:
-        first: the first pass.
-        own: the same module, evaluating.
-        limit: relative, of a tensor; next to no gradient counts against the whole.
+        operator: of the same model.
+        first: what the first pass gave.
     """
-    again = own.slopes(first.examples)
-    sizes = [parameter.numel() for parameter in own.parameters]
-    whole = math.hypot(*(norm or 0.0 for norm in first.slopes))
-    found = []
-    for name, size, a, b in zip(own.names, sizes, first.slopes, again, strict=True):
-        share = 0.02 * whole * math.sqrt(size / sum(sizes))
+    if first is None:
+        return []
+    own = PlainModel(operator)
+    try:
+        with own.evaluating():
+            again = own.slopes(first.examples)
+    except Exception as error:
+        return [Finding("fault", "kept weights", KEPT_GRAPH)] if is_kept_graph(error) else []
+    name = _another(operator, first.slopes, again, HALF_CHANGE if own.half else CHANGE)
+    return [] if name is None else [Finding("fault", "kept weights", _changed(name))]
+
+
+def _another(operator: Curvature, first: Slopes, again: Slopes, limit: float) -> str | None:
+    """The first parameter whose gradient has another norm; next to none counts against the whole."""
+    whole = math.hypot(*(norm or 0.0 for norm in first))
+    for (name, size), a, b in zip(operator.layout, first, again, strict=True):
+        share = 0.02 * whole * math.sqrt(size / operator.size)
         off = abs((a or 0.0) - (b or 0.0)) / max(a or 0.0, b or 0.0, share, 1e-300)
         if (a is None) != (b is None) or off > limit:
-            found.append(name)
-    return tuple(found)
+            return name
+    return None
+
+
+def _changed(name: str) -> str:
+    return (
+        f"{name} had another part in the loss in the first pass than in later ones over the same examples: the "
+        "model keeps what it computes from its weights (lru_cache, a dict, an attribute), and what is kept does "
+        "not follow them: compute it anew in every forward"
+    )
 
 
 def without_part(operator: Curvature, gradient: Tensor) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hessdiag.criteria import TARGET_KEYS, target_of
 from hessdiag.engine.attributes import left_as_found
+from hessdiag.engine.checkpointing import kept_activations
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.functional import graph_nodes
@@ -90,13 +91,18 @@ class PlainModel:
         self.batches, self.weights = operator.samples.batches, operator.weights.tolist()
         named = dict(self.model.named_parameters())
         self.parameters = [named[name] for name in self.names]
+        self.half = any(p.dtype.itemsize < 4 for p in self.model.parameters())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode; modes, attributes, tensors, ``.grad`` and random states are put back afterwards."""
         cuda = [p.device for p in self.parameters[:1] if p.device.type == "cuda"]
         held = [_Held(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())]
-        with left_as_found(self.model) as self._put_back, random_states(cuda), torch.enable_grad():
+        with ExitStack() as stack:
+            self._put_back = stack.enter_context(left_as_found(self.model))
+            stack.enter_context(random_states(cuda))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(kept_activations())  # a reentrant checkpoint knows backward() only
             for module in self.model.modules():
                 module.training = False
             try:
@@ -199,8 +205,9 @@ class PlainModel:
         device = self.parameters[0].device
 
         def place(leaf: Tensor) -> Tensor:
-            # a copy: some models write into what they are given
-            return leaf.clone().to(device, dtype if leaf.is_floating_point() else None)
+            # a copy: some models write into what they are given, and some losses differentiate by it
+            copy = leaf.detach().clone().to(device, dtype if leaf.is_floating_point() else None)
+            return copy.requires_grad_(leaf.requires_grad)
 
         return map_tensors(batch, place)
 

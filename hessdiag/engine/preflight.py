@@ -19,13 +19,14 @@ from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory, to_check
-from hessdiag.engine.kept_weights import first_pass, without_part
+from hessdiag.engine.kept_weights import changed_since, first_pass, without_part
 from hessdiag.engine.kinks import kinks
 from hessdiag.engine.masked_rows import masked_gradients
 from hessdiag.engine.planner import Plan, choose, trials_in
 from hessdiag.engine.second_opinion import second_opinion
 from hessdiag.engine.selftest import Fault, self_test
 from hessdiag.engine.slopes import Kind
+from hessdiag.engine.unsteady import differ, why_it_changes, why_not_finite
 from hessdiag.engine.ways import EXACT_WAYS
 from hessdiag.engine.weighting import weighting
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
@@ -95,14 +96,14 @@ def preflight(
     """
     first_way = EXACT_WAYS[0] if way == "auto" else way
     operator = Curvature(problem, samples, kind=kind, way=first_way, **options)
-    first = first_pass(operator)
+    at_first = first_pass(operator)
     findings = [_loss_works(operator)]
     if findings[0].level == "fault":
         raise MeasurementError(findings[0].text)
     with _failures_named(operator, "a later batch"):
         loss = operator.loss()
     if not math.isfinite(loss):
-        msg = f"the loss on the sample set is {loss}: look for overflow or log(0); try --dtype float64"
+        msg = f"the loss on the sample set is {loss}: {why_not_finite(operator)}"
         raise NonFiniteError(msg)
     require_outputs(operator, kind)
     findings += [
@@ -110,6 +111,7 @@ def preflight(
         *weighting(operator),
         *model_facts(operator),
     ]
+    findings += changed_since(operator, at_first)
     findings += [Finding("warning", "samples", text) for text in samples.warnings]
     findings += [Finding("note", "samples", text) for text in samples.notes]
     operator.divisible = all(f.check != "weighting" or f.level == "ok" for f in findings)
@@ -133,7 +135,7 @@ def preflight(
         Finding("note", "gradient", f"‖gradient‖ = {norm:.3g}: the checkpoint is this far from stationary")
     )
     findings += without_part(operator, gradient)
-    asked, said = second_opinion(operator, gradient, first) if opinion else (None, [])
+    asked, said = second_opinion(operator, gradient) if opinion else (None, [])
     return Preflight(operator, plan, numbers, asked, tuple(findings + said), loss, norm, seconds)
 
 
@@ -211,13 +213,9 @@ def _loss_works(operator: Curvature) -> Finding:
     if [leaf._version for leaf in leaves(batch)] != versions:
         text = "the model or the loss writes into the batch, so that a second pass sees other data: work on a "
         return Finding("fault", "determinism", text + "copy in forward (x = x.clone(); no x.mul_(...) on inputs)")
-    if math.isfinite(first) and abs(first - second) > 1e-6 * max(abs(first), abs(second)):
-        text = (
-            f"the same loss twice gave {first:.8g} and {second:.8g}: the model draws random numbers in evaluation "
-        )
-        return Finding(
-            "fault", "determinism", text + "mode (functional dropout, noise, sampling); switch that off"
-        )
+    if differ(first, second):
+        text = f"the same loss twice gave {first:.8g} and {second:.8g}: {why_it_changes(operator, batch)}"
+        return Finding("fault", "determinism", text)
     return Finding("ok", "determinism", "the same loss twice is the same")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.precision import in_double
+from hessdiag.engine.functional import Functional
 from hessdiag.engine.ways import WAYS
 
 MARGIN = 4.0
@@ -21,12 +21,19 @@ SMALLEST = 32.0
 
 
 def rounding_floor(
-    operator: Curvature, unit: float, row: Tensor, product: Tensor, scale: float, *others: float
+    operator: Curvature,
+    double: Functional | None,
+    unit: float,
+    row: Tensor,
+    product: Tensor,
+    scale: float,
+    *others: float,
 ) -> float:
     """Relative rounding of a product, at least `SMALLEST` units.
 
     Args:
         operator: in its own precision.
+        double: the same function in float64, if there is one.
         unit: of rounding, of the least precise type that the model computes in.
         row: a trial vector (P,).
         product: of the trial examples with it, unscaled.
@@ -36,19 +43,16 @@ def rounding_floor(
     Returns:
         The largest of all, with a margin. Cost: a product of the trial examples in float64.
     """
-    measured = max(*others, _against_double(operator, row, product) / scale)
+    measured = max(*others, _against_double(operator, double, row, product) / scale)
     return max(SMALLEST * unit, MARGIN * measured)
 
 
-def _against_double(operator: Curvature, row: Tensor, product: Tensor) -> float:
-    if operator.dtype == torch.float64 or operator.way == "finite_difference":
-        return 0.0
-    function = in_double(operator)
-    if function is None:
+def _against_double(operator: Curvature, double: Functional | None, row: Tensor, product: Tensor) -> float:
+    if double is None or operator.dtype == torch.float64 or operator.way == "finite_difference":
         return 0.0
     try:
-        piece = function.place(operator.trial)
-        exact = WAYS[operator.way](function, operator.kind, piece, row.double()[None])[0]
+        piece = double.place(operator.trial)
+        exact = WAYS[operator.way](double, operator.kind, piece, row.double()[None])[0]
     except (RuntimeError, TypeError, ValueError):
         return 0.0  # an operation without float64, or no memory for it: the others have to do
     return float(torch.linalg.vector_norm(exact - product.double()))

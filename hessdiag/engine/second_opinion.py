@@ -16,7 +16,6 @@ from torch import Tensor
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding
 from hessdiag.engine.failures import KEPT_GRAPH, is_kept_graph, is_out_of_memory
-from hessdiag.engine.kept_weights import FirstPass, changed_since
 from hessdiag.engine.plain_pass import Passed, PlainModel, Returned
 from hessdiag.engine.precision import norm
 from hessdiag.engine.readings import Reading
@@ -37,9 +36,7 @@ some percents, tensor by tensor."""
 LOSS_FLOOR = 1e-6  # absolute: the rounding of a confident example's cross-entropy in single precision
 
 
-def second_opinion(
-    operator: Curvature, gradient: Tensor, first: FirstPass | None = None
-) -> tuple[SecondOpinion | None, list[Finding]]:
+def second_opinion(operator: Curvature, gradient: Tensor) -> tuple[SecondOpinion | None, list[Finding]]:
     """Compare the measured loss and gradient with the user's own; costs one gradient of the sample set.
 
     Where batches are mappings that hold labels, and the model returns a loss for them, also with that: two more
@@ -48,19 +45,16 @@ def second_opinion(
     Args:
         operator: what will be measured.
         gradient: its gradient (P,) of the mean loss, float64.
-        first: the user's own pass before all others, to be made again.
 
     Returns:
         The numbers, and what they say; None, and a warning, where the user's own pass cannot be made.
     """
-    half = any(p.dtype.itemsize < 4 for p in operator.problem.bare_model().parameters())
-    loss_limit, gradient_limit = HALF_LIMITS if half else (LOSS_LIMIT, GRADIENT_LIMIT)
     own = PlainModel(operator)
+    loss_limit, gradient_limit = HALF_LIMITS if own.half else (LOSS_LIMIT, GRADIENT_LIMIT)
     try:
         with own.evaluating():
             passed = own.gradient()
             returned = own.returned_losses()
-            changed = changed_since(first, own, gradient_limit) if first is not None else ()
     except HessdiagError:
         raise
     except Exception as error:  # the user's code can raise anything
@@ -77,8 +71,6 @@ def second_opinion(
         model_loss=returned[0].theirs if returned else None,
     )
     findings = [*_outside(passed.outside), *_returned(operator.problem, returned, loss_limit)]
-    if changed:
-        findings.append(Finding("fault", "second opinion", _changed(changed)))
     if not numbers.loss_off * scale <= loss_limit * scale + LOSS_FLOOR:
         findings.append(Finding("fault", "second opinion", _another_loss(operator, numbers)))
     elif not off <= gradient_limit:
@@ -110,14 +102,6 @@ def _not_made(operator: Curvature, error: Exception) -> str:
         return f"out of memory on the plain model: not made; a --batch-size below {rows} makes it"
     text = f"not made, the plain model fails on a batch ({type(error).__name__}: {one_line(error, 120)}): "
     return text + "nothing but hessdiag itself has checked which function is measured"
-
-
-def _changed(names: Sequence[str]) -> str:
-    return (
-        f"{names[0]} had another part in the loss in the first pass than in later ones over the same examples: the "
-        "model keeps what it computes from its weights (lru_cache, a dict, an attribute), and what is kept does not "
-        "follow them: compute it anew in every forward"
-    )
 
 
 def _outside(shapes: Sequence[tuple[int, ...]]) -> list[Finding]:

@@ -18,7 +18,7 @@ from hessdiag.engine.differences import LIMITS, Checked, differences, faint, lim
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.jumps import beside_a_kink
 from hessdiag.engine.planner import AGREEMENT, Plan, trial_vectors
-from hessdiag.engine.precision import narrowest, norm
+from hessdiag.engine.precision import in_double, narrowest, norm
 from hessdiag.engine.rounding import rounding_floor
 from hessdiag.engine.suspects import half_precision, suspects
 from hessdiag.engine.ways import WAYS
@@ -59,14 +59,15 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         del u, hu  # what is held here is held in float64 below
         torch.rand(1)  # moves the random stream on: noise inside the model must not repeat by chance
         repeatability = norm(product(v) - hv) / scale
-        difference, jump = differences(Checked(operator, v, product=hv)), None
+        double = in_double(operator)  # a copy of θ: it goes with this function
+        difference, jump = differences(Checked(operator, double, v, product=hv)), None
         known = repeatability <= LIMITS["repeatability"] and bool(torch.isfinite(hv).all())
         if known and not (difference.product_agrees and difference.slope_agrees):
-            beside = beside_a_kink(operator, v, difference)
+            beside = beside_a_kink(operator, double, v, difference)
             difference, jump = (difference, None) if beside is None else (beside, difference.worst)
         unit = torch.finfo(dtype if dtype.itemsize >= 4 else operator.dtype).eps
         others = (repeatability, symmetry, plan.agreement or 0.0)
-        operator.floor = rounding_floor(operator, unit, v, hv, scale, *others)
+        operator.floor = rounding_floor(operator, double, unit, v, hv, scale, *others)
     if operator.way == "finite_difference":
         operator.floor = max(operator.floor, difference.product)
     numbers = SelfTest(

@@ -209,7 +209,7 @@ def _fault(operator: Curvature, trials: list[Trial], off: float) -> Finding:
 def _passing(operator: Curvature, trials: list[Trial]) -> Candidate | None:
     """The weight with which every trial is the sum of its parts; of several the best, of equals the first."""
     limit, fits = TOLERANCE[operator.dtype], []
-    for one in candidates(operator.problem, operator.batches[0]):
+    for one in candidates(operator.problem, operator.batches):
         try:
             fits.append((max(trial.off(one.weight, limit) for trial in trials), one))
         except Exception:
