@@ -7,6 +7,7 @@ of output passes `inert` too, and tables for spreadsheets are written by `csv_te
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,3 +66,9 @@ def _shown(char: str) -> str:
     control = code < 0x20 or 0x7F <= code < 0xA0
     alone = 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE  # half a surrogate pair, or no character at all
     return UNSHOWABLE if control or alone or code in REORDERING or code in SEPARATORS else char
+
+
+def leave_out_torchs_own() -> None:
+    """Show none of torch's warnings of its own code, which no user can change; until filters are put back."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"torch(\.|$)")

@@ -65,7 +65,7 @@ BROKEN = {
     ),
     "rounding is what repeats and is asymmetric": (
         "GRU",
-        lambda op, unit, row, product, scale, *others: max(others),
+        lambda op, double, unit, row, product, scale, *others: max(others),
     ),
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -16,6 +15,7 @@ import click
 from hessdiag import __version__
 from hessdiag.cli import stdout
 from hessdiag.errors import HessdiagError, MeasurementError, one_line
+from hessdiag.shown import leave_out_torchs_own
 
 VERBS = {
     "analyze": "Measure how sharp a checkpoint is, with error bars.",
@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(UNEXPECTED)
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal has no λ
-    if not sys.warnoptions:  # torch warns of its own code, which no user of it can change
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(\.|$)")
+    if not sys.warnoptions:
+        leave_out_torchs_own()
     sys.exit(run(given, last=arguments is None))
 
 

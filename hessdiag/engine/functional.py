@@ -175,8 +175,7 @@ class Functional:
                 return self._call(function, theta, batch)
         self._put_back()  # weights that the last pass has folded and kept belong to other parameters
         graph = torch.is_grad_enabled() or self._differentiates
-        exchanged = swapped(self._model, self.tensors(theta), everywhere=self._everywhere)
-        with exchanged, torch.set_grad_enabled(graph):
+        with swapped(self._model, self.tensors(theta), everywhere=self._everywhere), torch.set_grad_enabled(graph):
             try:
                 result = function(self._model, batch)
             except RuntimeError as error:
@@ -190,10 +189,8 @@ class Functional:
                 with torch.enable_grad():
                     result = self._call(function, theta, batch)
             if self._everywhere and (past := self._reached_past(result)):
-                msg = (
-                    f"the loss reaches {past[0]} past the model (a list, a closure, a cache or a custom function "
-                )
-                raise MeasurementError(msg + "holds it), so that it cannot be moved: read it from the module anew")
+                msg = f"the loss reaches {past[0]} past the model (a list, a closure, a cache, a custom function "
+                raise MeasurementError(msg + "that holds it), so that it cannot be moved: read it from the module")
             self._looked_at.add(function.__name__)
         return result.detach() if isinstance(result, Tensor) and not torch.is_grad_enabled() else result
 
@@ -215,9 +212,9 @@ class Functional:
 
     def _place(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype.to_complex() if tensor.is_complex() else self.dtype
-        wide = tensor.is_complex() or tensor.is_floating_point()
-        # an object of its own: a loss may say requires_grad_() to what it is given
-        return tensor.detach().to(self.device, dtype if wide else None).requires_grad_(tensor.requires_grad)
+        placed = tensor.detach()  # an object of its own: a loss may say requires_grad_() to what it is given
+        placed = placed.to(self.device, dtype if tensor.is_floating_point() or tensor.is_complex() else None)
+        return placed.requires_grad_(tensor.requires_grad)
 
     def _refuse_non_finite(self) -> None:
         for name, tensor in zip(self.names, self.theta, strict=True):

@@ -27,6 +27,7 @@ from hessdiag.engine.loss_roots import root, signed_root
 from hessdiag.engine.precision import in_double
 from hessdiag.engine.pullbacks import Pullbacks, pullbacks
 from hessdiag.engine.slopes import output_gradient
+from hessdiag.engine.stacking import vmapped
 from hessdiag.engine.tangents import load_forward_mode
 from hessdiag.errors import one_line
 from hessdiag.samples import divide, map_tensors, row_count
@@ -234,7 +235,7 @@ def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[
         return function.problem.loss_sum(flat.reshape(1, *shape), row)
 
     load_forward_mode()
-    curvatures = torch.func.vmap(torch.func.hessian(loss))(outputs.flatten(1), piece)
+    curvatures = vmapped(torch.func.hessian(loss), outputs.flatten(1), piece)
     values, vectors = torch.linalg.eigh(curvatures.double())
     keep = values.abs().amax(0) > 1e-12 * values.abs().max().clamp(min=1e-300)
     columns = (vectors * values.abs().sqrt()[:, None, :]).transpose(1, 2)[:, keep]

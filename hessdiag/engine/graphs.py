@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.slopes import Kind, scalar_of, slopes
-from hessdiag.engine.stacking import Stack, filled
+from hessdiag.engine.stacking import Stack, filled, vmapped
 from hessdiag.samples import leaves
 
 KEPT_BYTES = 512 * 2**20  # of graphs, in all: about what torch and its libraries take themselves
@@ -108,10 +108,11 @@ class StackGraph(GradientGraph):
 def _stacked_scalar(function: Functional, kind: Kind, stack: Stack, theta: tuple[Tensor, ...]) -> Tensor:
     """The sum over batches of what `scalar_of` gives for each, every batch at its own copy of θ."""
     if kind == "hessian":
-        return torch.func.vmap(lambda t, x: function.total(t, filled(stack.first, x)))(theta, stack.tensors).sum()
-    outputs = torch.func.vmap(lambda t, x: function.outputs(t, filled(stack.first, x)))(theta, stack.tensors)
+        totals: Tensor = vmapped(lambda t, x: function.total(t, filled(stack.first, x)), theta, stack.tensors)
+        return totals.sum()
+    outputs: Tensor = vmapped(lambda t, x: function.outputs(t, filled(stack.first, x)), theta, stack.tensors)
     leaf, problem = outputs.detach().requires_grad_(), function.problem
-    losses = torch.func.vmap(lambda o, x: problem.loss_sum(o, filled(stack.first, x)))(leaf, stack.tensors)
+    losses = vmapped(lambda o, x: problem.loss_sum(o, filled(stack.first, x)), leaf, stack.tensors)
     (slope,) = torch.autograd.grad(losses.sum(), leaf)
     return (outputs * slope).sum()
 

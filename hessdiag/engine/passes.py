@@ -14,7 +14,7 @@ from hessdiag.engine.composition import beside_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.failures import is_out_of_memory
 from hessdiag.engine.scores import normalized, right
-from hessdiag.engine.stacking import Stack, filled, joined, stacks
+from hessdiag.engine.stacking import Stack, filled, joined, stacks, vmapped
 from hessdiag.errors import UsageError, one_line
 
 TOGETHER = 100_000  # parameters: beyond, a copy per shift costs more than the calls it saves
@@ -128,7 +128,7 @@ class Passes:
         number = len(columns[0])
         if self.together and number > 1:
             try:
-                return torch.func.vmap(function)(*columns)
+                return vmapped(function, *columns)
             except (RuntimeError, ValueError, TypeError) as error:
                 why = "out of memory" if is_out_of_memory(error) else one_line(error, 100)
             # what is wrong with the model itself shows again below

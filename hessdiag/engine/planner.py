@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from hessdiag.engine.graphs import GradientGraph
 from hessdiag.engine.kept_weights import first_pass
 from hessdiag.engine.kinks import kinks
 from hessdiag.engine.slopes import Kind, depends, gradient
+from hessdiag.engine.stacking import batching_rules_only
 from hessdiag.engine.ways import EXACT_WAYS, WAYS
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.problem import Problem
@@ -177,12 +177,10 @@ def _stacked(operator: Curvature, seconds: dict[str, float], failures: dict[str,
     rows, taken, found = trial_vectors(operator, 2), {}, {}
     names = ("retained_graph", "stacked_graph")
     try:
-        with operator.function.measuring(), warnings.catch_warnings():
-            # an operation that vmap takes apart again makes it slower, not faster
-            warnings.filterwarnings("error", message="There is a performance drop")
+        with operator.function.measuring(), batching_rules_only():
             for operator.way in names:
                 found[operator.way], taken[operator.way] = _timed(lambda: _whole(operator, rows))
-    except (RuntimeError, ValueError, TypeError, UserWarning) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         if operator.way == "retained_graph" or is_out_of_memory(error):
             raise
         failures["stacked_graph"] = one_line(error, 120)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +15,7 @@ from hessdiag.engine.captured import Call, Captured, Role, capture, roles_of
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.layer_squares import Use, squares
+from hessdiag.engine.stacking import quiet_vmap, vmapped
 from hessdiag.errors import one_line
 from hessdiag.samples import divide, map_tensors, row_count
 
@@ -185,7 +184,7 @@ def _slopes(outputs: Tensor, calls: Sequence[Call], columns: Tensor, batched: bo
     if len(columns) == 1:
         return [None if slope is None else slope[:, None] for slope in pull(columns[0])]
     if batched:
-        with _quietly():
+        with quiet_vmap():
             found = pull(columns, is_grads_batched=True)
         return [None if slope is None else slope.transpose(0, 1) for slope in found]
     rows = list(zip(*(pull(column) for column in columns), strict=True))
@@ -210,16 +209,7 @@ def by_gradients(function: Functional, piece: Any, columns: Tensor, indices: Seq
 
     step = _rows_at_a_time(function, indices)
     pieces = zip(divide(piece, step), torch.split(columns, step), strict=True)
-    with _quietly():
-        return torch.cat([torch.func.vmap(one)(some, cotangents).cpu() for some, cotangents in pieces])
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without torch's word on operations that vmap takes one by one: they are slow there, and right."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")
-        yield
+    return torch.cat([vmapped(one, some, cotangents).cpu() for some, cotangents in pieces])
 
 
 def _rows_at_a_time(function: Functional, indices: Sequence[int]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +66,31 @@ def stacks(batches: Sequence[Any], most: int) -> tuple[Stack, ...]:
             columns = zip(*(leaves(batches[index]) for index in some), strict=True)
             found.append(Stack(tuple(some), tuple(torch.stack(c) for c in columns), batches[some[0]]))
     return tuple(found)
+
+
+def vmapped(function: Callable[..., Any], *columns: Any) -> Any:
+    """`torch.func.vmap` over the common first dimension of the columns, in `quiet_vmap`."""
+    with quiet_vmap():
+        return torch.func.vmap(function)(*columns)
+
+
+@contextmanager
+def quiet_vmap() -> Iterator[None]:
+    """Without torch's word on operations that vmap takes one by one: they are slow there, and right."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
+
+
+@contextmanager
+def batching_rules_only() -> Iterator[None]:
+    """Refuse an operation that vmap would take one by one, which makes a stack slower, not faster."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()  # type: ignore[attr-defined]
+    torch._C._functorch._set_vmap_fallback_enabled(False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)  # type: ignore[attr-defined]
 
 
 def worth_stacking(batches: Sequence[Any], size: int) -> bool:

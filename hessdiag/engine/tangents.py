@@ -12,18 +12,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hessdiag.samples import map_tensors
+from hessdiag.shown import leave_out_torchs_own
 
 Tangents = list[tuple[Tensor, ...]]  # per vector, one per input
 
 
 @functools.cache
 def load_forward_mode() -> None:
-    """Let torch import what forward mode needs, before the first use; from 2.14 on it warns of its own code there.
-
-    Nothing of the user's runs in here, so none of the user's warnings is lost.
-    """
+    """Let torch import what forward mode needs, before the first use: it warns of its own code there."""
     with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore")
+        leave_out_torchs_own()
         forward_ad.make_dual(torch.zeros(()), torch.zeros(()))  # type: ignore[no-untyped-call]
 
 
