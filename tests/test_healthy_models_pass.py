@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.nn.modules import activation
 from torch.nn.utils import prune
 
 import hessdiag
-from hessdiag.engine import differences, planner, selftest, substitutes
+from hessdiag.engine import differences, planner, selftest, stacking, substitutes
 from hessdiag.engine.preflight import preflight, require_sound
 from hessdiag.errors import HessdiagError
 from hessdiag.problem import Problem
@@ -394,6 +395,42 @@ def test_batch_norm_without_statistics_is_said_of_batches_too_small_to_cut():
     model = net(nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh())
     asked = hessdiag.analyze(problem(model), ["lambda_max"], samples=24, batch_size=3)
     assert any("batches of 3 examples only" in warning for warning in asked.warnings)
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.inner(packed)[1][0][-1])
+
+
+def said_of_packed(capfd) -> str:
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(models.randn(24, 4, 2).float(), torch.arange(24) % 4 + 1, Y)
+    subject = Problem(
+        Packed(),
+        {"train": data},
+        forward=lambda model, batch: model(*batch[:2]),
+        criterion=lambda outputs, batch: F.cross_entropy(outputs, batch[2]),
+    )
+    for kind in ("hessian", "ggn"):
+        hessdiag.analyze(subject, ["lambda_max", "trace"], operator=kind, batch_size=4)
+    return capfd.readouterr().err
+
+
+def test_a_packed_sequence_is_measured_without_a_word_of_torchs(capfd):
+    """Torch prints past Python's filters where a warning that is an error meets an error."""
+    assert said_of_packed(capfd) == ""
+
+
+def test_this_promise_would_notice_torchs_word(capfd, monkeypatch):
+    monkeypatch.setattr(stacking, "quiet_vmap", nullcontext)
+    monkeypatch.setattr(planner, "batching_rules_only", nullcontext)
+    with pytest.raises(UserWarning, match="performance drop"):
+        said_of_packed(capfd)
 
 
 def _signs(operator, number):

@@ -6,12 +6,13 @@ import math
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.engine import kinks, masked_rows
+from hessdiag.engine import kinks, masked_rows, unsteady
 from hessdiag.engine import preflight as room
 from hessdiag.engine.preflight import preflight, require_sound
 from hessdiag.errors import MeasurementError, NonFiniteError, NothingMatchedError, ProblemError, UsageError
@@ -149,6 +150,29 @@ def late(bad):
     return labels
 
 
+def passes():
+    count = [0]
+
+    def forward(model, batch):
+        count[0] += 1
+        return model(batch[0]) * (1 + 0.01 * count[0])
+
+    return forward
+
+
+def ignoring(index, rows):
+    """A mean of torch's over what it does not ignore; ``rows`` are ignored."""
+    labels = Y.clone()
+    labels[rows] = index
+    return problem(data=(X, labels), criterion=lambda o, b: F.cross_entropy(o, b[1], ignore_index=index))
+
+
+def not_a_number(row):
+    data = X.clone()
+    data[row, 2] = math.nan
+    return problem(data=(data, Y))
+
+
 def without_criterion():
     return problem(loss=own_loss)
 
@@ -171,6 +195,54 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         {},
         NonFiniteError,
         r"loss .* is nan.*log\(0\).*--dtype float64",
+    ),
+    "a counter in forward": (
+        lambda: problem(forward=passes()),
+        {},
+        MeasurementError,
+        "same loss twice gave.*not the random numbers.*a counter in forward.*leave it alone",
+    ),
+    "random numbers": (
+        lambda: problem(Apply(lambda y: y + 0.1 * torch.randn_like(y))),
+        {},
+        MeasurementError,
+        "same loss twice gave.*draws random numbers in evaluation mode",
+    ),
+    "numpy's random numbers": (
+        lambda: problem(Apply(lambda y: y * np.random.rand())),
+        {},
+        MeasurementError,
+        "same loss twice gave.*draws random numbers in evaluation mode",
+    ),
+    "a batch that is ignored": (
+        lambda: ignoring(-100, slice(8, 16)),
+        {},
+        NonFiniteError,
+        r"is nan: no target of batch 1 \(from 0\) counts.*0/0: leave such examples out",
+    ),
+    "a batch that is ignored by another number": (
+        lambda: ignoring(255, slice(0, 8)),
+        {},
+        NonFiniteError,
+        r"is nan: no target of batch 0 \(from 0\) counts",
+    ),
+    "batches that are all ignored": (
+        lambda: ignoring(-1, slice(0, 24)),
+        {},
+        NonFiniteError,
+        r"is nan: no target of batch 0 \(from 0\) counts",
+    ),
+    "an example that is NaN": (
+        lambda: not_a_number(13),
+        {},
+        NonFiniteError,
+        r"is nan: row 5 of batch 1 \(from 0\) is NaN or infinite in the data itself: take that example out",
+    ),
+    "an example whose loss is infinite": (
+        lambda: problem(criterion=lambda o, b: (o.square().mean(1) / b[1]).mean()),
+        {},
+        NonFiniteError,
+        r"inf: so it is for . of 8 examples of batch 0 \(from 0\), first row .: look for overflow",
     ),
     "a label out of range": (
         lambda: problem(data=(X, torch.full_like(Y, 3))),
@@ -356,6 +428,22 @@ BROKEN = {
     "NaN is let through": (
         lambda patch: patch.setattr(room.math, "isfinite", lambda value: True),
         "NaN loss",
+    ),
+    "whatever changes is random": (
+        lambda patch: patch.setattr(unsteady, "differ", lambda a, b: False),
+        "a counter in forward",
+    ),
+    "whatever is NaN is arithmetic": (
+        lambda patch: patch.setattr(room, "why_not_finite", lambda _: "look for overflow or log(0)"),
+        "a batch that is ignored",
+    ),
+    "batches are not put together": (
+        lambda patch: patch.setattr(unsteady, "joined", lambda _: None),
+        "a batch that is ignored by another number",
+    ),
+    "the data are not looked at": (
+        lambda patch: patch.setattr(unsteady, "_not_finite_row", lambda _: None),
+        "an example that is NaN",
     ),
     "what torch said is left out": (
         lambda patch: patch.setattr(room, "one_line", lambda error, limit=0: type(error).__name__),

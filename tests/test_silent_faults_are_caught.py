@@ -396,6 +396,17 @@ def test_parts_of_a_hessian_on_a_kink_are_measured(kind):
     assert checked.self_test.kink is not None
 
 
+def test_the_copy_in_double_precision_is_made_once(monkeypatch):
+    """On a kink differences are taken three times, and rounding is measured beside them."""
+    made = []
+    true = precision.Functional
+    monkeypatch.setattr(precision, "Functional", lambda *a, **o: made.append(1) or true(*a, **o))
+    problem = untrained()
+    checked = preflight(problem, models.sample(problem), dtype=torch.float32)
+    assert checked.self_test.kink is not None
+    assert len(made) == 1
+
+
 def test_on_a_kink_the_product_is_that_of_the_piece():
     """Units that are off stay off, whichever side they would take: their relu replaced by what it is there."""
     problem = untrained()

@@ -6,15 +6,19 @@ in a way that the self-test cannot see: products and differences of the wrong fu
 
 from __future__ import annotations
 
+import functools
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import hessdiag
-from hessdiag.engine import functional, second_opinion
+from hessdiag.engine import functional, kept_weights, planner, second_opinion
+from hessdiag.engine import preflight as room
 from hessdiag.engine.preflight import preflight, require_sound
 from hessdiag.errors import MeasurementError, ProblemError
 from hessdiag.problem import Problem
@@ -342,6 +346,262 @@ def test_a_model_that_writes_into_its_batch_is_named():
 
     with pytest.raises(MeasurementError, match="writes into the batch"):
         checked(Problem(Writing(), regression().data, criterion="mse"))
+
+
+class Factored(nn.Module):
+    """Its first weight is the product of two; how it comes by that is its own affair."""
+
+    def __init__(self, weight=None):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 2) / 2), nn.Parameter(torch.randn(2, 5) / 2)
+        self.head = nn.Linear(5, 2)
+        self.product = weight or (lambda model: model.a @ model.b)
+
+    def forward(self, x):
+        return self.head(torch.tanh(x @ self.product(self).to(x)))
+
+
+class OfItsClass(Factored):
+    @functools.lru_cache  # noqa: B019
+    def kept(self):
+        return self.a @ self.b
+
+    def forward(self, x):
+        return self.head(torch.tanh(x @ self.kept().to(x)))
+
+
+def keeping(key=lambda model: 0, make=lambda model: model.a @ model.b, given=lambda made: made, kept=None):
+    """A model that keeps its product in a dict of nobody's, by a key, and gives ``given`` the first time."""
+    cache = {} if kept is None else kept
+
+    def product(model):
+        place = key(model)
+        if place in cache:
+            return cache[place]
+        made = make(model)
+        cache[place] = made if given(made) is made else made.detach()
+        return given(made)
+
+    return Factored(product)
+
+
+class Shelf:
+    kept = None
+
+
+def on_an_object():
+    shelf = Shelf()
+
+    def product(model):
+        shelf.kept = model.a @ model.b if shelf.kept is None else shelf.kept
+        return shelf.kept
+
+    return Factored(product)
+
+
+class OfExamples(Factored):
+    """Keeps what it makes of its inputs: every batch is computed once."""
+
+    def forward(self, x):
+        key = (len(x), round(float(x.sum()), 3))
+        if key not in self.seen[0]:
+            self.seen[0][key] = torch.tanh(x @ (self.a @ self.b))
+        return self.head(self.seen[0][key].to(x))
+
+
+def of_examples():
+    model = OfExamples()
+    model.seen = ({},)
+    return model
+
+
+def beside_itself():
+    """A weight that is used as it is, and twice itself from a cache: half of its slope is lost."""
+    cache = []
+
+    def product(model):
+        if not cache:
+            cache.append(2 * model.a)
+        return (model.a + cache[0].to(model.a)) @ model.b
+
+    return Factored(product)
+
+
+PAST = "reaches [ab] past the model.*a cache"
+KEPT = {  # name: (model, dtype of the measurement, what the refusal says)
+    "lru_cache on a method": (OfItsClass, None, PAST),
+    "lru_cache on a method, another precision": (OfItsClass, "float64", PAST),
+    "a dict in a closure": (keeping, None, PAST),
+    "nothing saved for the backward pass": (lambda: keeping(make=lambda m: m.a[:, :1] + m.b[:1]), None, PAST),
+    "an attribute of an object": (on_an_object, None, PAST),
+    "a part of a weight's use": (beside_itself, None, PAST),
+    "by the examples": (of_examples, None, PAST),
+    "by the weights' versions": (lambda: keeping(lambda m: m.a._version), None, PAST),
+    "by the weights' ids": (lambda: keeping(lambda m: id(m.a)), "float64", "keeps a tensor with its graph"),
+    "by the weights' precision": (
+        lambda: keeping(lambda m: m.a.dtype),
+        "float64",
+        "keeps a tensor with its graph",
+    ),
+    "detached after the first time": (
+        lambda: keeping(given=lambda made: made.view_as(made)),
+        None,
+        "a had another part in the loss in the first pass.*lru_cache.*anew in every forward",
+    ),
+}
+
+
+def factored(model):
+    return Problem(model, regression().data, criterion="mse")
+
+
+def of_kept(name, **options) -> str:
+    """The refusal of a model that keeps a weight; empty where it is measured."""
+    make, dtype, _ = KEPT[name]
+    torch.manual_seed(0)
+    try:
+        hessdiag.analyze(factored(make()), ["lambda_max"], batch_size=20, dtype=dtype, **options)
+    except MeasurementError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_weight_computed_once_and_kept_is_refused(name):
+    text = of_kept(name)
+    assert re.search(KEPT[name][2], text), text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_it_is_refused_without_a_second_opinion_too(name):
+    assert of_kept(name, second_opinion=False)
+
+
+def test_the_operator_alone_refuses_it_too():
+    with pytest.raises(MeasurementError, match=PAST):
+        hessdiag.hessian(factored(keeping()), batch_size=20)
+
+
+def test_what_the_model_keeps_is_made_of_its_own_weights():
+    """Not of the measurement's copies: the cache outlives it, and the next step of training reads it."""
+    cache = {}
+    model = keeping(kept=cache)
+    with pytest.raises(MeasurementError):
+        checked(factored(model))
+    model.zero_grad()
+    assert {id(node.variable) for node in functional.graph_nodes(cache[0]) if hasattr(node, "variable")} == {
+        id(model.a),
+        id(model.b),
+    }
+
+
+def attribute():
+    def product(model):
+        model.folded = model.a @ model.b if model.folded is None else model.folded
+        return model.folded
+
+    model = Factored(product)
+    model.folded = None
+    return model
+
+
+ALREADY = {
+    "lru_cache on a method": OfItsClass,
+    "a dict in a closure": keeping,
+    "an attribute of an object": on_an_object,
+    "an attribute": attribute,
+}
+
+
+@pytest.mark.parametrize("name", ALREADY)
+def test_a_cache_filled_without_gradients_before_is_warned_of(name):
+    model = ALREADY[name]()
+    x = regression().data["train"][0]
+    with torch.no_grad():
+        model.eval()(x)
+    asked = hessdiag.analyze(factored(model), ["lambda_max"], batch_size=20)
+    (warning,) = asked.warnings
+    assert re.search(r"^a and 1 more: not read.*constant \(4, 5\).*no_grad.*empty that cache", warning), warning
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cache_that_holds_no_weights_is_nobodys_business(dtype):
+    table = functools.lru_cache(lambda n: torch.linspace(0, 1, n))
+    done = checked(factored(Factored(lambda m: m.a @ m.b * table(5).to(m.a))), dtype=dtype)
+    require_sound(done)
+    assert not done.texts("warning")
+
+
+def test_an_attribute_that_every_pass_fills_anew_is_measured():
+    """The model is put back as it was before every pass, so that it folds its weights each time."""
+    require_sound(checked(factored(attribute())))
+
+
+def test_a_parameter_without_a_part_is_noted():
+    model = Factored()
+    model.extra = nn.Parameter(torch.ones(4))
+    done = checked(factored(model))
+    require_sound(done)
+    assert any(text.startswith("4 numbers take no part in the loss (extra)") for text in done.texts("note"))
+    assert not done.texts("warning")
+
+
+def test_a_loss_may_ask_for_the_gradient_of_its_batch():
+    """What is asked of the tensors that a loss is given does not stay with the samples."""
+
+    def loss(model, batch):
+        return F.mse_loss(model(batch[0].requires_grad_()), batch[1])
+
+    problem = regression()
+    done = checked(Problem(problem.model, problem.data, loss=loss))
+    require_sound(done)
+    assert not done.texts("warning")
+    assert not any(tensor.requires_grad for batch in done.operator.samples.batches for tensor in batch)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_reentrant_checkpoint_is_no_obstacle(outside):
+    """It refuses torch.autograd.grad, and hides the parameters of a function that is no module."""
+
+    def forward(model, batch):
+        inner = model[:2] if outside else model
+        h = checkpoint(inner, batch[0].clone().requires_grad_(), use_reentrant=True)
+        return model[2](h) if outside else h
+
+    problem = regression()
+    done = checked(Problem(problem.model, problem.data, criterion="mse", forward=forward))
+    require_sound(done)
+    assert done.second_opinion is not None
+    assert not done.texts("warning")
+
+
+LOST = {  # what is left out: (how, a case that is then measured as if nothing were wrong)
+    "the first pass is the measurement's": (
+        lambda patch: [patch.setattr(where, "first_pass", lambda _: None) for where in (room, planner)],
+        "lru_cache on a method",
+    ),
+    "the first pass is not made again": (
+        lambda patch: patch.setattr(room, "require_kept_nothing", lambda *_: None),
+        "detached after the first time",
+    ),
+    "only a parameter that is lost altogether counts": (
+        lambda patch: patch.setattr(kept_weights.PlainModel, "slopes", lambda own, _: (1.0,) * len(own.names)),
+        "detached after the first time",
+    ),
+}
+
+
+@pytest.mark.parametrize(("breakage", "name"), LOST.values(), ids=LOST)
+def test_the_first_pass_is_what_finds_it(breakage, name, monkeypatch):
+    breakage(monkeypatch)
+    assert of_kept(name) == ""
+
+
+def test_a_constant_in_the_place_of_weights_would_not_be_noticed_otherwise(monkeypatch):
+    monkeypatch.setattr(room, "without_part", lambda *_: [])
+    with pytest.raises(ValueError, match="not enough values"):
+        test_a_cache_filled_without_gradients_before_is_warned_of("a dict in a closure")
 
 
 def constant(monkeypatch):

@@ -18,7 +18,7 @@ from torch import nn
 import hessdiag
 from hessdiag import criteria
 from hessdiag.analysis.traces import model_trace
-from hessdiag.engine import composition, passes, weighting
+from hessdiag.engine import candidates, composition, passes, weighting
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.engine.landscape import Landscape
@@ -519,6 +519,15 @@ def ignoring():
     return Problem(Tokens().double(), {"train": rows}, loss=loss)
 
 
+def ignoring_some(index, some=8, weights=None):
+    """Constant in the code: no module holds the number that is ignored. The first batch has none."""
+    x, y = many()
+    y = y.clone()
+    y[-some:] = index
+    criterion = lambda o, b: F.cross_entropy(o, b[1], ignore_index=index, weight=weights)  # noqa: E731
+    return Problem(net(nn.Linear(4, 3)), {"train": (x, y)}, criterion=criterion)
+
+
 LABELS = r"weight=lambda batch: float\(\(batch\['labels'\]"
 UNLIKE = {  # name: (problem, batch sizes, the weight that is named)
     "class weights": (lambda: class_weighted(many()), (1, 8, None), r"float\(CLASSES.cpu\(\)\[batch\[1\]"),
@@ -528,6 +537,15 @@ UNLIKE = {  # name: (problem, batch sizes, the weight that is named)
     "class weights in a partial": (partial_loss, (1, None), "weights"),
     "next tokens": (lambda: language(loss=own_loss), (1, None), LABELS + r"\[:, 1:\] != -100\)"),
     "an attention mask": (masked, (1, None), r"float\(batch\['attention_mask'\].sum\(\)\)"),
+    "-1 ignored": (lambda: ignoring_some(-1), (3, 16, None), r"float\(\(batch\[1\] != -1\)"),
+    "255 ignored": (lambda: ignoring_some(255), (3, 16, None), r"float\(\(batch\[1\] != 255\)"),
+    "the first class ignored": (lambda: ignoring_some(0), (3, 16, None), r"float\(\(batch\[1\] != 0\)"),
+    "the last class ignored": (lambda: ignoring_some(2), (3, 16, None), r"float\(\(batch\[1\] != 2\)"),
+    "-1 ignored, and class weights": (
+        lambda: ignoring_some(-1, weights=CLASSES),
+        (3, 16, None),
+        r"weights.cpu\(\)\[batch\[1\]\[batch\[1\] != -1\]",
+    ),
     "another ignored index": (ignoring, (1, None), LABELS + r" != 6\)"),
 }
 
@@ -718,6 +736,10 @@ BROKEN = {
     "any weight within the limit is named": (
         lambda patch: patch.setattr(weighting, "EQUAL", 1.0),
         lambda: passes_test(test_of_two_weights_the_one_that_fits_better_is_named),
+    ),
+    "labels are not looked at": (
+        lambda patch: patch.setattr(candidates, "_labels", lambda batches, place: ([], ())),
+        lambda: passes_test(test_a_mean_of_another_weight_is_caught_at_every_batch_size, "-1 ignored"),
     ),
     "rounding is a difference": (lambda patch: patch.setattr(weighting, "ROUNDING", 0), healthy),
 }

@@ -23,6 +23,7 @@ from hessdiag.engine.facts import Finding
 from hessdiag.engine.failures import KEPT_GRAPH, is_kept_graph
 from hessdiag.engine.functional import graph_nodes
 from hessdiag.engine.plain_pass import PlainModel
+from hessdiag.errors import MeasurementError
 from hessdiag.samples import divide, leaves
 
 CHANGE = 1e-2
@@ -62,25 +63,34 @@ def first_pass(operator: Curvature) -> FirstPass | None:
         return None
 
 
-def changed_since(operator: Curvature, first: FirstPass | None) -> list[Finding]:
-    """Whether the loss of the same examples has another gradient than in the first pass of all.
+def require_kept_nothing(operator: Curvature, first: FirstPass | None) -> None:
+    """Refuse a model whose loss of the same examples has another gradient than in the first pass of all.
 
-    Costs the same again, after passes of the measurement.
+    Costs the same again and a forward pass of theirs; after passes of the measurement.
 
     Args:
         operator: of the same model.
         first: what the first pass gave.
+
+    Raises:
+        MeasurementError: a parameter has another part in the loss, or none; or the first pass's graph is met.
     """
     if first is None:
-        return []
+        return
+    function = operator.function
+    with operator.timed():
+        function.total(function.theta, function.place(first.examples))  # refuses by name what it can name
     own = PlainModel(operator)
     try:
         with own.evaluating():
             again = own.slopes(first.examples)
     except Exception as error:
-        return [Finding("fault", "kept weights", KEPT_GRAPH)] if is_kept_graph(error) else []
+        if is_kept_graph(error):
+            raise MeasurementError(KEPT_GRAPH) from error
+        return  # the second opinion says why
     name = _another(operator, first.slopes, again, HALF_CHANGE if own.half else CHANGE)
-    return [] if name is None else [Finding("fault", "kept weights", _changed(name))]
+    if name is not None:
+        raise MeasurementError(_changed(name))
 
 
 def _another(operator: Curvature, first: Slopes, again: Slopes, limit: float) -> str | None:

@@ -19,7 +19,7 @@ from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.facts import Finding, Level, model_facts
 from hessdiag.engine.failures import is_out_of_memory, to_check
-from hessdiag.engine.kept_weights import changed_since, first_pass, without_part
+from hessdiag.engine.kept_weights import first_pass, require_kept_nothing, without_part
 from hessdiag.engine.kinks import kinks
 from hessdiag.engine.masked_rows import masked_gradients
 from hessdiag.engine.planner import Plan, choose, trials_in
@@ -105,13 +105,13 @@ def preflight(
     if not math.isfinite(loss):
         msg = f"the loss on the sample set is {loss}: {why_not_finite(operator)}"
         raise NonFiniteError(msg)
+    require_kept_nothing(operator, at_first)
     require_outputs(operator, kind)
     findings += [
         Finding("ok", "loss", f"{loss:.6g}, the same twice"),
         *weighting(operator),
         *model_facts(operator),
     ]
-    findings += changed_since(operator, at_first)
     findings += [Finding("warning", "samples", text) for text in samples.warnings]
     findings += [Finding("note", "samples", text) for text in samples.notes]
     operator.divisible = all(f.check != "weighting" or f.level == "ok" for f in findings)
