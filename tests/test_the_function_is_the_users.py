@@ -415,14 +415,15 @@ def of_examples():
     return model
 
 
-def beside_itself():
-    """A weight that is used as it is, and twice itself from a cache: half of its slope is lost."""
+def beside_itself(detached=False):
+    """A weight that is used as it is, and twice itself from a cache: two thirds of its slope are lost."""
     cache = []
 
     def product(model):
+        twice = cache[0].to(model.a) if cache else 2 * model.a
         if not cache:
-            cache.append(2 * model.a)
-        return (model.a + cache[0].to(model.a)) @ model.b
+            cache.append(twice.detach() if detached else twice)
+        return (model.a + twice) @ model.b
 
     return Factored(product)
 
@@ -435,6 +436,7 @@ KEPT = {  # name: (model, dtype of the measurement, what the refusal says)
     "nothing saved for the backward pass": (lambda: keeping(make=lambda m: m.a[:, :1] + m.b[:1]), None, PAST),
     "an attribute of an object": (on_an_object, None, PAST),
     "a part of a weight's use": (beside_itself, None, PAST),
+    "a part, detached after the first time": (lambda: beside_itself(True), None, "^a had another part"),
     "by the examples": (of_examples, None, PAST),
     "by the weights' versions": (lambda: keeping(lambda m: m.a._version), None, PAST),
     "by the weights' ids": (lambda: keeping(lambda m: id(m.a)), "float64", "keeps a tensor with its graph"),
@@ -586,8 +588,8 @@ LOST = {  # what is left out: (how, a case that is then measured as if nothing w
         "detached after the first time",
     ),
     "only a parameter that is lost altogether counts": (
-        lambda patch: patch.setattr(kept_weights.PlainModel, "slopes", lambda own, _: (1.0,) * len(own.names)),
-        "detached after the first time",
+        lambda patch: patch.setattr(kept_weights, "CHANGE", 1.0),
+        "a part, detached after the first time",
     ),
 }
 
