@@ -6,11 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from hessdiag.errors import OutputError, one_line
+from hessdiag.errors import OutputError, UsageError, one_line
 
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    A pipe or a device (``/dev/stdout``) is written to: a rename would put a file in its place.
 
     Args:
         path: target file; its folder is made if missing.
@@ -25,6 +27,10 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
     target = Path(path)
     temporary: str | None = None
     try:
+        if is_stream(target):
+            with target.open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
@@ -38,6 +44,12 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
         msg = f"cannot write {target}: {one_line(error)}; choose another folder with -o"
         raise OutputError(msg) from error
     return target
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether a path names something that takes bytes and keeps none: a pipe, a terminal, ``/dev/null``."""
+    target = Path(path)
+    return target.exists() and not target.is_file() and not target.is_dir()
 
 
 def write_flushed(path: str | Path, content: str | bytes) -> None:
@@ -86,3 +98,17 @@ def require_writable(folder: str | Path) -> Path:
     probe = write_whole(Path(folder) / ".hessdiag-write-test", "")
     probe.unlink()
     return Path(folder)
+
+
+def require_place(file: str | Path) -> None:
+    """Prove that a file can be written here, before any long work begins; it is not touched.
+
+    Raises:
+        UsageError: a folder is there.
+        OutputError: its folder cannot be written.
+    """
+    if Path(file).is_dir():
+        msg = f"{file}: this is a folder; name a file in it"
+        raise UsageError(msg)
+    if not is_stream(file):
+        require_writable(Path(file).parent)

@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hessdiag.errors import OutputError, one_line
-from hessdiag.files import flush_folder, write_flushed
+from hessdiag.files import flush_folder, is_stream, write_flushed, write_whole
 
 WRITING = ".hessdiag-writing-"  # begins the name of a folder whose files are not all there
 DECIDED = ".hessdiag-decided"  # all new files are in it; old ones are being moved into it
@@ -63,6 +64,47 @@ def write_together(folder: str | Path, contents: Mapping[str, str | bytes], owne
         msg = f"cannot write {folder}: {one_line(error)}; choose another folder with -o"
         raise OutputError(msg) from error
     return folder
+
+
+def write_files(
+    contents: Mapping[Path, str | bytes], folder: Path | None = None, owned: Iterable[str] = ()
+) -> OutputError | None:
+    """Write files of one run wherever they are to be; those of one folder together, as `write_together` does.
+
+    A folder that cannot be written costs its own files only.
+
+    Args:
+        contents: by path.
+        folder: whose files of an earlier run are taken away.
+        owned: their names.
+
+    Returns:
+        Why something could not be written, the first such thing; None if all is written.
+    """
+    parts: dict[Path, dict[str, str | bytes]] = {} if folder is None else {folder.resolve(): {}}
+    failed: list[OutputError] = []
+    for path, content in contents.items():
+        if is_stream(path):
+            failed += _refused(write_whole, path, content)
+        else:
+            parts.setdefault(path.parent.resolve(), {})[path.name] = content
+    for place, files in parts.items():
+        names = owned if folder is not None and place == folder.resolve() else ()
+        failed += _refused(write_together, _near(place), files, names)
+    return failed[0] if failed else None
+
+
+def _refused(write: Callable[..., Path], *given: Any) -> list[OutputError]:
+    try:
+        write(*given)
+    except OutputError as error:
+        return [error]
+    return []
+
+
+def _near(folder: Path) -> Path:
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def complete(folder: str | Path) -> None:

@@ -24,7 +24,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 
-from hessdiag import Problem, files
+from hessdiag import Problem, files, folders
 from hessdiag.cli import gap as verb
 from hessdiag.engine.curvature import Curvature
 from hessdiag.errors import UsageError
@@ -138,7 +138,7 @@ def in_cache() -> int:
 
 def no_room(patch: pytest.MonkeyPatch, where: str, at: str = "fsync", number: int = errno.ENOSPC) -> None:
     """Writing fails in paths with this text: before the file is made, or when its content is there."""
-    made, current = files.tempfile.mkstemp, [""]
+    made, folder, current = files.tempfile.mkstemp, files.tempfile.mkdtemp, [""]
 
     def fail() -> None:
         if where in current[0]:
@@ -150,8 +150,25 @@ def no_room(patch: pytest.MonkeyPatch, where: str, at: str = "fsync", number: in
             fail()
         return made(*given, **named)
 
+    def mkdtemp(*given: object, **named: object) -> str:
+        current[0] = f"{named.get('dir')}/{named.get('prefix')}"
+        return folder(*given, **named)
+
     patch.setattr(files.tempfile, "mkstemp", mkstemp)
+    patch.setattr(files.tempfile, "mkdtemp", mkdtemp)
     patch.setattr(files.os, "fsync", lambda _: fail() if at == "fsync" else None)
+
+
+def no_room_for(patch: pytest.MonkeyPatch, name: str) -> None:
+    """The disk is full when a file of that name is written."""
+    made = folders.write_flushed
+
+    def full(path: Path, content: str) -> None:
+        if Path(path).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        made(path, content)
+
+    patch.setattr(folders, "write_flushed", full)
 
 
 def hidden() -> list[Path]:
@@ -188,15 +205,15 @@ def test_a_cache_that_cannot_be_looked_into_is_a_note(zoo, monkeypatch):
 
 def check_full_disk() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        no_room(patch, ".gap.html")
-        code, out, err = gap("-o", "out")
+        no_room_for(patch, "gap.html")
+        code, out, err = gap("-o", "out", "--csv", "elsewhere/gap.csv")
     assert code == 4
     assert [line for line in err.splitlines() if "hessdiag:" in line] == [err.splitlines()[-1]]
-    assert "cannot write out/gap.html" in err
+    assert "cannot write out: " in err
     assert "No space left" in err
     assert "run1" in out  # the table is not lost with the page
-    assert sorted(path.name for path in Path("out").iterdir()) == ["gap.csv", "gap.json"]
-    assert json.loads(Path("out/gap.json").read_text())["failures"] == {}
+    assert list(Path("out").iterdir()) == []  # no table of one run beside a page of another
+    assert "run1" in Path("elsewhere/gap.csv").read_text()
     assert hidden() == []
     code, _, err = gap("-o", "out")
     assert (code, err.count("kept from before")) == (0, 3)
@@ -500,9 +517,9 @@ def forgets_fresh(patch: pytest.MonkeyPatch) -> None:
 
 
 def raises_at_once(patch: pytest.MonkeyPatch) -> None:
-    def write(result: GapReport, targets: dict[str, Path]) -> None:
+    def write(result: GapReport, targets: dict[str, Path], _: Path) -> None:
         for target in targets.values():
-            files.write_whole(target, gap_page(result))
+            folders.write_together(target.parent, {target.name: gap_page(result)})
 
     patch.setattr(verb, "_write", write)
 

@@ -5,26 +5,35 @@ Files of other names are the user's and stay; a full disk leaves the earlier run
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
 from hessdiag import files, folders
+from hessdiag.cli import gap as gap_verb
 from hessdiag.cli import output
 from hessdiag.errors import OutputError
 from hessdiag.folders import complete, write_together
+from hessdiag.generalization.report import GapReport
 from hessdiag.results import load_run
 from hessdiag.results.analysis import SAVED
+from hessdiag.shown import csv_text
+from tests import command, example_gap
 from tests import example_analysis as example
 
 OWNED = ("run.json", "metrics.csv", "layers.csv", "density.svg", "report.html")
@@ -296,6 +305,81 @@ def test_a_run_is_written_at_once(tmp_path):
     a_run_is_written_at_once(tmp_path)
 
 
+def gap_reports_are_of_one_run(tmp: Path) -> None:
+    """Page, table and JSON of `gap -o`, wherever the process dies."""
+    one, two = (GapReport(example_gap.records(2 + seed), {}, seed=seed) for seed in (1, 2))
+    targets = gap_verb._targets(tmp, None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gap_verb, "_page", lambda report: f"page of {report.seed}")
+        gap_verb._write(one, targets, tmp)
+        at, deaths, died = 1, 0, True
+        while died:
+            died = False
+            for after in (False, True):
+                write = partial(gap_verb._write, two, targets, tmp)
+                died |= dies_at(tmp, at, after=after, contents={}, write=lambda *_, write=write: write())
+                deaths += died
+                complete(tmp)
+                found = seen(tmp)
+                report = {"page of 1": one, "page of 2": two}[found["gap.html"]]
+                assert found["gap.json"] == report.to_json()
+                assert found["gap.csv"] == csv_text(report.to_frame())
+                gap_verb._write(one, targets, tmp)
+            at += 1
+    assert deaths > 20
+
+
+def test_gap_reports_are_of_one_run(tmp_path):
+    gap_reports_are_of_one_run(tmp_path)
+
+
+def files_are_written_wherever_they_go(tmp: Path) -> None:
+    """Several folders, a pipe (never a device: a broken write would cost the machine it); one that cannot be written costs its own files only."""
+    (tmp / "a").mkdir()
+    (tmp / "file").write_text("mine")
+    (tmp / "a" / "old.csv").write_text("of an earlier run")
+    os.mkfifo(tmp / "pipe")
+    reader = os.open(tmp / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    contents = {tmp / "file" / "x": "1", tmp / "a" / "new.csv": "2", tmp / "b" / "c.txt": "3", tmp / "pipe": "4"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp)
+        error = folders.write_files(contents, tmp / "a", ("old.csv", "new.csv"))
+    assert isinstance(error, OutputError) and "cannot write file: " in str(error)
+    assert (tmp / "file").read_text() == "mine"
+    assert seen(tmp / "a") == {"new.csv": "2"} and seen(tmp / "b") == {"c.txt": "3"}
+    assert os.read(reader, 10) == b"4" and (tmp / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_files_are_written_wherever_they_go(tmp_path):
+    files_are_written_wherever_they_go(tmp_path)
+
+
+def an_init_that_fails_leaves_nothing(tmp: Path) -> None:
+    """A baseline without its configuration would be in the way of the next init."""
+    (tmp / "problem.py").write_text(PROBLEM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp)
+
+        written, recorded = files.write_whole, []
+
+        def full(path: Path, content: str) -> Path:
+            if Path(path).name == "hessdiag.toml":
+                recorded.append(Path("tests/hessdiag-baseline.json").exists())
+                raise OutputError(f"cannot write {path}: No space left on device")
+            return written(path, content)
+
+        patch.setattr(files, "write_whole", full)
+        code, _, err = command.call("init", "problem.py:small", "-q")
+        assert (code, err.count("\n")) == (4, 1) and "No space left" in err
+        assert recorded == [True]
+        assert not Path("tests/hessdiag-baseline.json").exists() and not Path("hessdiag.toml").exists()
+
+
+def test_an_init_that_fails_leaves_nothing(tmp_path):
+    an_init_that_fails_leaves_nothing(tmp_path)
+
+
 def test_saved_analyses_are_read_after_a_kill(tmp_path):
     """`load_run`, and so compare and check --result, finish what was decided."""
     one, two = example.build_analysis("one"), example.build_analysis("two")
@@ -320,64 +404,103 @@ from torch import nn
 
 def small():
     torch.manual_seed(0)
-    data = torch.randn(12, 3), torch.randint(2, (12,))
-    return hessdiag.Problem(nn.Linear(3, 2), {"train": data}, criterion="cross_entropy")
+    x = torch.randn(60, 3)
+    data = x, (x[:, 0] + torch.randn(60) > 0).long()
+    return hessdiag.Problem(nn.Linear(3, 2), {"train": data, "test": data}, criterion="cross_entropy")
 """
 CONFIG = """
 schema = 1
 problem = "problem.py:small"
+[check]
+baseline = "record/baseline.json"
 [check.budgets]
 trace = { max = 100.0 }
 """
-TRIALS = 12
+MANY = ("problem.py:small", "-c", "*.pt", "--seed")
+COMMANDS = {
+    "analyze": lambda seed: ["analyze", "problem.py:small", "-o", "out", "--seed", seed],
+    "doctor": lambda _: ["doctor", "problem.py:small"],
+    "check": lambda _: ["check", "-o", "junit=ci/junit.xml", "-o", "json=ci/check.json", "--fresh"],
+    "gap": lambda seed: ["gap", *MANY, seed, "-o", "gap", "--measures", "weight_norm", "--no-guard"],
+    "shift": lambda seed: ["shift", *MANY, seed, "-o", "shift", "--tests", "covariate"],
+    "track": lambda seed: ["analyze", *MANY, seed, "-o", "track", "--track", "--probes", "4"],
+    "baseline": lambda seed: ["baseline", "update", "--reason", f"the {seed}th", "--fresh"],
+    "init": lambda seed: ["init", "../problem.py:small", "-q", "--seed", seed],
+}
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 
 
 def trials() -> None:
     """In a process of its own: commands in forked children, each sent a signal after a random time."""
+    import torch
+
     from hessdiag import cli
 
-    chance, commands = random.Random(0), ("analyze", "doctor", "check")
-    took = dict.fromkeys(commands, 3.0)
-    for number in range(-len(commands), TRIALS):  # the first of each runs to its end
-        verb = commands[number % len(commands)]
-        end = signal.SIGINT if number // len(commands) % 2 else signal.SIGTERM
-        arguments = {
-            "analyze": ["analyze", "problem.py:small", "-o", "out", "--seed", str(number + 100)],
-            "doctor": ["doctor", "problem.py:small"],
-            "check": ["check", "-o", "junit=out/junit.xml", "-o", "json=out/check.json", "--fresh"],
-        }[verb]
-        start = time.monotonic()
-        if number < 0:  # here, so that every child finds all modules imported
-            assert cli.run(arguments) == 0
-            took[verb] = time.monotonic() - start
-            continue
-        child = os.fork()
-        if not child:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            try:
-                os._exit(cli.run(arguments))
-            except BaseException:
-                os._exit(70)
-        time.sleep(chance.uniform(0, took[verb]))
-        os.kill(child, end)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        assert code in (0, 130, -end), (verb, code)
-        hidden = [path for path in Path().rglob(".*.*") if path.name != ".gitignore" and path.is_file()]
-        assert end is signal.SIGTERM or not hidden, hidden
-        readable(Path("out"), Path(".hessdiag"))
+    chance = random.Random(0)
+    for number in range(2):
+        torch.save({"weight": torch.randn(2, 3), "bias": torch.randn(2)}, f"run{number}.pt")
+    for verb, arguments in COMMANDS.items():
+        for trial in range(-2, 2 * len(ENDS)):  # the first two run to their ends
+            if verb == "init":
+                shutil.rmtree("init", ignore_errors=True)
+                Path("init").mkdir()
+            start, end = time.monotonic(), ENDS[trial % len(ENDS)]
+            begun, begin = os.pipe()
+            child = os.fork() if trial > -2 else 0  # the very first here: children find all modules imported
+            if not child:
+                with contextlib.chdir("init" if verb == "init" else "."):
+                    code = ended(cli, arguments(str(trial + 100)), begin)
+                if trial > -2:
+                    os._exit(code)
+                assert code == 0, verb
+                continue
+            if trial == -1:
+                os.waitpid(child, 0)
+                took = time.monotonic() - start
+                continue
+            os.read(begun, 1)
+            time.sleep(chance.uniform(0, took))
+            os.kill(child, end)
+            _, status = os.waitpid(child, 0)
+            code = os.waitstatus_to_exitcode(status)
+            assert code in (0, CODES[end]), (verb, end, code)
+            hidden = [path for path in Path().rglob(".*.*") if path.name != ".gitignore" and path.is_file()]
+            hidden += Path().rglob(".hessdiag-*")
+            assert end is signal.SIGKILL or not hidden, hidden
+            for folder in ("out", "ci", "gap", "shift", "track", "record", "init", "init/tests", ".hessdiag"):
+                readable(Path(folder))
 
 
-def readable(out: Path, hidden: Path) -> None:
+def ended(cli: ModuleType, arguments: list[str], begin: int) -> int:
+    """The code of a command that answers signals as the program does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cli.end_on_sigterm()
+    os.write(begin, b"1")
+    try:
+        return cli.run(arguments)
+    except BaseException:
+        return 70
+
+
+def readable(out: Path) -> None:
     """Every file is whole, and those of a run are of one."""
-    for file in [*out.glob("*.json"), *hidden.glob("*.json"), *hidden.glob("cache/*.json")]:
+    complete(out)
+    for file in [*out.glob("*.json"), *out.glob("cache/*.json"), *out.glob("cache/gap/*.json")]:
         json.loads(file.read_text())
     for file in [*out.glob("*.svg"), *out.glob("*.xml")]:
         ElementTree.parse(file)
-    if (out / "run.json").exists() and (out / "report.html").exists():
-        seed = load_run(out).fingerprint["seed"]
-        page = (out / "report.html").read_text()
-        assert page.rstrip().endswith("</html>") and f"--seed {seed}" in page
+    for file in out.glob("*.toml"):
+        tomllib.loads(file.read_text())
+    seeds = set()
+    for page in out.glob("*.html"):
+        text = page.read_text()
+        assert text.rstrip().endswith("</html>")
+        seeds |= set(re.findall(r"--seed (\d+)", text))
+    for file in out.glob("*.json") if seeds else ():
+        seeds |= set(re.findall(r'"seed": (\d+)', file.read_text()))
+    assert len(seeds) <= 1, (out, seeds)
 
 
 def test_commands_that_are_interrupted_leave_whole_files(tmp_path):
@@ -425,6 +548,20 @@ BROKEN = {
         lambda file, target: file.rename(target) if folders.OLD in str(target) and file.exists() else None,
     ),
     "what a kill left is not finished": (every_moment_is_one_run, folders, "complete", lambda _: None),
+    "a gap report's files one by one": (
+        gap_reports_are_of_one_run,
+        folders,
+        "write_files",
+        lambda contents, *_: [files.write_whole(path, text) for path, text in contents.items()] and None,
+    ),
+    "a pipe is replaced": (files_are_written_wherever_they_go, folders, "is_stream", lambda _: False),
+    "the first folder that fails ends it": (
+        files_are_written_wherever_they_go,
+        folders,
+        "_refused",
+        lambda write, *given: [write(*given)][1:],
+    ),
+    "a baseline is left alone": (an_init_that_fails_leaves_nothing, Path, "unlink", lambda *_, **__: None),
     "a run without its plots": (a_run_is_written_at_once, output, "PLOTS", ()),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -39,7 +40,11 @@ HELP = """How sharp is a trained PyTorch checkpoint, and how sure is that number
   hessdiag init problem.py:cifar -c last.pt               then hessdiag check, in CI
 """
 UNEXPECTED = 4
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143  # 128 and the signal's number, as shells count
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, of a scheduler or `docker stop`: ends what is done as Ctrl-C does, so that files stay whole."""
 
 
 class LazyGroup(click.Group):
@@ -90,11 +95,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if sys.stdout is None:
         stdout.message("hessdiag: stdout is closed, and results would be lost: send it to a file, or to /dev/null")
         sys.exit(UNEXPECTED)
+    end_on_sigterm()
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal has no λ
     if not sys.warnoptions:
         leave_out_torchs_own()
-    sys.exit(run(given, last=arguments is None))
+    code = run(given, last=arguments is None)
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python tidies up would be a traceback
+    sys.exit(code)
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends what runs as Ctrl-C does, with its own exit code, unless somebody else takes care of it."""
+    mine = os.getpid()
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one is not waited for
+        if os.getpid() != mine:  # a process forked by the user's code
+            os.kill(os.getpid(), number)
+            return
+        raise TerminatedError
+
+    with suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, end)
 
 
 def run(arguments: Sequence[str], *, last: bool = False) -> int:
@@ -123,11 +148,12 @@ def run(arguments: Sequence[str], *, last: bool = False) -> int:
     except click.ClickException as error:
         return _refuse(error, error.format_message(), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort) as error:
+        ended = isinstance(error.__cause__ or error, TerminatedError)
         return _refuse(
             error,
-            "interrupted; nothing half-written was left behind: a check goes on from its last scope, gap and "
-            "--track from their last checkpoint",
-            INTERRUPTED,
+            ("ended by SIGTERM" if ended else "interrupted") + "; nothing half-written was left behind: a check "
+            "goes on from its last scope, gap and --track from their last checkpoint",
+            TERMINATED if ended else INTERRUPTED,
             debug,
         )
     except OSError as error:

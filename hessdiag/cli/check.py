@@ -65,6 +65,7 @@ def check(
     Exit codes: 0 passed, 1 a limit is exceeded, 2 usage or configuration, 3 no verdict, 4 measurement failed.
     """
     from hessdiag.check.writers import parse_output
+    from hessdiag.files import require_place
 
     targets = [parse_output(given) for given in outputs]
     if results and (against_git or flags["checkpoint"]):
@@ -77,7 +78,7 @@ def check(
     config = read_config(config_file, flags)
     for _, path in targets:
         if path is not None:
-            _require_place(path)
+            require_place(path)
     facts = {
         "checkpoint": ", ".join(map(str, results)) or config.checkpoint or config.problem,
         "baseline": f"git {against_git}" if against_git else str(_near(config.baseline)),
@@ -87,9 +88,12 @@ def check(
         report = _checked(config, only, results, against_git, fresh, quiet, facts)
     except HessdiagError as error:
         if error.exit_code > 2:
-            _write(_failed(error, facts), targets, config, shown=False)
+            unwritten = _write(_failed(error, facts), targets, config, shown=False)
+            say([str(unwritten)] if unwritten else [], quiet=False)
         raise
-    _write(report, targets, config)
+    unwritten = _write(report, targets, config)
+    if unwritten is not None:
+        raise unwritten
     code = report.exit_code
     if code == 1 and exit_zero:
         message("--exit-zero: a limit is exceeded, and the exit code is 0 all the same")
@@ -168,15 +172,15 @@ def _none() -> Source:
     return Recordings({}, "there is no baseline")
 
 
-def _write(report: Report, targets: list[tuple[str, Path | None]], config: Config, *, shown: bool = True) -> None:
-    """Print and write the report in every format asked for, and what the surroundings expect."""
+def _write(
+    report: Report, targets: list[tuple[str, Path | None]], config: Config, *, shown: bool = True
+) -> OutputError | None:
+    """Print and write the report in every format asked for, and what the surroundings expect; why that failed."""
     from hessdiag.check.writers import FORMATS, json_text, markdown, metrics, terminal, workflow_commands
     from hessdiag.files import write_whole
-    from hessdiag.folders import write_together
+    from hessdiag.folders import write_files, write_together
 
-    for name, path in targets:
-        if path is not None:
-            write_whole(path, FORMATS[name](report))
+    unwritten = write_files({path: FORMATS[name](report) for name, path in targets if path is not None})
     on_stdout = [name for name, path in targets if path is None]
     if shown and (not on_stdout or "text" in on_stdout):
         draw(lambda width: terminal(report, width), width=110)
@@ -196,21 +200,13 @@ def _write(report: Report, targets: list[tuple[str, Path | None]], config: Confi
         write_together(folder, {"metrics.json": numbers, "check.json": json_text(report)})
     except (OSError, OutputError) as error:  # the verdict stands without them
         say([f"not written: {one_line(error)}"], quiet=False)
+    return unwritten
 
 
 def _failed(error: HessdiagError, facts: dict[str, Any]) -> Report:
     from hessdiag.check.verdict import Report
 
     return Report(problems=(str(error),), **facts)
-
-
-def _require_place(path: Path) -> None:
-    from hessdiag.files import require_writable
-
-    if path.is_dir():
-        msg = f"-o {path}: this is a folder; name a file in it"
-        raise UsageError(msg)
-    require_writable(path.parent)
 
 
 def _near(path: Path) -> Path:

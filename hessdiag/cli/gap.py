@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hessdiag.generalization.survey import Survey
 
 CACHE = Path(".hessdiag") / "cache" / "gap"
+OWNED = ("gap.html", "gap.csv", "gap.json")  # in the folder of -o
 
 MANY = (
     PROBLEM[0],
@@ -86,11 +87,11 @@ def gap(
     Hyper-parameters come from Problem.meta, from the checkpoint file, from a .json beside it, or from its path.
     What was measured is kept in .hessdiag/cache/gap: one more checkpoint costs one more measurement.
     """
-    from hessdiag.files import require_writable
+    from hessdiag.files import require_place
 
     targets = _targets(folder, html, table)
     for target in targets.values():
-        require_writable(target.parent)
+        require_place(target)
     how = _survey(factory, jobs, asked)
 
     from hessdiag.generalization.report import GapReport
@@ -107,7 +108,7 @@ def gap(
         asked["confidence"],
         asked["seed"],
     )
-    unwritten = _write(result, targets)
+    unwritten = _write(result, targets, folder)
     if as_json:
         stdout.result(result.to_json(), nl=False)
     else:
@@ -159,7 +160,7 @@ def _measure(
 
 
 def _targets(folder: Path | None, html: Path | None, table: Path | None) -> dict[str, Path]:
-    found = {} if folder is None else {k: folder / f"gap.{k}" for k in ("html", "csv", "json")}
+    found = {} if folder is None else {Path(name).suffix[1:]: folder / name for name in OWNED}
     return found | ({"html": html} if html else {}) | ({"csv": table} if table else {})
 
 
@@ -220,18 +221,12 @@ def _progress(one: Any, number: int, total: int) -> str:
     return plain(f"{number}/{total} {one.name}: {how}" + (f"; {one.reason}" if one.reason else ""))
 
 
-def _write(result: GapReport, targets: dict[str, Path]) -> OutputError | None:
-    """Write what was asked for, each file whole or not at all; why one could not be, once all were tried."""
-    from hessdiag.files import write_whole
+def _write(result: GapReport, targets: dict[str, Path], folder: Path | None) -> OutputError | None:
+    """Write what was asked for, the files of a folder together; why one could not be, once all were tried."""
+    from hessdiag.folders import write_files
 
-    texts = {"csv": lambda: csv_text(result.to_frame()), "json": result.to_json}
-    failed = None
-    for kind, target in targets.items():
-        try:
-            write_whole(target, _page(result) if kind == "html" else texts[kind]())
-        except OutputError as error:
-            failed = failed or error
-    return failed
+    texts = {"html": lambda: _page(result), "csv": lambda: csv_text(result.to_frame()), "json": result.to_json}
+    return write_files({target: texts[kind]() for kind, target in targets.items()}, folder, OWNED)
 
 
 def _page(result: GapReport) -> str:

@@ -81,7 +81,8 @@ def init(
         "run": run,
         "check": {"baseline": baseline, "budgets": {n: {"max_increase": 0} for n in names}},
     }
-    require_writable(target.parent)
+    for place in (target, Path(baseline)):  # nothing is made there yet
+        require_writable(next(folder for folder in place.resolve().parents if folder.exists()))
     entry = _first_look(trial, device, quiet)
     limits = {name: _limits(name, entry.metrics[name]) for name in names}
     comments = {n: _comment(entry.metrics[n]) for n in names}
@@ -92,7 +93,11 @@ def init(
 
     text = append_to(target, block) if target.exists() else block
     updated(Path(baseline), {split: entry})
-    write_whole(target, text)
+    try:
+        write_whole(target.resolve(), text)
+    except BaseException:  # a baseline without a configuration would be in the way of the next init
+        Path(baseline).unlink(missing_ok=True)
+        raise
     result(inert(block), nl=False)
     say([f"written: {target} and {baseline}"], quiet=quiet)
     result(inert(SNIPPETS.format(config=target, baseline=baseline)), nl=False)
