@@ -186,6 +186,9 @@ def test_a_thread_that_goes_on_is_no_result(folder):
 ENDS = {
     "closed stdout": (">&-", 4, "stdout is closed"),
     "closed stderr": ("2>&- >out.txt", 0, ""),
+    "full stderr": ("2>/dev/full >out.txt", 0, ""),
+    "stderr that is no place to write": ("2</dev/null >out.txt", 0, ""),
+    "a reader of the notes that has gone": ("2> >(true) >out.txt", 0, ""),
     "both closed": (">&- 2>&-", 4, ""),
     "a reader that has gone": ("| true; exit ${PIPESTATUS[0]}", 0, ""),
     "a full device": (">/dev/full", 4, "No space left"),
@@ -202,8 +205,21 @@ def test_streams_that_end(folder, name):
     assert said in done.stderr
     if said:
         assert ("samples in" in done.stderr) == (name == "a full device")  # else nothing was measured
-    if name == "closed stderr":
+    if "out.txt" in redirection:
         assert "trace" in Path("out.txt").read_text()
+
+
+def test_paths_that_the_locale_cannot_spell(folder):
+    """Spaces and foreign letters in a relative path, where the system says that all text is ASCII."""
+    place = Path("mit Ordner é 漢")
+    place.mkdir()
+    shutil.copy("p.py", place / "p.py")
+    odd = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb", "COLUMNS": "40"}
+    command = [sys.executable, "-m", "hessdiag", "analyze", f"{place}/p.py:quiet", *SMALL, "-o", f"{place}/out"]
+    done = subprocess.run(command, env=environment() | odd, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"trace" in done.stdout and done.stdout.isascii()
+    assert json.loads((place / "out" / "run.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("kind", ["own", "exit", "generator", "eof", "pipe", "click"])

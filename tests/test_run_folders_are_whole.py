@@ -334,7 +334,7 @@ def test_gap_reports_are_of_one_run(tmp_path):
 
 
 def files_are_written_wherever_they_go(tmp: Path) -> None:
-    """Several folders, a pipe (never a device: a broken write would cost the machine it); one that cannot be written costs its own files only."""
+    """Several folders and a pipe; a folder that cannot be written costs its own files only."""
     (tmp / "a").mkdir()
     (tmp / "file").write_text("mine")
     (tmp / "a" / "old.csv").write_text("of an earlier run")

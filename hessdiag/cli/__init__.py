@@ -168,8 +168,7 @@ def run(arguments: Sequence[str], *, last: bool = False) -> int:
 
 
 def _refuse(error: BaseException, text: str, code: int, debug: bool) -> int:
-    with suppress(stdout.ReaderGoneError):
-        if debug:
-            stdout.message("".join(traceback.format_exception(error)).rstrip(), lines=True)
-        stdout.message(f"hessdiag: {' '.join(text.split())}")
+    if debug:
+        stdout.message("".join(traceback.format_exception(error)).rstrip(), lines=True)
+    stdout.message(f"hessdiag: {' '.join(text.split())}")
     return code

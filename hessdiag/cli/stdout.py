@@ -15,6 +15,7 @@ from typing import TextIO
 
 import click
 
+from hessdiag.errors import OutputError, one_line
 from hessdiag.shown import inert, visible
 
 _RESERVED: list[tuple[TextIO, Callable[[], None]]] = []  # at most one: where results go, and the way back
@@ -67,13 +68,24 @@ def result(text: str, *, nl: bool = True) -> None:
 
     Raises:
         ReaderGoneError: nobody reads it any more.
+        OutputError: it cannot be written, as on a full disk.
     """
-    _write(text, results(), nl)
+    try:
+        click.echo(text, file=results(), nl=nl)
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
+    except OSError as error:
+        msg = f"cannot write the results to stdout: {one_line(error)}; send them elsewhere, or to /dev/null"
+        raise OutputError(msg) from error
 
 
 def message(text: str, *, lines: bool = False) -> None:
-    """Write a line, or several, on stderr, whatever users and files put into it. Raises as `result`."""
-    _write(inert(visible(text, lines=lines)), sys.stderr, nl=True)
+    """Write a line, or several, on stderr, whatever users and files put into it.
+
+    Where that fails nothing is raised: a note that nobody can read is no reason to lose the results.
+    """
+    with suppress(OSError):
+        click.echo(inert(visible(text, lines=lines)), file=sys.stderr)
 
 
 def abandon() -> None:
@@ -83,13 +95,6 @@ def abandon() -> None:
         for stream in (results(), sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
                 os.dup2(nowhere, stream.fileno())
-
-
-def _write(text: str, stream: TextIO, nl: bool) -> None:
-    try:
-        click.echo(text, file=stream, nl=nl)
-    except BrokenPipeError as error:
-        raise ReaderGoneError from error
 
 
 def _flush() -> None:

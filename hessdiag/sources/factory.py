@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,7 +139,7 @@ def _import_file(path: Path) -> ModuleType:
         msg = f"{path}: no such Python file"
         raise UsageError(msg)
     # a name of its own: problem.py of two projects are two modules, and random.py must not hide random
-    unique = f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    unique = f"{path.stem}_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(unique, path.resolve())
     if found is None or found.loader is None:
         msg = f"{path} cannot be imported as Python"
