@@ -476,7 +476,7 @@ def ended(cli: ModuleType, arguments: list[str], begin: int) -> int:
     """The code of a command that answers signals as the program does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cli.end_on_sigterm()
+    cli.end_on_signals()
     os.write(begin, b"1")
     try:
         return cli.run(arguments)

@@ -41,10 +41,7 @@ HELP = """How sharp is a trained PyTorch checkpoint, and how sure is that number
 """
 UNEXPECTED = 4
 INTERRUPTED, TERMINATED = 130, 143  # 128 and the signal's number, as shells count
-
-
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, of a scheduler or `docker stop`: ends what is done as Ctrl-C does, so that files stay whole."""
+_SIGNALS: list[int] = []  # that asked this run to end: an import may swallow what they raise, and fail of it
 
 
 class LazyGroup(click.Group):
@@ -95,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if sys.stdout is None:
         stdout.message("hessdiag: stdout is closed, and results would be lost: send it to a file, or to /dev/null")
         sys.exit(UNEXPECTED)
-    end_on_sigterm()
+    end_on_signals()
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # an ASCII terminal has no λ
     if not sys.warnoptions:
@@ -106,20 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def end_on_sigterm() -> None:
-    """SIGTERM ends what runs as Ctrl-C does, with its own exit code, unless somebody else takes care of it."""
+def end_on_signals() -> None:
+    """SIGTERM, of a scheduler or `docker stop`, ends what runs as Ctrl-C does, so that files stay whole."""
     mine = os.getpid()
 
     def end(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one is not waited for
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)  # a second one is not waited for
         if os.getpid() != mine:  # a process forked by the user's code
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-            return
-        raise TerminatedError
+        _SIGNALS.append(number)
+        raise KeyboardInterrupt
 
     with suppress(ValueError):  # not the main thread
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, end)
+        for number, own in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+            if signal.getsignal(number) == own:
+                signal.signal(number, end)
 
 
 def run(arguments: Sequence[str], *, last: bool = False) -> int:
@@ -134,37 +134,39 @@ def run(arguments: Sequence[str], *, last: bool = False) -> int:
         interrupted.
     """
     debug = "--debug" in arguments
+    _SIGNALS.clear()
     try:
         args = list(arguments) or ["--help"]
         found: Any = cli.main(args=args, prog_name="hessdiag", standalone_mode=False, obj=args)
-    except HessdiagError as error:
-        faults = getattr(error, "faults", ()) or (str(error),)  # a configuration says all of its faults at once
-        for text in faults:
-            code = _refuse(error, text, error.exit_code, debug)
-        return code
-    except click.UsageError as error:
-        way_out = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        return _refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)
-    except click.ClickException as error:
-        return _refuse(error, error.format_message(), error.exit_code, debug)
-    except (KeyboardInterrupt, click.Abort) as error:
-        ended = isinstance(error.__cause__ or error, TerminatedError)
-        return _refuse(
-            error,
-            ("ended by SIGTERM" if ended else "interrupted") + "; nothing half-written was left behind: a check "
-            "goes on from its last scope, gap and --track from their last checkpoint",
-            TERMINATED if ended else INTERRUPTED,
-            debug,
-        )
-    except OSError as error:
-        return _refuse(error, f"the system refused: {one_line(error)}; --debug shows where", UNEXPECTED, debug)
     except BaseException as error:  # a model or its data can raise anything
-        text = f"unexpected {type(error).__name__}: {one_line(error).rstrip('.')}; --debug shows whether it comes "
-        return _refuse(error, text + "from your model or data, or is to be reported", UNEXPECTED, debug)
+        return _explain(error, debug)
     finally:
         if not last:
             stdout.release()
     return found if isinstance(found, int) else 0
+
+
+def _explain(error: BaseException, debug: bool) -> int:
+    """Say in one line why nothing came of it; the exit code."""
+    if _SIGNALS or isinstance(error, KeyboardInterrupt | click.Abort):
+        ended = signal.SIGTERM in _SIGNALS
+        text = "ended by SIGTERM" if ended else "interrupted"
+        text += (
+            "; nothing half-written was left behind: a check goes on from its last scope, gap and --track from "
+        )
+        return _refuse(error, text + "their last checkpoint", TERMINATED if ended else INTERRUPTED, debug)
+    if isinstance(error, HessdiagError):
+        faults = getattr(error, "faults", ()) or (str(error),)  # a configuration says all of its faults at once
+        return max(_refuse(error, text, error.exit_code, debug) for text in faults)
+    if isinstance(error, click.UsageError):
+        way_out = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        return _refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)
+    if isinstance(error, click.ClickException):
+        return _refuse(error, error.format_message(), error.exit_code, debug)
+    if isinstance(error, OSError):
+        return _refuse(error, f"the system refused: {one_line(error)}; --debug shows where", UNEXPECTED, debug)
+    text = f"unexpected {type(error).__name__}: {one_line(error).rstrip('.')}; --debug shows whether it comes "
+    return _refuse(error, text + "from your model or data, or is to be reported", UNEXPECTED, debug)
 
 
 def _refuse(error: BaseException, text: str, code: int, debug: bool) -> int:

@@ -46,8 +46,8 @@ def svg(drawn: Axes | Figure, *, title: str = "", description: str = "", prefix:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", metadata=nothing, facecolor="none")
     text = stream.getvalue()
-    text = text[text.index("<svg") :].strip()
-    return _accessible(_themed(text), title or _title(figure), description, prefix)
+    text = plain(text[text.index("<svg") :].strip())
+    return _accessible(_themed(text), plain(title or _title(figure)), plain(description), prefix)
 
 
 def png(drawn: Axes | Figure, *, dpi: int = 200) -> bytes:
