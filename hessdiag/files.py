@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from hessdiag.errors import OutputError, UsageError, one_line
@@ -25,20 +25,20 @@ def write_whole(path: str | Path, content: str | bytes) -> Path:
         OutputError: the folder cannot be made or written, or the disk is full.
     """
     target = Path(path)
-    temporary: str | None = None
+    temporary = (
+        target.parent / f".{target.name}.{os.urandom(6).hex()}"
+    )  # known before it is there: Ctrl-C may come
     try:
         if is_stream(target):
             with target.open("wb") as stream:
                 stream.write(content.encode() if isinstance(content, str) else content)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
         write_flushed(temporary, content)
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError):
             raise
         msg = f"cannot write {target}: {one_line(error)}; choose another folder with -o"
@@ -53,8 +53,8 @@ def is_stream(path: str | Path) -> bool:
 
 
 def write_flushed(path: str | Path, content: str | bytes) -> None:
-    """Write a file that no reader knows of yet, down to the disk; text as UTF-8."""
-    with Path(path).open("wb") as stream:
+    """Write a file that is not there yet, down to the disk; text as UTF-8."""
+    with Path(path).open("xb") as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())

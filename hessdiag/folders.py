@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,7 +47,8 @@ def write_together(folder: str | Path, contents: Mapping[str, str | bytes], owne
             if alone:
                 _sweep(folder)
             _refuse_folders(folder, contents)
-            stage = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
+            stage = folder / f"{WRITING}{os.urandom(6).hex()}"  # known before it is there: Ctrl-C may come between
+            stage.mkdir(mode=0o700)
             _fill(stage, contents, owned)
             stage.rename(folder / DECIDED)
             try:

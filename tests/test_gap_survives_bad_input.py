@@ -138,25 +138,18 @@ def in_cache() -> int:
 
 def no_room(patch: pytest.MonkeyPatch, where: str, at: str = "fsync", number: int = errno.ENOSPC) -> None:
     """Writing fails in paths with this text: before the file is made, or when its content is there."""
-    made, folder, current = files.tempfile.mkstemp, files.tempfile.mkdtemp, [""]
+    made = files.write_flushed
 
-    def fail() -> None:
-        if where in current[0]:
-            raise OSError(number, os.strerror(number))
+    def full(path: Path, content: str) -> None:
+        if where not in str(path):
+            made(path, content)
+            return
+        if at == "fsync":
+            made(path, content)
+        raise OSError(number, os.strerror(number))
 
-    def mkstemp(*given: object, **named: object) -> tuple[int, str]:
-        current[0] = f"{named.get('dir')}/{named.get('prefix')}"
-        if at == "mkstemp":
-            fail()
-        return made(*given, **named)
-
-    def mkdtemp(*given: object, **named: object) -> str:
-        current[0] = f"{named.get('dir')}/{named.get('prefix')}"
-        return folder(*given, **named)
-
-    patch.setattr(files.tempfile, "mkstemp", mkstemp)
-    patch.setattr(files.tempfile, "mkdtemp", mkdtemp)
-    patch.setattr(files.os, "fsync", lambda _: fail() if at == "fsync" else None)
+    for module in (files, folders):
+        patch.setattr(module, "write_flushed", full)
 
 
 def no_room_for(patch: pytest.MonkeyPatch, name: str) -> None:
@@ -188,7 +181,7 @@ def check_without_a_cache(at: str = "fsync", number: int = errno.ENOSPC) -> None
 
 
 @pytest.mark.parametrize(
-    ("at", "number"), [("fsync", errno.ENOSPC), ("mkstemp", errno.EROFS), ("mkstemp", errno.EACCES)]
+    ("at", "number"), [("fsync", errno.ENOSPC), ("open", errno.EROFS), ("open", errno.EACCES)]
 )
 def test_a_cache_that_cannot_be_written_is_a_note(zoo, at, number):
     check_without_a_cache(at, number)
@@ -227,7 +220,7 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_anything_is_meas
     monkeypatch.setattr(verb, "_measure", None)
     for number in (errno.ENOSPC, errno.EROFS, errno.EACCES):
         with pytest.MonkeyPatch.context() as patch:
-            no_room(patch, "out/", "mkstemp", number)
+            no_room(patch, "out/", "open", number)
             code, out, err = gap("-o", "out")
         assert (code, out, len(err.splitlines())) == (4, "", 1)
         assert os.strerror(number) in err

@@ -24,7 +24,7 @@ def show(analyses: Mapping[str, Analysis]) -> None:
     """Print the table of one or several analyses on stdout."""
     from hessdiag.present import terminal_table
 
-    draw(lambda _: terminal_table(analyses), width=120)
+    draw(lambda width: terminal_table(analyses, width), width=120)
 
 
 def draw(what: Callable[[int], Any], *, width: int) -> None:

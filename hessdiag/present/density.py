@@ -29,6 +29,7 @@ from hessdiag.results import Analysis, Quadrature, Spectrum
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 POINTS = 320  # grid points of a curve: five per kernel width on a usual axis, and a small SVG
 MOST_LINES = 6  # single probes drawn: more turn into a second band
@@ -89,7 +90,7 @@ def density(
     """
     named = spectra(analysis)
     smooth = shared_grid([spectrum for _, spectrum in named.values()], sigma)
-    curves = {name: _curve(smooth, spectrum) for name, (_, spectrum) in named.items()}
+    curves = {name: _curve(smooth, one, spectrum) for name, (one, spectrum) in named.items()}
     ax = prepare(ax)
     highest = max(float(np.nanmax(curve.mean)) for curve in curves.values())
     headroom = (highest / smooth.floor) ** (0.16 if len(named) == 1 else 0.08 + 0.075 * len(named))
@@ -121,8 +122,8 @@ def density_frame(analysis: Source, *, sigma: float | None = None) -> pd.DataFra
     named = spectra(analysis)
     smooth = shared_grid([spectrum for _, spectrum in named.values()], sigma)
     parts = []
-    for name, (_, spectrum) in named.items():
-        curve = _curve(smooth, spectrum)
+    for name, (one, spectrum) in named.items():
+        curve = _curve(smooth, one, spectrum)
         columns = {"series": name, "eigenvalue": smooth.eigenvalues, "mean": curve.mean}
         if curve.band is not None:
             columns |= {"lo": curve.band[0], "hi": curve.band[1]}
@@ -147,9 +148,10 @@ def density_caption(analysis: Source, *, sigma: float | None = None) -> str:
     band = "Band: 90% bootstrap over probes" + ("; thin lines: single probes." if not several else ".")
     if len(alone) == len(named):
         band = "One probe: no band can be given."
+    linear = format_number(smooth.scale.linthresh, 0, smooth.scale.linthresh)
     drawing = (
         f"Gaussian kernel of {smooth.sigma:.2g} decades, for the eye only: every number comes from the raw "
-        f"quadrature. Axis linear within ±{format_number(smooth.scale.linthresh, 0, smooth.scale.linthresh)}; "
+        f"quadrature; the curve ends at the extremes where those are known. Axis linear within ±{linear}; "
         f"floor {smooth.floor:.1e}, a tenth of a lone eigenvalue's peak."
     )
     return f"{origin}. {band} Stems: converged outliers. {drawing}"
@@ -174,13 +176,26 @@ def shared_grid(measured: list[Spectrum], sigma: float | None = None) -> Smooth:
     return Smooth(scale, sigma, units, 0.1 / (dimension * sigma * np.sqrt(2 * np.pi)))
 
 
-def _curve(smooth: Smooth, spectrum: Spectrum) -> Curve:
+def _curve(smooth: Smooth, analysis: Analysis, spectrum: Spectrum) -> Curve:
     lines = smooth.of(spectrum.known) + np.stack([smooth.of(probe) for probe in spectrum.probes])
-    band = bootstrap(lines)
-    floor = smooth.floor
-    clipped = None if band is None else (np.maximum(band[0], floor), np.maximum(band[1], floor))
-    mean = lines.mean(axis=0)
-    return Curve(np.where(mean > floor, mean, np.nan), clipped, np.where(lines > floor, lines, np.nan))
+    band, floor, mean = bootstrap(lines), smooth.floor, lines.mean(axis=0)
+    inside = within(analysis, smooth.eigenvalues)
+    clipped = None
+    if band is not None:
+        low, high = (np.where(inside, np.maximum(edge, floor), np.nan) for edge in band)
+        clipped = low, high
+    return Curve(
+        np.where(inside & (mean > floor), mean, np.nan), clipped, np.where(inside & (lines > floor), lines, np.nan)
+    )
+
+
+def within(analysis: Analysis, eigenvalues: Array) -> NDArray[np.bool_]:
+    """Where there can be eigenvalues: the kernel spreads mass beyond the extremes, where none is."""
+    ends = [analysis.metrics[name] for name in ("lambda_min", "lambda_max") if name in analysis.metrics]
+    inside = np.ones(len(eigenvalues), dtype=bool)
+    for end in ends:
+        inside &= eigenvalues <= end.hi if end.quantity == "lambda_max" else eigenvalues >= end.lo
+    return inside if inside.any() else ~inside
 
 
 def _draw(ax: Axes, smooth: Smooth, curve: Curve, spectrum: Spectrum, number: int, *, alone: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
+from hessdiag.errors import UsageError
 from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.generalization.registry import Measure, Reading, registry
 from hessdiag.generalization.report import GapReport
@@ -101,14 +102,16 @@ def _address(csv: str) -> str:
 
 
 def _performance(report: GapReport) -> Picture | None:
-    if not any(s.loss.value is not None for r in report.records for s in r.performance.splits):
+    try:
+        frame = performances_frame(report)
+    except UsageError:
         return None
+    kind = report.gap_kind
     text = (
-        "Mean loss of every split with its interval over examples. What lies between the splits is the loss gap."
+        f"Mean {kind} of every split with its interval over examples. What lies between the splits is the {kind} "
+        "gap, which measures are ranked against."
     )
-    if report.gap_kind == "error":
-        text += " Measures are ranked against the error gap instead, which is in the table below."
-    return picture(performances(report), text, performances_frame(report), "losses", RESULT_CSV)
+    return picture(performances(report), text, frame, "splits", RESULT_CSV)
 
 
 def _taus(report: GapReport) -> Picture | None:

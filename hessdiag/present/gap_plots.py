@@ -159,15 +159,15 @@ def taus_frame(report: GapReport) -> pd.DataFrame:
 
 
 def performances(report: GapReport, ax: Axes | None = None) -> Axes:
-    """Loss of every split per checkpoint, with intervals."""
-    frame = performances_frame(report)
+    """Error or loss of every split per checkpoint, with intervals: that whose gap is ranked."""
+    frame, drawn = performances_frame(report), report.gap_kind
     ax = prepare(ax, height=1.4 + 0.2 * min(len(report.records), MOST_NAMED))
     order = [record.name for record in report.records]
     place = {name: index for index, name in enumerate(order)}
     splits = frame["split"].nunique()
     for index, (split, part) in enumerate(frame.groupby("split", sort=False)):
         y = part["checkpoint"].map(place).to_numpy() + 0.16 * (index - (splits - 1) / 2)
-        x = part["loss"].to_numpy()
+        x = part[drawn].to_numpy()
         reach = np.abs(part[["lo", "hi"]].to_numpy().T - x)
         ax.errorbar(
             x,
@@ -179,7 +179,7 @@ def performances(report: GapReport, ax: Axes | None = None) -> Axes:
             elinewidth=1,
             label=plain(str(split)),
         )
-    if 0 < 5 * frame["loss"].min() < frame["loss"].max():  # less has no two round numbers on a log axis
+    if 0 < 5 * frame[drawn].min() < frame[drawn].max():  # less has no two round numbers on a log axis
         ax.set_xscale("log")
         plain_ticks(ax.xaxis)
     shown = order if len(order) <= MOST_NAMED else order[:: -(-len(order) // MOST_NAMED)]
@@ -187,25 +187,26 @@ def performances(report: GapReport, ax: Axes | None = None) -> Axes:
     ax.set_ylim(len(order) - 0.3, -0.7)
     ax.grid(visible=False, axis="y")
     legend_above(ax)
-    ax.set_xlabel("mean loss")
-    heading(ax, "Loss per split")
+    ax.set_xlabel(f"mean {drawn}")
+    heading(ax, f"{drawn.capitalize()} per split")
     return ax
 
 
 def performances_frame(report: GapReport) -> pd.DataFrame:
-    """What `performances` draws: checkpoint, split, loss, lo, hi."""
+    """What `performances` draws: checkpoint, split, error (1 − score) or loss, lo, hi."""
     import pandas as pd
 
-    rows = [
-        (record.name, split.split, split.loss.value, split.loss.lo, split.loss.hi)
-        for record in report.records
-        for split in record.performance.splits
-        if split.loss.value is not None
-    ]
+    kind, rows = report.gap_kind, []
+    for record in report.records:
+        for split in record.performance.splits:
+            one = split.loss if kind == "loss" else split.score
+            if one.value is not None and one.lo is not None and one.hi is not None:
+                ends = (one.value, one.lo, one.hi) if kind == "loss" else (1 - one.value, 1 - one.hi, 1 - one.lo)
+                rows.append((record.name, split.split, *ends))
+    msg = f"no checkpoint has {kind} with an interval: too few examples in every split"
     if not rows:
-        msg = "no checkpoint has a loss with an interval: too few examples in every split"
         raise UsageError(msg)
-    return pd.DataFrame(rows, columns=["checkpoint", "split", "loss", "lo", "hi"])
+    return pd.DataFrame(rows, columns=["checkpoint", "split", kind, "lo", "hi"])
 
 
 def drawable(report: GapReport, measures: Sequence[str] = SHOWN) -> list[str]:

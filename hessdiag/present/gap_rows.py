@@ -93,32 +93,38 @@ def reading_cells(record: CheckpointRecord, measure: str) -> tuple[str, str, str
 
 
 def summary(report: GapReport) -> list[str]:
-    """What the statistics say, in sentences."""
-    ranks, n = report.ranks, len(report.records)
-    kind = report.gap_kind
-    lines = [
+    """What the statistics say, in sentences: the verdict first, then of what it is one."""
+    n, kind = len(report.records), report.gap_kind
+    lines = _verdict(report)
+    if len(report.independent) < n:
+        lines.append(
+            f"These {n} checkpoints are of {len(report.runs)} run{'s' * (len(report.runs) > 1)}, as folders, "
+            "names and epochs tell: those of one run are not independent, so only the last of each is ranked."
+        )
+    lines.append(
         f"{n} checkpoints, {len(report.measures)} measures, ranked against the {kind} gap: {kind} on the test "
         "split minus that on the training split, the smaller the better a run generalizes."
-    ]
+    )
     lines += _counts(report)
-    if len(report.independent) < n:
-        lines.insert(
-            0,
-            f"These {n} checkpoints are of {len(report.runs)} run{'s' * (len(report.runs) > 1)}, as folders, "
-            "names and epochs tell: those of one run are not independent, so only the last of each is ranked.",
-        )
     if report.failures:
         lines.append(f"{len(report.failures)} more could not be measured: {listed(list(report.failures))}.")
+    return lines
+
+
+def _verdict(report: GapReport) -> list[str]:
+    ranks = report.ranks
     told = [one for one in ranks.measures if one.overall is not None]
     if not told:
         reason = refusals(report)
-        return [*lines, f"No measure could be ranked: {reason[0][0]}." if reason else "No measure was ranked."]
+        return [f"No measure could be ranked: {reason[0][0]}." if reason else "No measure was ranked."]
     clear = [one for one in told if one.p_holm is not None and one.p_holm < 1 - report.confidence]
     up = [one.measure for one in clear if _tau(one) > 0]
     down = [one.measure for one in clear if _tau(one) < 0]
-    for names, which in ((up, "larger"), (down, "smaller")):
-        if names:
-            lines.append(f"The gap is {which} where these are larger: {listed(names)} (after Holm's adjustment).")
+    lines = [
+        f"The gap is {which} where these are larger: {listed(names)} (after Holm's adjustment)."
+        for names, which in ((up, "larger"), (down, "smaller"))
+        if names
+    ]
     if not clear:
         lines.append(
             f"No measure goes with the gap beyond chance after adjusting for {ranks.tested} tried ones: the data "

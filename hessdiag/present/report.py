@@ -15,7 +15,7 @@ from hessdiag.present.inputs import MOST_OVERLAID
 from hessdiag.present.layers import layers, layers_caption, layers_frame
 from hessdiag.present.pictures import Picture, environment, picture
 from hessdiag.present.reproduce import reproduce
-from hessdiag.present.tables import COLUMNS, metric_rows
+from hessdiag.present.tables import COLUMNS, companion_rows, metric_rows
 from hessdiag.present.text import format_metric, plain
 from hessdiag.present.words import CAVEAT, MEANING, data_in_words, label, reading
 from hessdiag.results import Analysis
@@ -33,6 +33,7 @@ class Run:
     name: str
     headlines: list[dict[str, str]]
     rows: list[tuple[str, ...]]
+    further: list[tuple[str, ...]]  # bounds that nobody asked for
     reading: list[str]
     notes: list[str]
     warnings: list[str]
@@ -74,6 +75,10 @@ def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
             overlay=_overlay(analyses),
             caveat=CAVEAT,
             command=plain(command),
+            has={
+                part: any(getattr(run, part) for run in runs)
+                for part in ("spectrum", "layers", "convergence", "warnings")
+            },
             warned=sum(len(run.warnings) for run in runs),
         )
     )
@@ -113,6 +118,7 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
         name=label(name, analysis),
         headlines=_headlines(analysis),
         rows=[tuple(map(plain, row)) for row in metric_rows(analysis)],
+        further=[tuple(map(plain, row)) for row in companion_rows(analysis)],
         reading=reading(analysis)[:-1],
         notes=[plain(note) for note in analysis.notes],
         warnings=[plain(warning) for warning in analysis.warnings],

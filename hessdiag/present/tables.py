@@ -7,26 +7,35 @@ from typing import TYPE_CHECKING
 
 from hessdiag.present.text import format_metric, plain
 from hessdiag.present.words import CAVEAT, data_in_words, kind_in_words, label, reading
-from hessdiag.results import Analysis
+from hessdiag.results import Analysis, Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDE = 100  # characters, of which a column of sentences has enough
 COLUMNS = ("quantity", "value", "interval", "how it is known", "over data")
 
 
-def metric_rows(analysis: Analysis) -> list[tuple[str, str, str, str, str]]:
-    """One row per metric, then one per companion bound, under `COLUMNS`."""
-    metrics = [*analysis.metrics.items(), *((bound.quantity, bound) for bound in analysis.companions)]
-    return [
-        (plain(name), *format_metric(metric), kind_in_words(metric), data_in_words(metric))
-        for name, metric in metrics
-    ]
+Row = tuple[str, str, str, str, str]
+
+
+def metric_rows(analysis: Analysis) -> list[Row]:
+    """One row per metric, under `COLUMNS`."""
+    return [_row(name, metric) for name, metric in analysis.metrics.items()]
+
+
+def companion_rows(analysis: Analysis) -> list[Row]:
+    """One row per bound that came without being asked for, under `COLUMNS`."""
+    return [_row(bound.quantity, bound) for bound in analysis.companions]
+
+
+def _row(name: str, metric: Metric) -> Row:
+    return (plain(name), *format_metric(metric), kind_in_words(metric), data_in_words(metric))
 
 
 def brief(analysis: Analysis) -> str:
     """A line per quantity, for a prompt."""
-    rows = [row[:3] for row in metric_rows(analysis)[: len(analysis.metrics)]]
+    rows = [row[:3] for row in metric_rows(analysis)]
     widths = [max(len(row[column]) for row in rows) for column in range(2)] if rows else [0, 0]
     lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {interval}" for name, value, interval in rows]
     more = [what for what in ("spectrum", "layers") if getattr(analysis, what)]
@@ -35,11 +44,12 @@ def brief(analysis: Analysis) -> str:
     return "\n".join([f"Analysis of {label('', analysis)}", *lines])
 
 
-def terminal_table(analyses: Mapping[str, Analysis]) -> Table:
+def terminal_table(analyses: Mapping[str, Analysis], width: int = WIDE) -> Table:
     """A rich table: how each number is known for one analysis, side by side for several; the reading below.
 
     Args:
         analyses: names to analyses.
+        width: characters of a line; on fewer than `WIDE`, how each number is known is said below the table.
     """
     from rich import box
     from rich.table import Table
@@ -47,25 +57,35 @@ def terminal_table(analyses: Mapping[str, Analysis]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption_style="", pad_edge=False)
     if len(analyses) == 1:
-        lines = _single(table, *next(iter(analyses.items())))
+        lines = _single(table, *next(iter(analyses.items())), width)
     else:
         lines = _several(table, analyses)
     table.caption = Text("\n".join(lines))
     return table
 
 
-def _single(table: Table, name: str, analysis: Analysis) -> list[str]:
+def _single(table: Table, name: str, analysis: Analysis, width: int) -> list[str]:
     from rich.text import Text
 
-    for column in COLUMNS:
-        right = column in ("value", "over data")
-        whole = column != "how it is known"  # an interval broken over two lines is misread
-        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=whole)
-    for row in metric_rows(analysis)[: len(analysis.metrics)]:
-        table.add_row(*(Text(cell, style="bold" * (i == 1)) for i, cell in enumerate(row)))
+    rows = metric_rows(analysis)
+    known = COLUMNS.index("how it is known")
+    shown = [index for index in range(len(COLUMNS)) if width >= WIDE or index != known]
+    told = [] if width >= WIDE else [f"{row[0]}: {row[known]}" for row in rows]
+    widest = [max([len(COLUMNS[index]), *(len(row[index]) for row in rows)]) for index in shown]
+    if width < WIDE and sum(widest) + 3 * len(widest) > width:  # an interval that is cut or broken is misread
+        shown, told = [0], []
+        cells = [(" · ".join(row[:2]), row[2], row[known], f"over data {row[-1]}") for row in rows]
+        rows = [("\n  ".join(filter(None, cell)), *row[1:]) for cell, row in zip(cells, rows, strict=True)]
+    for index in shown:
+        right = COLUMNS[index] in ("value", "over data")
+        table.add_column(
+            COLUMNS[index], justify="right" if right else "left", overflow="fold", no_wrap=0 < index != known
+        )
+    for row in rows:
+        table.add_row(*(Text(row[index], style="bold" * (index == 1)) for index in shown))
     table.title = Text(label(name, analysis), style="bold")
     table.title_justify = "left"
-    return ["• " + sentence for sentence in reading(analysis)] + _warned(analysis)
+    return [*told, *("• " + sentence for sentence in reading(analysis)), *_warned(analysis)]
 
 
 def _several(table: Table, analyses: Mapping[str, Analysis]) -> list[str]:

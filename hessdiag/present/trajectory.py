@@ -9,7 +9,7 @@ import numpy as np
 
 from hessdiag.errors import UsageError
 from hessdiag.present.axes import COLOURS, Array, ink, plain_ticks, styled
-from hessdiag.present.density import Smooth, shared_grid
+from hessdiag.present.density import Smooth, shared_grid, within
 from hessdiag.present.text import plain
 from hessdiag.results import Analysis, Spectrum
 from hessdiag.results.trajectory import Point, Rate, Trajectory
@@ -153,9 +153,10 @@ def _columns(trajectory: Trajectory) -> tuple[Smooth, Array]:
     columns = np.full((CELLS, len(trajectory.points)), np.nan)
     for i, point in enumerate(trajectory.points):
         spectrum = None if point.analysis is None else point.analysis.spectrum
-        if spectrum is not None:
+        if point.analysis is not None and spectrum is not None:
             mean = smooth.of(spectrum.known) + np.mean([smooth.of(probe) for probe in spectrum.probes], axis=0)
-            columns[:, i] = np.where(mean > smooth.floor, mean, np.nan)
+            inside = within(point.analysis, smooth.eigenvalues)
+            columns[:, i] = np.where(inside & (mean > smooth.floor), mean, np.nan)
     return smooth, columns
 
 

@@ -123,7 +123,7 @@ def _negative(analysis: Analysis) -> str:
 
 def _bounds(analysis: Analysis) -> str:
     bounds = [metric for metric in analysis.metrics.values() if isinstance(metric, Bound)]
-    estimated = [bound.quantity for bound in (*bounds, *analysis.companions) if not bound.exact_inputs]
+    estimated = [bound.quantity for bound in bounds if not bound.exact_inputs]
     if estimated:
         return f"No guarantee, because their inputs were estimated: {', '.join(dict.fromkeys(estimated))}."
     return (
