@@ -21,7 +21,7 @@ from hessdiag.generalization.record import CheckpointRecord
 from hessdiag.generalization.report import GapReport
 from hessdiag.generalization.statistics.means import Score
 from hessdiag.present import gap_page as pages
-from hessdiag.present import gap_rows
+from hessdiag.present import gap_plots, gap_rows
 from hessdiag.present.gap_page import gap_page
 from hessdiag.present.gap_rows import rank_rows, refusals, summary
 from tests import example_gap as example
@@ -246,6 +246,35 @@ def test_this_promise_would_notice(name, monkeypatch):
         assert honest(report) != []
     except (AttributeError, ValueError, IndexError):
         pass  # it does not even get that far
+
+
+def verdict_comes_first(report: GapReport) -> list[str]:
+    """What a reader sees first is what the statistics say, then pictures of what was ranked."""
+    html = gap_page(report)
+    first = html[html.index("<li>", html.index('id="summary-title"')) :].split("</li>")[0]
+    found = [] if "gap is larger" in first or "No measure" in first else [f"first: {first}"]
+    found += [] if html.index('id="ranks"') < html.index('id="performance"') else ["the verdict comes later"]
+    frame = gap_plots.performances_frame(report)
+    for record in report.records:
+        for split in record.performance.splits:
+            row = frame[(frame["checkpoint"] == record.name) & (frame["split"] == split.split)].iloc[0]
+            score = split.score
+            if tuple(row[[report.gap_kind, "lo", "hi"]]) != (1 - score.value, 1 - score.hi, 1 - score.lo):
+                found.append(f"{record.name}: another error")
+    return found
+
+
+def test_verdict_comes_first():
+    for n in (7, 10):
+        report = GapReport(tuple(example.records(n)))
+        assert report.gap_kind == "error" and verdict_comes_first(report) == []
+
+
+def test_a_late_verdict_would_be_noticed(monkeypatch):
+    report = GapReport(tuple(example.records(10)))
+    lines = summary(report)
+    monkeypatch.setattr(pages, "summary", lambda _: lines[::-1])
+    assert verdict_comes_first(report) != []
 
 
 def test_a_hundred_checkpoints_stay_below_two_megabytes():

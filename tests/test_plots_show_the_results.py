@@ -27,7 +27,8 @@ from hessdiag.present.convergence import convergence, convergence_frame
 from hessdiag.present.cumulative import cumulative, cumulative_frame
 from hessdiag.present.density import density, density_frame
 from hessdiag.present.layers import layers, layers_frame
-from hessdiag.present.text import format_interval, format_number
+from hessdiag.present.text import format_interval, format_metric, format_number
+from hessdiag.present.words import kind_in_words
 from hessdiag.results import Analysis, Quadrature, Spectrum
 from tests import example_analysis as example
 
@@ -188,6 +189,60 @@ def test_the_grid_is_uniform_on_the_axis_it_is_drawn_on():
     assert steps.max() / steps.min() == pytest.approx(1.0, abs=1e-6)
     assert ax.get_xscale() == "symlog"
     assert ax.get_yscale() == "log"
+
+
+def curves_end_at_the_extremes() -> None:
+    """The kernel spreads mass beyond λ_max and λ_min, where there is known to be none."""
+    low, high = (ANALYSIS.metrics[name] for name in ("lambda_min", "lambda_max"))
+    frame = density_frame(ANALYSIS)
+    drawn = frame.set_index("eigenvalue").dropna(how="all", subset=["mean", "lo", "hi"]).index
+    assert low.lo <= drawn.min() and drawn.max() <= high.hi
+    assert frame["eigenvalue"].max() > high.hi  # the grid goes on
+    unknown = {name: one for name, one in ANALYSIS.metrics.items() if not name.startswith("lambda")}
+    free = density_frame(dataclasses.replace(ANALYSIS, metrics=unknown))
+    assert free.dropna(subset=["mean"])["eigenvalue"].max() > high.hi
+    inside = free["eigenvalue"].between(low.lo, high.hi)
+    np.testing.assert_array_equal(frame["mean"][inside], free["mean"][inside])
+    point = Spectrum(known=EMPTY, probes=SPECTRUM.probes, dimension=10, steps=1, resolution=1e-3)
+    narrow = dataclasses.replace(low, value=0.0, lo=0.0, hi=0.0)
+    alone = {"lambda_min": narrow, "lambda_max": dataclasses.replace(narrow, quantity="lambda_max")}
+    assert density_frame(dataclasses.replace(ANALYSIS, spectrum=point, metrics=alone))["mean"].notna().any()
+
+
+def test_curves_end_at_the_extremes():
+    curves_end_at_the_extremes()
+
+
+def test_a_curve_beyond_them_would_be_noticed(monkeypatch):
+    everywhere = lambda _, eigenvalues: np.ones(len(eigenvalues), dtype=bool)  # noqa: E731
+    monkeypatch.setattr("hessdiag.present.density.within", everywhere)
+    with pytest.raises(AssertionError):
+        curves_end_at_the_extremes()
+
+
+def intervals_are_whole(width: int) -> None:
+    """On a terminal of any width no interval, name or word is cut or broken over two lines."""
+    out = io.StringIO()
+    Console(file=out, width=width).print(terminal_table({"": ANALYSIS}, width))
+    text = out.getvalue()
+    for name, metric in ANALYSIS.metrics.items():
+        assert name in text, (width, name)
+        assert format_metric(metric)[1] in text, (width, format_metric(metric)[1])
+        for word in kind_in_words(metric).split():
+            assert word in text, (width, word)
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 72, 80, 99, 100, 120, 200])
+def test_intervals_are_whole(width):
+    intervals_are_whole(width)
+
+
+@pytest.mark.parametrize("width", [50, 72])
+def test_a_broken_interval_would_be_noticed(width, monkeypatch):
+    monkeypatch.setattr("hessdiag.present.tables.WIDE", 10)
+    with pytest.raises(AssertionError):
+        intervals_are_whole(width)
 
 
 def test_two_probes_have_the_band_from_least_to_most():

@@ -5,7 +5,9 @@ Oracle: the library's tests called directly; the page's checker.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from hessdiag import Problem
 from hessdiag.generalization.shift import features
 from hessdiag.generalization.shift import report as shift_report
 from hessdiag.generalization.shift.report import ShiftReport, ShiftSettings, shift_curves
+from hessdiag.present import shift_plots
 from hessdiag.present.shift import shift_page, slope_rows
+from hessdiag.present.shift_plots import shift_plot
 from hessdiag.sources import datasets
 from tests import test_page_is_self_contained as checker
 from tests.command import call
@@ -180,6 +184,56 @@ def report() -> ShiftReport:
         for seed in range(2)
     }
     return ShiftReport(curves, settings=settings)
+
+
+def slope_faults(report: ShiftReport) -> list[str]:
+    """Of more checkpoints than clouds can be told apart: what the drawn dots and bars get wrong."""
+    pair = list(report.curves.values())
+    shown = {f"run{n} $x_1$": {"distance": pair[n % 2]["distance"]} for n in range(9)}
+    shown["run4 $x_1$"] = {"distance": dataclasses.replace(pair[0]["distance"], slope=None, cannot_tell="too few")}
+    ax = shift_plot(ShiftReport(shown, settings=report.settings), "distance")
+    found, drawn = [], {}
+    for container in ax.containers:
+        ((x, row),) = container.lines[0].get_xydata()
+        ((lo, _), (hi, _)) = container.lines[2][0].get_segments()[0]
+        drawn[round(row)] = (x, lo, hi)
+    for row, (name, curves) in enumerate(shown.items()):
+        slope = curves["distance"].slope
+        if slope is None:
+            found += [f"{name} has a dot without a slope"] if row in drawn else []
+            continue
+        expected = (slope.value, slope.over_examples.lo, slope.over_examples.hi)
+        found += [] if drawn.get(row) == pytest.approx(expected, rel=1e-12) else [f"{name}: {drawn.get(row)}"]
+    labels = ax.get_yticklabels()
+    found += [] if [label.get_text() for label in labels] == list(shown) else ["names"]
+    found += [] if list(ax.get_yticks()) == list(range(9)) else ["places of the names"]
+    found += ["names read as formulas"] if any(label.get_parse_math() for label in labels) else []
+    low, high = ax.get_xlim()
+    found += [] if low < 0 < high and ax.get_ylim()[0] > 8 and ax.get_ylim()[1] < 0 else ["cut off"]
+    return found
+
+
+def test_many_checkpoints_are_slopes(report):
+    assert slope_faults(report) == []
+
+
+SLOPES_BROKEN = {
+    "clouds however many": lambda patch: patch.setattr(shift_plots, "MOST_CLOUDS", 99),
+    "only half of the dots": lambda patch: patch.setattr(
+        shift_plots, "_slopes", lambda curves, *rest: _slopes(dict(list(curves.items())[:5]), *rest)
+    ),
+    "in another order": lambda patch: patch.setattr(
+        shift_plots, "_slopes", lambda curves, *rest: _slopes(dict(reversed(curves.items())), *rest)
+    ),
+}
+_slopes = shift_plots._slopes
+
+
+@pytest.mark.parametrize("name", SLOPES_BROKEN)
+def test_wrong_slopes_would_be_noticed(name, report, monkeypatch):
+    SLOPES_BROKEN[name](monkeypatch)
+    with suppress(ValueError):  # what is drawn is no slope at all
+        assert slope_faults(report) != []
 
 
 def test_the_page_shows_every_curve(report):

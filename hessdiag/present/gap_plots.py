@@ -197,12 +197,11 @@ def performances_frame(report: GapReport) -> pd.DataFrame:
     import pandas as pd
 
     kind, rows = report.gap_kind, []
-    for record in report.records:
-        for split in record.performance.splits:
-            one = split.loss if kind == "loss" else split.score
-            if one.value is not None and one.lo is not None and one.hi is not None:
-                ends = (one.value, one.lo, one.hi) if kind == "loss" else (1 - one.value, 1 - one.hi, 1 - one.lo)
-                rows.append((record.name, split.split, *ends))
+    for record, split in ((one, split) for one in report.records for split in one.performance.splits):
+        one = split.loss if kind == "loss" else split.score
+        if one.value is not None and one.lo is not None and one.hi is not None:
+            shown = (one.value, one.lo, one.hi) if kind == "loss" else (1 - one.value, 1 - one.hi, 1 - one.lo)
+            rows.append((record.name, split.split, *shown))
     msg = f"no checkpoint has {kind} with an interval: too few examples in every split"
     if not rows:
         raise UsageError(msg)

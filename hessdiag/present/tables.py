@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from hessdiag.present.text import format_metric, plain
+from hessdiag.present.text import UNRESOLVED, format_metric, plain
 from hessdiag.present.words import CAVEAT, data_in_words, kind_in_words, label, reading
 from hessdiag.results import Analysis, Metric
 
@@ -70,11 +70,14 @@ def _single(table: Table, name: str, analysis: Analysis, width: int) -> list[str
     rows = metric_rows(analysis)
     known = COLUMNS.index("how it is known")
     shown = [index for index in range(len(COLUMNS)) if width >= WIDE or index != known]
-    told = [] if width >= WIDE else [f"{row[0]}: {row[known]}" for row in rows]
+    told = [] if width >= WIDE else [*(f"{row[0]}: {row[known]}" for row in rows), ""]
     widest = [max([len(COLUMNS[index]), *(len(row[index]) for row in rows)]) for index in shown]
     if width < WIDE and sum(widest) + 3 * len(widest) > width:  # an interval that is cut or broken is misread
         shown, told = [0], []
-        cells = [(" · ".join(row[:2]), row[2], row[known], f"over data {row[-1]}") for row in rows]
+        cells = [
+            (" · ".join(row[:2]), row[2], row[known], f"over data {row[-1]}" * (row[-1] != UNRESOLVED))
+            for row in rows
+        ]
         rows = [("\n  ".join(filter(None, cell)), *row[1:]) for cell, row in zip(cells, rows, strict=True)]
     for index in shown:
         right = COLUMNS[index] in ("value", "over data")
