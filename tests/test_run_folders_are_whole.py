@@ -447,6 +447,7 @@ def trials() -> None:
                 Path("init").mkdir()
             start, end = time.monotonic(), ENDS[trial % len(ENDS)]
             begun, begin = os.pipe()
+            before = left_over()  # by those that were killed
             child = os.fork() if trial > -2 else 0  # the very first here: children find all modules imported
             if not child:
                 with contextlib.chdir("init" if verb == "init" else "."):
@@ -465,11 +466,16 @@ def trials() -> None:
             _, status = os.waitpid(child, 0)
             code = os.waitstatus_to_exitcode(status)
             assert code in (0, CODES[end]), (verb, end, code)
-            hidden = [path for path in Path().rglob(".*.*") if path.name != ".gitignore" and path.is_file()]
-            hidden += Path().rglob(".hessdiag-*")
-            assert end is signal.SIGKILL or not hidden, hidden
+            left = left_over() - before
+            assert end is signal.SIGKILL or not left, left
             for folder in ("out", "ci", "gap", "shift", "track", "record", "init", "init/tests", ".hessdiag"):
                 readable(Path(folder))
+
+
+def left_over() -> set[Path]:
+    """Temporary files and folders."""
+    files = {path for path in Path().rglob(".*.*") if path.name != ".gitignore" and path.is_file()}
+    return files | set(Path().rglob(".hessdiag-*"))
 
 
 def ended(cli: ModuleType, arguments: list[str], begin: int) -> int:

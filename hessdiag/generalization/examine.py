@@ -128,10 +128,7 @@ def examine(
     measurement = Measurement(problem, asked.settings)
     if say is not None:
         more = "the measures" + " and the guard" * asked.guard
-        say(
-            f"{about.name}: {measurement.forecast()} for its curvature alone; {more} come on top, often 5 times as much "
-            "or more: the first checkpoint tells what the others take"
-        )
+        say(f"{about.name}: {measurement.forecast()} for its curvature alone; {more} often take over 5 times that")
     analysis = measurement.run(progress=report)
     operator = measurement.operator
     checkpoint = Checkpoint(
