@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessdiag.engine.folding import Folded
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.slopes import Kind, scalar_of, slopes
 from hessdiag.engine.stacking import Stack, filled, vmapped
@@ -42,13 +43,18 @@ class GradientGraph:
         sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
+            try:
+                storage = tensor.untyped_storage()
+            except NotImplementedError:  # many derivatives at once inside of the loss
+                return tensor
             if storage.data_ptr() not in known:
                 sizes[storage.data_ptr()] = storage.nbytes()
             return tensor.detach()  # as it is, an operation's own output would hold its graph for ever
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            gradient = slopes(scalar(), theta, create_graph=True)
+            with Folded():
+                total = scalar()
+            gradient = slopes(total, theta, create_graph=True)
         self.held = sum(sizes.values())
         self._live = [index for index, piece in enumerate(gradient) if piece.requires_grad]
         self._heads = [gradient[index] for index in self._live]

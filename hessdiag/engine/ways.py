@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessdiag.engine.folding import Folded
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.graphs import GradientGraph, StackGraph
 from hessdiag.engine.slopes import Kind, gradient, loss_slope, scalar_of
@@ -97,7 +98,8 @@ GRADIENT_CHANGE = {torch.float32: 3e-2, torch.float64: 2e-5}  # r*, about 4 eps^
 
 def _gauss_newton(function: Functional, batch: Any, rows: Tensor) -> Tensor:
     """Jᵀ S J v with S = d²loss/doutputs²."""
-    outputs = function.outputs(function.theta, batch)
+    with Folded():
+        outputs = function.outputs(function.theta, batch)
     leaf, slope = loss_slope(function, outputs, batch)
     if not slope.requires_grad:
         return torch.zeros_like(rows)
