@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+import pathlib
 import subprocess
 import sys
+import tempfile
 import weakref
 
 import pytest
 import torch
 
 from hessdiag.analysis import Measurement
-from hessdiag.engine import curvature, graphs
+from hessdiag.engine import curvature, graphs, memory
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.graphs import GradientGraph
 from hessdiag.settings import Settings
@@ -57,13 +59,48 @@ def test_a_sweep_builds_each_graph_once(monkeypatch):
 def test_what_does_not_fit_is_built_anew(monkeypatch):
     op, problem = operator()
     one = GradientGraph(op.function, "hessian", op.batches[0]).held
-    monkeypatch.setattr(graphs, "KEPT_BYTES", int(1.5 * one))
+    monkeypatch.setattr(graphs, "free_bytes", lambda device: 6 * one - op.graphs.held)
     count, V = built(monkeypatch), models.randn(op.size, 2, seed=1)
     H = models.dense_hessian(problem)
     assert off(op @ V, H @ V) < EXACT * 10
     assert off(op @ V, H @ V) < EXACT * 10
     assert len(count) == 2 * len(op.batches) - 1
     assert op.graphs.held <= 1.5 * one
+
+
+GROUP_2 = {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 5\ninactive_file 100\n"}
+GROUP_1 = {
+    "memory.limit_in_bytes": "900\n",
+    "memory.usage_in_bytes": "800\n",
+    "memory.stat": "total_inactive_file 50\n",
+}
+UNLIMITED = {"memory.max": "max\n", "memory.current": "700\n"}
+MACHINES = {  # what the system says, and what is free
+    "no limit but the memory itself": ("MemTotal: 9 kB\nMemAvailable: 3 kB\n", "0::/\n", {"": UNLIMITED}, 3072),
+    "a control group": ("MemAvailable: 3 kB\n", "0::/a/b\n", {"a/b": GROUP_2}, 400),
+    "the group above it": ("MemAvailable: 3 kB\n", "0::/a/b\n", {"a": GROUP_2, "a/b": UNLIMITED}, 400),
+    "a container's own root": ("MemAvailable: 3 kB\n", "0::/seen/from/outside\n", {"": GROUP_2}, 400),
+    "version 1": ("MemAvailable: 3 kB\n", "5:cpu:/x\n4:memory:/y\n", {"memory/y": GROUP_1}, 150),
+    "less than the group allows": ("MemAvailable: 0 kB\n", "0::/\n", {"": GROUP_2}, 0),
+    "more taken than allowed": ("", "0::/\n", {"": GROUP_2 | {"memory.current": "2000\n"}}, 0),
+    "nothing said": (None, None, {}, memory.UNKNOWN),
+    "nothing that can be read": ("what\n", "what\n", {}, memory.UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_what_is_free_is_the_least_of_what_the_system_allows(name, monkeypatch, tmp_path):
+    meminfo, group, groups, free = MACHINES[name]
+    for attribute, text in (("MEMINFO", meminfo), ("GROUP", group)):
+        monkeypatch.setattr(memory, attribute, tmp_path / attribute)
+        if text is not None:
+            (tmp_path / attribute).write_text(text)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    for folder, files in groups.items():
+        (tmp_path / "groups" / folder).mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (tmp_path / "groups" / folder / file).write_text(text)
+    assert memory.free_bytes(torch.device("cpu")) == free
 
 
 def test_bytes_held_are_those_of_the_graph():
@@ -183,18 +220,31 @@ def test_this_promise_would_notice_graphs_that_stay():
     assert growth(SPOILED) > 0.15
 
 
+def _free(name, monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        test_what_is_free_is_the_least_of_what_the_system_allows(name, monkeypatch, pathlib.Path(folder))
+
+
 BROKEN = {
     "every batch gets the first one's graph": (
         _one_graph_for_all,
         lambda m: test_the_second_product_is_as_exact_as_the_first("mlp"),
     ),
     "nothing is kept": (
-        lambda m: m.setattr(graphs, "KEPT_BYTES", -1),
+        lambda m: m.setattr(graphs, "KEPT_SHARE", 2**60),
         test_a_sweep_builds_each_graph_once,
     ),
     "the limit is forgotten": (
         lambda m: m.setattr(graphs.Graphs, "room", 2**40),
         test_what_does_not_fit_is_built_anew,
+    ),
+    "a control group's limit is overlooked": (
+        lambda m: m.setattr(memory, "_groups", list),
+        lambda m: _free("a control group", m),
+    ),
+    "only the innermost group is looked at": (
+        lambda m: m.setattr(memory, "_groups", lambda: [memory.GROUPS / "a/b"]),
+        lambda m: _free("the group above it", m),
     ),
     "memory is given up last": (
         lambda m: m.setattr(graphs.Graphs, "release", lambda self, for_good=False: False),

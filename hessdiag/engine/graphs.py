@@ -10,12 +10,12 @@ from torch import Tensor
 
 from hessdiag.engine.folding import Folded
 from hessdiag.engine.functional import Functional
+from hessdiag.engine.memory import free_bytes
 from hessdiag.engine.slopes import Kind, scalar_of, slopes
 from hessdiag.engine.stacking import Stack, filled, vmapped
 from hessdiag.samples import leaves
 
-KEPT_BYTES = 512 * 2**20  # of graphs, in all: about what torch and its libraries take themselves
-KEPT_SHARE = 4  # on a GPU: at most this part of the memory that is free
+KEPT_SHARE = 4  # of the memory that is free without them, graphs take at most this part
 
 
 class GradientGraph:
@@ -126,8 +126,8 @@ def _stacked_scalar(function: Functional, kind: Kind, stack: Stack, theta: tuple
 class Graphs:
     """The gradient graphs of some batches, kept as far as they fit.
 
-    Amortised gradients per product, one CPU thread, without and with: MLP 2.2 and 1.2, GPT 3.2 and 2.0, ResNet 3.9
-    and 2.4.
+    Amortised gradients per product, one CPU thread, without and with: MLP 2.2 and 1.2, GPT 3.2 and 2.0, ResNet 2.6
+    and 1.6.
     """
 
     def __init__(self, function: Functional, kind: Kind) -> None:
@@ -165,7 +165,4 @@ class Graphs:
     @property
     def room(self) -> int:
         """Bytes that graphs may take in all."""
-        if self._function.device.type != "cuda":
-            return KEPT_BYTES
-        free, _ = torch.cuda.mem_get_info(self._function.device)
-        return min(KEPT_BYTES * 8, self.held + free // KEPT_SHARE)
+        return (self.held + free_bytes(self._function.device)) // KEPT_SHARE

@@ -1,0 +1,64 @@
+"""How much memory a device would still give, so that a share of it may be kept for speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+MEMINFO, GROUP, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+UNKNOWN = 2 * 2**30  # bytes, where the system does not say (macOS, Windows): most machines have them
+FILES = (
+    ("memory.max", "memory.current", "inactive_file"),  # a control group of version 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # and of version 1
+)
+"""The limit, what is used, and the entry of memory.stat that says what of that the system takes back."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that could be allocated now: of a GPU, or in the system's memory and every control group we are in."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    rooms = [room for room in (_available(), *map(_left, _groups())) if room is not None]
+    return max(0, min(rooms, default=UNKNOWN))
+
+
+def _available() -> int | None:
+    found = _numbers(MEMINFO).get("MemAvailable:")
+    return None if found is None else found * 1024
+
+
+def _groups() -> list[Path]:
+    """The control groups of this process, up to the root; a container may see its own one as the root."""
+    try:
+        lines = [line.split(":", 2) for line in GROUP.read_text().splitlines()]
+    except OSError:
+        return []
+    found: dict[Path, None] = {}
+    for line in lines:
+        if len(line) != 3 or line[1] not in ("", "memory"):
+            continue
+        root = GROUPS / line[1]
+        own = root / line[2].strip("/")
+        found |= dict.fromkeys((*(p for p in (own, *own.parents) if p.is_relative_to(root)), root))
+    return list(found)
+
+
+def _left(group: Path) -> int | None:
+    for limit, used, reclaimable in FILES:
+        try:
+            most, taken = int((group / limit).read_text()), int((group / used).read_text())
+        except (OSError, ValueError):  # not there; or "max", which is no limit
+            continue
+        return most - taken + _numbers(group / "memory.stat").get(reclaimable, 0)
+    return None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines "name number" of one of the system's files; none where it cannot be read."""
+    try:
+        words = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
