@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from hessdiag.engine.folding import Folded
 from hessdiag.engine.functional import Functional
@@ -16,6 +17,22 @@ from hessdiag.engine.stacking import Stack, filled, vmapped
 from hessdiag.samples import leaves
 
 KEPT_SHARE = 4  # of the memory that is free without them, graphs take at most this part
+
+
+class _Along(Function):
+    """A number whose derivative by the gradient's pieces is the vector that was put into ``along`` just before.
+
+    What ``grad_outputs`` is for; but that makes torch 2.13 import sympy, a quarter of a CPU second.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, along: list[Tensor], *heads: Tensor) -> Tensor:
+        ctx.along = along
+        return heads[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        return None, *ctx.along
 
 
 class GradientGraph:
@@ -57,7 +74,9 @@ class GradientGraph:
             gradient = slopes(total, theta, create_graph=True)
         self.held = sum(sizes.values())
         self._live = [index for index, piece in enumerate(gradient) if piece.requires_grad]
-        self._heads = [gradient[index] for index in self._live]
+        self._along: list[Tensor] = []
+        if self._live:
+            self._top = _Along.apply(self._along, *(gradient[index] for index in self._live))  # type: ignore[no-untyped-call]
 
     def products(self, rows: Tensor, *, keep: bool = True) -> Tensor:
         """Products (k, P) of the batch's summed loss; without ``keep`` the graph is gone afterwards."""
@@ -66,13 +85,10 @@ class GradientGraph:
         products = []
         for number, row in enumerate(rows, start=1):
             pieces = self._pieces(row)
-            product = torch.autograd.grad(
-                self._heads,
-                self._theta,
-                [pieces[index] for index in self._live],
-                retain_graph=keep or number < len(rows),
-                materialize_grads=True,
-            )
+            self._along[:] = [pieces[index] for index in self._live]
+            retain = keep or number < len(rows)
+            product = torch.autograd.grad(self._top, self._theta, retain_graph=retain, materialize_grads=True)
+            self._along.clear()
             products.append(self._flat(product))
         return torch.stack(products) if len(products) > 1 else products[0][None]  # no copy of a long vector
 

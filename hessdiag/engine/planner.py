@@ -1,10 +1,11 @@
-"""Chooses how products are formed, by a trial on a piece of the first batch."""
+"""Chooses how products are formed, by what works on a few examples; never by a clock, so that a run repeats."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,23 +13,21 @@ from torch import Tensor
 
 from hessdiag.engine.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.failures import is_out_of_memory
-from hessdiag.engine.graphs import GradientGraph
+from hessdiag.engine.graphs import GradientGraph, StackGraph
 from hessdiag.engine.kept_weights import first_pass
 from hessdiag.engine.kinks import kinks
 from hessdiag.engine.slopes import Kind, depends, gradient
-from hessdiag.engine.stacking import batching_rules_only
+from hessdiag.engine.stacking import batching_rules_only, stacks
 from hessdiag.engine.ways import EXACT_WAYS, WAYS
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.problem import Problem
 from hessdiag.samples import divide, draw, row_count
 
 TRIAL_VECTORS = 1
-HANDICAP = {"stacked_graph": 0.7, "forward_over_reverse": 1.5}
-"""What a trial's seconds are multiplied by: the same way must win on a busy machine too, so that a run repeats to
-the last bit; and forward mode gains less over a sweep than one vector says."""
-LONG_TRIAL = 0.02  # seconds: beyond, two calls are enough
+LONG_TRIAL = 0.02  # seconds: a call that takes as long is not repeated
 TRIALS = 4
-WORTH_STACKING = 20  # products: the trial costs about 8
+WORTH_STACKING = 100  # products: vmap of a cross-entropy makes torch import sympy, a quarter of a CPU second
+PAIR = 8  # examples of each of two batches that are tried together
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
 """Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
 
@@ -74,7 +73,7 @@ def hessian(
         samples: how many examples, see `hessdiag.draw`; likewise ``seed`` and ``batch_size``.
         seed: of the draw.
         batch_size: examples per batch.
-        way: one of `ways.WAYS`; "auto" tries the exact ones on the first batch and takes the fastest.
+        way: one of `ways.WAYS`; "auto" tries the exact ones on a few examples.
         **options: dtype, device, block of `Curvature`.
 
     Raises:
@@ -92,13 +91,14 @@ def hessian(
 def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> Plan:
     """Try the exact ways on a vector; costs about 3 products and 3 gradients of 16 examples.
 
-    With small batches, and ``products`` (how many will be formed) unknown or enough to pay for it, it is also
-    tried whether all batches together are faster.
-
     Double backward comes first. Forward mode, which is slower on every network tried and makes torch load its
     compiler (1.5 CPU seconds of a process), is tried where double backward fails; and for G and R, which no
     difference of gradients can check. A way that fails is left out and noted; ways that disagree mean that a
     derivative formula is wrong, and the self-test will say which tensor it concerns.
+
+    Small batches go together where `Curvature.stackable` says that it pays and two of them agree with each alone;
+    not for fewer ``products`` (how many will be formed) than pay for it, and not through convolutions, which
+    vmap turns into convolutions in groups: 2 to 4 times slower.
 
     Raises:
         MeasurementError: no way works, or the loss does not depend on the parameters.
@@ -118,7 +118,8 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
                 if name == "retained_graph" and operator.kind != "ggn":
                     results["anew"], results[name], seconds[name] = _replayed(operator, piece, rows)
                 else:
-                    results[name], seconds[name] = _timed(lambda name=name: _try(operator, name, piece, rows))  # type: ignore[misc]
+                    call = partial(_try, operator, name, piece, rows)
+                    results[name], seconds[name] = _timed(call, least=2)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -134,10 +135,11 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
             msg = f"no exact product works here ({why}): replace the operation{also}"
         raise MeasurementError(msg)
     agreements = [_agreement(list(results.values()))]
+    way = next(iter(seconds))
     many = products is None or products >= WORTH_STACKING
-    if many and "retained_graph" in seconds and not fixed and operator.kind != "ggn" and operator.stackable:
-        agreements.append(_stacked(operator, seconds, failures))
-    way = min(seconds, key=lambda name: seconds[name] * HANDICAP.get(name, 1.0))
+    if many and way == "retained_graph" and not fixed and _together_pays(operator, piece):
+        agreements.append(_stacked(operator, rows, seconds, failures))
+        way = "stacked_graph" if "stacked_graph" in seconds else way
     known = [off for off in agreements if off is not None]
     reason = _reason(way, seconds, failures, fixed=fixed)
     return Plan(way, reason, max(known, default=None), seconds, gradient_seconds)
@@ -145,16 +147,16 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
 
 def _reason(way: str, seconds: dict[str, float], failures: dict[str, str], *, fixed: bool) -> str:
     taken = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items())
-    said = f"--way {way}" if fixed else f"fastest of {taken}" if len(seconds) > 1 else f"{taken} a trial product"
+    said = f"--way {way}" if fixed else f"{taken} a trial product"
     return said + "".join(f"; {name} does not work here" for name in failures)
 
 
 def _replayed(operator: Curvature, piece: Any, rows: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Products formed anew and again from a kept graph, and seconds: of the latter, where graphs will be kept."""
-    anew = _try(operator, "retained_graph", piece, rows)
+    """Products from a new graph and again from the same, and seconds: of the latter, where graphs will be kept."""
     begun = time.perf_counter()
     graph = GradientGraph(operator.function, operator.kind, piece)
     building = time.perf_counter() - begun
+    anew = graph.products(rows)
     again, seconds = _timed(lambda: graph.products(rows))
     kept = graph.held * trials_in(operator) <= operator.graphs.room
     return anew, again, seconds if kept else seconds + building
@@ -166,34 +168,39 @@ def trials_in(operator: Curvature) -> float:
     return examples / (row_count(operator.trial) or examples)
 
 
-def _stacked(operator: Curvature, seconds: dict[str, float], failures: dict[str, str]) -> float | None:
-    """Try all batches at once, on all of them; costs about 4 products and 4 gradients of the sample set.
+def _together_pays(operator: Curvature, piece: Any) -> bool:
+    if operator.kind == "ggn" or not operator.stackable:
+        return False
+    return not any(name.startswith("Convolution") for name in operator.function.operations(piece))
 
-    Adds its seconds, on the scale of the trial's.
+
+def _stacked(
+    operator: Curvature, rows: Tensor, seconds: dict[str, float], failures: dict[str, str]
+) -> float | None:
+    """Try a few examples of two batches together; adds the seconds, on the scale of the trial's, where it works.
 
     Returns:
-        The relative difference from batches one by one; None if it does not work here.
+        The relative difference from the two one by one; None if it does not work here.
     """
-    rows, taken, found = trial_vectors(operator, 2), {}, {}
-    names = ("retained_graph", "stacked_graph")
+    pieces = [next(divide(batch, PAIR)) for batch in operator.batches]
+    pair = next((stack for stack in stacks(pieces, 2) if len(stack.indices) > 1), None)
+    if pair is None:
+        return None
+    function, kind = operator.function, operator.kind
     try:
-        with operator.function.measuring(), batching_rules_only():
-            for operator.way in names:
-                found[operator.way], taken[operator.way] = _timed(lambda: _whole(operator, rows))
+        with function.measuring(), batching_rules_only():
+            stack = StackGraph(function, kind, pair)
+            together, taken = _timed(lambda: stack.products(rows), least=2)
     except (RuntimeError, ValueError, TypeError) as error:
-        if operator.way == "retained_graph" or is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         failures["stacked_graph"] = one_line(error, 120)
         return None
-    finally:
-        operator.way = "retained_graph"
-        operator.graphs.release()
-    seconds["stacked_graph"] = seconds["retained_graph"] * taken["stacked_graph"] / taken["retained_graph"]
-    return _agreement([found[name] for name in names])
-
-
-def _whole(operator: Curvature, rows: Tensor) -> Tensor:
-    return torch.stack([part.double().sum(1) for _, part in operator.by_batch(rows)]).sum(0)
+    with function.measuring():
+        graphs = [GradientGraph(function, kind, pieces[index]) for index in pair.indices]
+        apart, alone = zip(*(_timed(partial(one.products, rows), least=2) for one in graphs), strict=True)
+    seconds["stacked_graph"] = seconds["retained_graph"] * taken / sum(alone)
+    return _agreement([torch.stack(apart, dim=1), together])
 
 
 def _require_dependence(operator: Curvature) -> None:
@@ -219,11 +226,10 @@ def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:
     return WAYS[name](operator.function, operator.kind, piece, rows)
 
 
-def _timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """The result and its seconds per row, the best of a few calls, of two if they take long."""
+def _timed(call: Callable[[], Tensor], least: int = 1) -> tuple[Tensor, float]:
+    """The result and its seconds per row, the best of a few calls; of ``least``, if they take long."""
     trials: list[float] = []
-    # the first call warms up, and may import half a library
-    while len(trials) < 2 or (len(trials) < TRIALS and sum(trials) < LONG_TRIAL):
+    while len(trials) < least or (len(trials) < TRIALS and sum(trials) < LONG_TRIAL):
         begun = time.perf_counter()
         result = call()
         if result.is_cuda:

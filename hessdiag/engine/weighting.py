@@ -129,21 +129,18 @@ def _trial(operator: Curvature, whole: Any, parts: list[Any]) -> Trial | None:
 
 def _unlike(batches: list[Any]) -> list[tuple[int, Any]]:
     """Up to 16 examples, (batch, example): the farthest from those taken before, beginning with the farthest."""
-    places, rows = [], []
+    signatures: dict[int, Tensor] = {}
     for index, batch in enumerate(batches):
-        number = row_count(batch)
-        if number is None:
-            continue
-        signature = _signature(batch)
-        for row in range(number):
-            places.append((index, row))
-            rows.append(signature[row])
-        if len(rows) >= LOOKED_AT:
+        if row_count(batch) is not None:
+            signatures[index] = _signature(batch)
+        if sum(map(len, signatures.values())) >= LOOKED_AT:
             break
-    if not rows:
+    places = [(index, row) for index, signature in signatures.items() for row in range(len(signature))]
+    if not places:
         return []
-    width = max(len(row) for row in rows)
-    table = torch.stack([torch.nn.functional.pad(row, (0, width - len(row))) for row in rows])
+    width = max(signature.shape[1] for signature in signatures.values())
+    padded = [torch.nn.functional.pad(one, (0, width - one.shape[1])) for one in signatures.values()]
+    table = torch.cat(padded)
     table = (table - table.mean(0)) / table.std(0, correction=0).clamp(min=1e-12)
     taken = [int(table.norm(dim=1).argmax())]
     near = torch.full((len(table),), math.inf, dtype=torch.float64)
