@@ -101,6 +101,7 @@ def _plain(*tensors: Tensor) -> bool:
         and len({(tensor.dtype, tensor.device, tensor.layout) for tensor in tensors}) == 1
         and first.is_floating_point()
         and first.layout is torch.strided
+        and not first.is_meta
         and not torch.is_autocast_enabled(first.device.type)
         and not transformed(*tensors)
         and all(forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)  # type: ignore[no-untyped-call]
