@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hessdiag.analysis import analyze
-from hessdiag.engine import curvature, ways
+from hessdiag.engine import curvature, planner, ways
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.preflight import preflight
 from hessdiag.errors import MeasurementError
@@ -202,7 +202,10 @@ def test_a_whole_analysis_says_what_was_done(monkeypatch):
 
 
 def test_a_trial_that_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setitem(ways.WAYS, "retained_graph", limited(ERRORS["CUDA"], vectors=0)[0])
+    def full(*_):
+        raise ERRORS["CUDA"]
+
+    monkeypatch.setattr(planner, "GradientGraph", full)
     problem = models.mlp()
     with pytest.raises(MeasurementError, match=r"out of memory.*--batch-size"):
         preflight(problem, models.sample(problem))
