@@ -18,6 +18,10 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
 
 
+_OPEN: dict[int, list[Callable[[], None]]] = {}
+"""Of every model inside `left_as_found`, what puts it back, outermost first: several functions may share a model."""
+
+
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
     """A context at whose end every module has the attributes it had, and lists, dicts and sets their content.
@@ -29,6 +33,9 @@ def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
     Yields:
         A function that puts back all but the modes at once: what one pass has kept is not for the next to find.
     """
+    outer = _OPEN.setdefault(id(model), [])
+    if outer:
+        outer[-1]()  # what a pass has kept, of whichever function, is not to be found as the model's own
     found = [(module, _state(module)) for module in model.modules()]
 
     def put_back() -> None:
@@ -42,10 +49,14 @@ def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
             for container, content in contents:
                 _refill(container, content)
 
+    outer.append(put_back)
     try:
         yield put_back
     finally:
         put_back()
+        outer.remove(put_back)
+        if not outer:
+            del _OPEN[id(model)]
         for module, (attributes, _) in found:
             if "training" in attributes:
                 vars(module)["training"] = attributes["training"]

@@ -139,7 +139,6 @@ class Functional:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Evaluation mode, MATH attention, no TF32, own random streams; all put back afterwards."""
-        self._put_back()  # what a pass has kept is not to be found as the model's own
         modules = list(self._model.modules())
         cuda = [self.device] if self.device.type == "cuda" else []
         has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
