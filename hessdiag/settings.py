@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
+from hessdiag.accuracy import Accuracy, Budget, accuracy, budget
 from hessdiag.errors import UsageError
 from hessdiag.results import QUANTITIES, at_least
 
@@ -21,8 +22,13 @@ WAYS = (
     "layer_streamed",
     "finite_difference",
 )
-UNPAIRED = ("trace_rtol",)
+UNPAIRED = ("effort", "accuracy", "budget")
 """Options that no check and no comparison has: pairs need probes of one number."""
+MOST_PROBES = 64
+"""Where an accuracy decides, at most: 1% of the trace of a 2-layer GPT takes about as many."""
+PAIRED: Mapping[str, Any] = {"rtol": 1e-3, "probes": 32}
+"""What checks and comparisons ask for where nothing is said: pairs need probes of one number. 32 know the trace of
+a trained network to 1%, and are enough for t intervals to cover."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +46,15 @@ class Settings:
         dtype: "float32" or "float64"; None: the model's, half precision in float32 copies.
         device: "cpu", "cuda", "cuda:1"; None: where the model is.
         way: how products are formed; "auto" tries and chooses.
-        rtol: relative width to which the extremes are certified (λ_min: relative to the spectral radius).
-        trace_rtol: relative standard error of the trace at which its own probes stop; None: all of ``probes``.
-        probes: random quadratic forms, for trace, ‖H‖_F² and what follows from them. 32: with deflation 1 % of
-            the trace on a trained network, and enough for t intervals to cover.
-        density_probes: random starts of the density, beside ``probes``.
-        steps: Lanczos steps of each of these. 8 x 40: bands of a few percent of the bulk's mass.
+        effort: "quick", "normal" or "thorough": how well everything is to be known (`hessdiag.accuracy.EFFORTS`).
+        accuracy: single accuracies instead, "trace=0.5%,lambda_max=1e-4" or a mapping.
+        budget: the most to spend, "60s", "200p" (products) or "500g" (gradients); None: what the accuracies take.
+        rtol: relative width to which both extremes are certified (λ_min: relative to the spectral radius), instead
+            of the accuracies'.
+        probes: random quadratic forms, for trace, ‖H‖_F² and what follows from them; None: as many as the
+            accuracies take, 8 to 64.
+        density_probes: random starts of the density beside the run's own.
+        steps: Lanczos steps of each of these, and of the run at least; None: what the density's accuracy takes.
         max_steps: most products for the extremes.
         top: how many of the largest eigenvalues to verify.
         confidence: of intervals over probes and data.
@@ -64,11 +73,13 @@ class Settings:
     dtype: str | None = None
     device: str | None = None
     way: str = "auto"
-    rtol: float = 1e-3
-    trace_rtol: float | None = None
-    probes: int = 32
-    density_probes: int = 8
-    steps: int = 40
+    effort: str = "normal"
+    accuracy: str | Mapping[str, float] | None = None
+    budget: str | None = None
+    rtol: float | None = None
+    probes: int | None = None
+    density_probes: int = 0
+    steps: int | None = None
     max_steps: int = 160
     top: int = 1
     confidence: float = 0.95
@@ -100,19 +111,43 @@ class Settings:
             if value is not None and value < 1:
                 msg = f"--{option.replace('_', '-')} {value}: at least 1 is needed"
                 raise UsageError(msg)
-        for option, tolerance in (("--rtol", self.rtol), ("--trace-rtol", self.trace_rtol)):
-            if tolerance is not None and not 0 < tolerance < 1:
-                msg = f"{option} {tolerance}: allowed is more than 0 and less than 1"
-                raise UsageError(msg)
+        if self.rtol is not None and not 0 < self.rtol < 1:
+            msg = f"--rtol {self.rtol}: allowed is more than 0 and less than 1"
+            raise UsageError(msg)
+        self.known_to, self.spending  # noqa: B018  (each refuses what it cannot read)
         if not 0.5 <= self.confidence < 1:
             msg = f"--confidence {self.confidence}: allowed is 0.5 to less than 1"
             raise UsageError(msg)
-        at_least(self.probes, 2, "--probes", "a standard error")
-        at_least(self.density_probes, 2, "--density-probes", "a band over probes")
-        at_least(self.steps, 2, "--steps", "a density")
+        at_least(2 if self.probes is None else self.probes, 2, "--probes", "a standard error")
+        at_least(self.density_probes or 2, 2, "--density-probes", "a band over probes")
+        at_least(2 if self.steps is None else self.steps, 2, "--steps", "a density")
         if self.operator == "ggn" and self.way == "finite_difference":
             msg = "--operator ggn with --way finite_difference: differences give the Hessian only; drop one"
             raise UsageError(msg)
+
+    @property
+    def known_to(self) -> Accuracy:
+        """The accuracy of each quantity, all options taken together.
+
+        Raises:
+            UsageError: an effort or an accuracy that does not exist.
+        """
+        found = accuracy(self.effort, self.accuracy)
+        return found if self.rtol is None else replace(found, lambda_max=self.rtol, lambda_min=self.rtol)
+
+    @property
+    def spending(self) -> Budget | None:
+        """The budget, read.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        return None if self.budget is None else budget(self.budget)
+
+    @property
+    def most_probes(self) -> int:
+        """Probes at most: as asked, or what an accuracy may take."""
+        return MOST_PROBES if self.probes is None else self.probes
 
     def wants(self, *names: str) -> bool:
         """Whether any of these quantities was asked for."""

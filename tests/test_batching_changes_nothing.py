@@ -121,10 +121,11 @@ def test_this_promise_would_notice(breakage):
     problem = models.attention()
     op = Curvature(problem, models.sample(problem, 4))
     v = models.randn(op.size, seed=4)
-    right = float(v @ (op @ v))
+    with op.recorded() as record:
+        right = float(v @ (op @ v))
 
     def weighted():
-        return float((op.forms[0] * op.weights).sum() / op.weights.sum())
+        return float((record.batches[0] * op.weights).sum() / op.weights.sum())
 
     assert abs(weighted() - right) < 1e-12 * abs(right)
     breakage(op)

@@ -23,7 +23,7 @@ from hessdiag.check import config, origin, render, rules, schema, toml_lines
 from hessdiag.check.budgets import Limit, Scope
 from hessdiag.check.config import ConfigError, find_config, load_config
 from hessdiag.errors import UsageError
-from hessdiag.settings import Settings
+from hessdiag.settings import PAIRED, Settings
 from tests.bad_configs import BROKEN_TOML, CONFIGS, HEAD
 
 EXAMPLE = """
@@ -319,7 +319,7 @@ def test_whatever_stands_there_is_a_configuration_or_faults(
         assert error.faults
         assert all(fault.isprintable() for fault in error.faults)
     else:
-        assert Settings(**read.run, confidence=read.confidence).probes <= read.max_probes
+        assert Settings(**{**PAIRED, **read.run}, confidence=read.confidence).probes <= read.max_probes
 
 
 KEYS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), min_size=1, max_size=3)

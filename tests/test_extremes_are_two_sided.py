@@ -141,7 +141,7 @@ def large() -> ClosureOperator:
 
 def test_a_large_float32_run_stays_orthogonal():
     result = extremes(large())
-    assert result.krylov.size > 30
+    assert result.krylov.size > 20
     assert result.krylov.orthogonality < 2e-6
     assert result.lambda_max is not None and result.lambda_max.lo <= 30.0 <= result.lambda_max.hi
     assert not result.warnings

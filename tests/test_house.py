@@ -15,6 +15,7 @@ ROOMS = [
     "errors",
     "files",
     "folders",
+    "accuracy",
     "results",
     "settings",
     "operator",

@@ -298,7 +298,7 @@ def test_without_a_place_there_is_a_reason_and_no_comparison():
 def test_the_twin_is_measured_as_the_checkpoint_was():
     at = checkpoint(trained())
     settings = settings_of(at)
-    for name in ("probes", "density_probes", "steps", "rtol", "confidence", "seed", "operator"):
+    for name in ("probes", "density_probes", "steps", "known_to", "confidence", "seed", "operator"):
         assert getattr(settings, name) == getattr(SETTINGS, name), name
     assert set(settings.quantities) == set(QUANTITIES)
     taken = {"trace": Reading(1.0, 1.0, 1.0, "exact")}

@@ -13,6 +13,7 @@ from torch import nn
 import hessdiag
 from hessdiag.analysis import Measurement, analyze, sweep
 from hessdiag.analysis.probed import Probed
+from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.operator import as_operator
 from hessdiag.settings import Settings
@@ -20,7 +21,7 @@ from hessdiag.spectral import forms, lanczos
 from hessdiag.spectral.interval import PILOT, mean_interval
 from tests import models
 
-ASKED = {"quantities": ("trace", "frobenius_squared"), "confidence": 0.999, "batch_size": 1}
+ASKED = {"quantities": ("trace", "frobenius_squared"), "confidence": 0.999, "batch_size": 1, "probes": 32}
 
 
 def low_rank() -> hessdiag.Problem:
@@ -53,7 +54,7 @@ def test_what_the_run_explains_is_not_left_to_probes_on_the_residual():
     assert any("the trace comes from probes on H" in note for note in found.notes)
     assert sum(layer.trace for layer in found.layers) == pytest.approx(trace.value, rel=1e-9)
     assert trace.data is None  # three batches
-    alone = analyze(low_rank(), "trace").metrics["trace"]  # nothing else draws on H
+    alone = analyze(low_rank(), "trace", probes=32).metrics["trace"]  # nothing else draws on H
     assert "tr(G) exactly" in alone.provenance.method and len(alone.per_probe) == 32
 
 
@@ -63,7 +64,8 @@ def test_each_way_is_taken_where_it_is_better_and_both_hold_the_truth():
     operator = Measurement(problem, Settings(**ASKED)).operator
     lengths = set()
     for seed in range(16):
-        found = Sweep(operator, Settings(seed=seed, **ASKED)).run()
+        spending = Spending(None, operator, 1.0, 0.0)
+        found = Sweep(operator, Settings(seed=seed, **ASKED), spending).run()
         trace = found.metrics["trace"]
         assert trace.lo <= truth <= trace.hi, seed
         on_h = any("probes on H" in note for note in found.notes)
@@ -71,6 +73,13 @@ def test_each_way_is_taken_where_it_is_better_and_both_hold_the_truth():
         assert found.products == (PILOT if on_h else PILOT + 32)
         lengths.add(len(trace.per_probe))
     assert lengths == {24, 32}
+
+
+def test_where_the_accuracy_decides_probes_on_the_hessian_do_both():
+    asked = {**ASKED, "probes": None}
+    trace, square = (analyze(low_rank(), **asked).metrics[name] for name in asked["quantities"])
+    assert len(trace.per_probe) == len(square.per_probe) == 8
+    assert trace.stderr < 1e-8 * abs(trace.value)
 
 
 SEEDS = 2000  # the standard error of a coverage of 0.95 is 0.005: the band is four of them wide

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.analysis import analyze, traces
+from hessdiag.analysis import analyze, settled, traces
 from hessdiag.analysis.residual import Residual
 from hessdiag.analysis.traces import ModelTrace, model_trace
 from hessdiag.engine import gauss_newton
@@ -333,7 +333,7 @@ def test_where_probes_are_drawn_anyway_a_vocabulary_has_its_trace_from_them():
     alone = analyze(problem, ["trace"], batch_size=2).metrics["trace"]
     assert "draws of signs at the outputs" in alone.provenance.method
     # few outputs are exact either way
-    few = analyze(models.attention(6), quantities).metrics["trace"]
+    few = analyze(models.attention(6), quantities, probes=32).metrics["trace"]
     assert "tr(G) exactly" in few.provenance.method
 
 
@@ -501,7 +501,7 @@ def said(off: float, exact: bool = False, number: int = 32, spread: float = 1.0)
     value = 10 + off * max(stderr, 1e-7)
     limits = {"lo": value, "hi": value, "kind": "exact", "confidence": 1.0, "stderr": 0.0}
     known = Estimate(quantity="trace", value=value, provenance=Provenance(method=""), **limits)
-    return traces.contradiction(known, values)
+    return settled.contradiction(known, values)
 
 
 def test_an_exact_trace_far_from_its_probes_is_said():

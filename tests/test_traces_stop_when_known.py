@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 import hessdiag
-from hessdiag.analysis import traces
+from hessdiag.analysis import settled, traces
 from hessdiag.errors import UsageError
-from hessdiag.settings import Settings
-from hessdiag.spectral import deflation, moments
+from hessdiag.operator import as_operator
+from hessdiag.settings import MOST_PROBES, Settings
+from hessdiag.spectral import deflation, forms_for, lanczos, moments
+from hessdiag.spectral import enough as planning
+from hessdiag.spectral.enough import FEWEST, SHORT, Goal
 from hessdiag.spectral.interval import PILOT, enough
 from tests import models
 from tests.seeds import band, seeds
@@ -72,6 +75,42 @@ def test_stopping_moves_no_value_and_shortens_no_interval():
     assert BAND[0] <= held <= BAND[1]
 
 
+PLANNED = SEEDS // 2
+GOAL = Goal(trace=0.01, square=0.02, confidence=0.95, most=150)
+
+
+@functools.cache
+def planned() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per seed and moment: its error, whether its interval holds, and how wide it is for what was asked."""
+    true = np.array([SPECTRUM.sum(), np.square(SPECTRUM).sum()])
+    rows = []
+    for seed in range(PLANNED):
+        op = as_operator(rotated())
+        krylov = lanczos(op, steps=12, seed=seed)
+        found = forms_for(op, krylov, GOAL, seed)
+        both = [moments.trace_from(found), moments.frobenius_squared_from(found)]
+        asked = np.array([GOAL.trace, GOAL.square]) * true
+        rows.append(
+            (
+                [one.value - t for one, t in zip(both, true, strict=True)],
+                [one.lo <= t <= one.hi for one, t in zip(both, true, strict=True)],
+                [(one.hi - one.lo) / 2 / a for one, a in zip(both, asked, strict=True)],
+            )
+        )
+    errors, held, widths = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    return errors, held, widths
+
+
+@pytest.mark.coverage
+def test_probes_counted_by_the_run_are_enough_and_cover():
+    errors, held, widths = planned()
+    assert (np.abs(errors.mean(0)) < 4 * errors.std(0) / math.sqrt(PLANNED)).all()
+    low, high = band(PLANNED, 0.93, 0.98)
+    assert ((held.mean(0) >= low) & (held.mean(0) <= high)).all(), held.mean(0)
+    assert (widths.max(1) <= SHORT * 1.4).mean() > 0.95
+    assert np.median(widths.max(1)) > 0.6  # and no more than it takes
+
+
 def test_the_most_is_the_most():
     found = asked(0.001, num_probes=20)
     assert len(found.per_probe) == 20 - PILOT
@@ -82,8 +121,8 @@ def test_the_most_is_the_most():
 def test_tolerances_out_of_range_are_refused(rtol: float):
     with pytest.raises(UsageError, match="rtol"):
         asked(rtol)
-    with pytest.raises(UsageError, match="--trace-rtol"):
-        Settings(trace_rtol=rtol)
+    with pytest.raises(UsageError, match="--accuracy trace"):
+        Settings(accuracy={"trace": rtol})
 
 
 def smooth() -> hessdiag.Problem:
@@ -94,8 +133,10 @@ def smooth() -> hessdiag.Problem:
     return hessdiag.Problem(nn.Sequential(*layers).double(), {"train": data}, criterion="cross_entropy")
 
 
-def analysis(rtol: float | None, *quantities: str, problem: hessdiag.Problem | None = None, **options: object):
-    return hessdiag.analyze(problem or smooth(), ["trace", *quantities], trace_rtol=rtol, **options)
+def analysis(half: float | None, *quantities: str, problem: hessdiag.Problem | None = None, **options: object):
+    """With half the trace's interval as asked, or with 32 probes."""
+    known: dict[str, object] = {"probes": 32} if half is None else {"accuracy": {"trace": half}}
+    return hessdiag.analyze(problem or smooth(), ["trace", *quantities], **known, **options)
 
 
 def probes(found: hessdiag.Analysis) -> int:
@@ -103,9 +144,9 @@ def probes(found: hessdiag.Analysis) -> int:
 
 
 def test_probes_of_the_residual_stop_too():
-    everything, loose, tight = analysis(None), analysis(0.2), analysis(0.03)
+    everything, loose, tight = analysis(None), analysis(0.4), analysis(0.06)
     assert probes(everything) == 32
-    assert probes(loose) == PILOT < probes(tight) <= 32 - PILOT
+    assert probes(loose) == PILOT < probes(tight) <= MOST_PROBES - PILOT
     assert loose.cost.products < everything.cost.products
     truth = float(models.dense_hessian(smooth()).trace())
     for found in (loose, tight):
@@ -119,10 +160,11 @@ def test_probes_of_the_residual_stop_too():
 def test_what_is_not_reached_is_said_with_what_it_takes():
     found = analysis(0.001)
     trace = found.metrics["trace"]
-    (said,) = [text for text in found.warnings if "standard error" in text]
+    (said,) = [text for text in found.warnings if "trace is known to" in text]
     needed = int(said.split("--probes ")[1])
-    assert needed == PILOT + math.ceil(32 * (trace.stderr / abs(trace.value) / 0.001) ** 2)
-    assert not [text for text in analysis(0.2).warnings if "standard error" in text]
+    reached = (trace.hi - trace.lo) / 2 / abs(trace.value)
+    assert needed == math.ceil(len(trace.per_probe) * (reached / 0.001) ** 2)
+    assert not [text for text in analysis(0.4).warnings if "trace is known to" in text]
 
 
 def bare() -> hessdiag.Problem:
@@ -135,16 +177,15 @@ def bare() -> hessdiag.Problem:
     )
 
 
-def test_probes_on_the_hessian_stop_where_nothing_else_needs_them():
-    alone = analysis(0.2, problem=bare())
-    assert probes(alone) == PILOT
+def test_probes_on_the_hessian_are_as_many_as_the_run_says():
+    alone = analysis(0.4, problem=bare())
+    assert FEWEST <= probes(alone) < 2 * FEWEST
     assert len(alone.layers) == 6
     assert sum(row.trace for row in alone.layers) == pytest.approx(alone.metrics["trace"].value, rel=1e-9)
-    shared = analysis(0.2, "frobenius_squared", problem=bare())
-    assert probes(shared) == 32
-    beside = analysis(0.2, "density", problem=bare(), density_probes=4, steps=4)
-    # the density has starts of its own
-    assert beside.metrics["trace"].per_probe == pytest.approx(alone.metrics["trace"].per_probe, rel=1e-9)
+    shared = analysis(0.4, "frobenius_squared", problem=bare(), effort="thorough")
+    assert probes(shared) > FEWEST
+    square = shared.metrics["frobenius_squared"]
+    assert (square.hi - square.lo) / 2 <= SHORT * 0.01 * square.value or len(square.per_probe) == MOST_PROBES
 
 
 def test_where_every_direction_is_explored_a_tolerance_changes_nothing():
@@ -155,7 +196,7 @@ def test_where_every_direction_is_explored_a_tolerance_changes_nothing():
         {"train": (models.randn(64, 3), models.labels(64, 3))},
         loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
     )
-    plain, tolerant = analysis(None, problem=problem), analysis(0.2, problem=problem)
+    plain, tolerant = analysis(None, problem=problem), analysis(0.4, problem=problem)
     assert plain.metrics["trace"].kind == "exact"
     assert plain.metrics["trace"].data is not None
     assert len(plain.layers) == 4
@@ -165,7 +206,8 @@ def test_where_every_direction_is_explored_a_tolerance_changes_nothing():
 def test_a_finished_measurement_is_not_taken_for_another_accuracy():
     from hessdiag.analysis import Measurement
 
-    keys = {Measurement(smooth(), Settings(quantities=("trace",), trace_rtol=r)).key for r in (None, 0.1, 0.01)}
+    asked = (None, {"trace": 0.1}, {"trace": 0.01})
+    keys = {Measurement(smooth(), Settings(quantities=("trace",), accuracy=a)).key for a in asked}
     assert len(keys) == 3
 
 
@@ -174,8 +216,9 @@ def test_checks_draw_in_pairs_and_have_no_such_option():
     from hessdiag.check.schema import RunTable
     from hessdiag.integrations.pytest_run import OPTIONS
 
-    assert "trace_rtol" not in RunTable.model_fields
-    assert "trace_rtol" not in OPTIONS
+    for name in ("accuracy", "effort", "budget"):
+        assert name not in RunTable.model_fields
+        assert name not in OPTIONS
     assert "probes" in RunTable.model_fields
     assert "probes" in OPTIONS
 
@@ -201,6 +244,18 @@ BROKEN = {
     ),
     "a third as many": (deflation, "enough", third, test_as_many_probes_as_the_tolerance_needs),
     "always all": (deflation, "enough", lambda *a: a[-1], test_as_many_probes_as_the_tolerance_needs),
+    "what the run knows is not used": (
+        planning,
+        "_unexplained",
+        lambda krylov, measure: (1e9, 1e9),
+        test_probes_counted_by_the_run_are_enough_and_cover,
+    ),
+    "three times as wide is enough": (
+        Goal,
+        "allowed",
+        lambda goal, trace, square: (3 * goal.trace * trace, 3 * goal.square * square),
+        test_probes_counted_by_the_run_are_enough_and_cover,
+    ),
     "the residual's always all": (traces, "enough", lambda *a: a[-1], test_probes_of_the_residual_stop_too),
 }
 
@@ -208,13 +263,15 @@ BROKEN = {
 @pytest.mark.parametrize(("place", "name", "broken", "promise"), BROKEN.values(), ids=BROKEN)
 def test_this_promise_would_notice(place, name, broken, promise, monkeypatch):
     over_seeds.cache_clear()
+    planned.cache_clear()
     monkeypatch.setattr(place, name, broken)
     with pytest.raises(AssertionError):
         promise()
     over_seeds.cache_clear()
+    planned.cache_clear()
 
 
 def test_this_promise_would_notice_an_unsaid_shortfall(monkeypatch):
-    monkeypatch.setattr(traces, "BEYOND", math.inf)
+    monkeypatch.setattr(settled, "BEYOND", math.inf)
     with pytest.raises(ValueError, match="not enough values"):
         test_what_is_not_reached_is_said_with_what_it_takes()

@@ -12,7 +12,7 @@ from hessdiag.analysis.population import by_batch, data_error
 from hessdiag.analysis.traces import ModelTrace
 from hessdiag.closed_form import ClosedForm, Recognized, affordable, exact_traces
 from hessdiag.engine.curvature import Curvature
-from hessdiag.settings import Settings
+from hessdiag.settings import PAIRED, Settings
 
 FREE = 1e10  # multiply-adds: about a second on one core, not worth an error bar
 PER_PRODUCT = 6  # multiply-adds per sample and weight: a product is two gradients of three matrix products each
@@ -27,7 +27,7 @@ def network_of(operator: Curvature, settings: Settings) -> Recognized | None:
     """
     if not (uses_trace(settings) or needs_square(settings)):
         return None
-    products = planned(settings) + (settings.probes if uses_trace(settings) else 0)
+    products = planned(settings) + (PAIRED["probes"] if uses_trace(settings) else 0)
     each = PER_PRODUCT * operator.samples.examples * operator.size
     found = affordable(operator, max(FREE, products * each))
     return None if isinstance(found, str) else found

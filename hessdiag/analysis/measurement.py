@@ -13,6 +13,7 @@ import torch
 from hessdiag.analysis.closed import network_of
 from hessdiag.analysis.needs import planned, uses_trace
 from hessdiag.analysis.record import environment, fingerprint, key_of
+from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.curvature import Curvature
@@ -39,10 +40,11 @@ def analyze(
         quantities: names out of `results.QUANTITIES`; by default all.
         progress: called with (stage, done, total).
         **options: the other fields of `Settings`: samples, batch_size, seed, split, params, operator, dtype,
-            device, way, rtol, trace_rtol, probes, density_probes, steps, max_steps, top, confidence, block.
+            device, way, effort, accuracy, budget, rtol, probes, density_probes, steps, max_steps, top, confidence,
+            block.
 
     Returns:
-        The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 400 products.
+        The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 90 products.
 
     Raises:
         UsageError: an option that does not exist or contradicts another.
@@ -75,6 +77,8 @@ class Measurement:
         if settings.params is not None:
             problem = replace(problem, params=tuple(settings.params))
         self.settings = settings
+        self._begun = time.perf_counter()
+        self._spending: Spending | None = None
         self.left: Warm | None = None
         self.samples: SampleSet = draw(
             problem.data[settings.split],
@@ -142,6 +146,11 @@ class Measurement:
             f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})" + beside + hint
         )
 
+    def interrupt(self) -> None:
+        """End with what there is: `run` returns the answer so far, its intervals as honest as ever."""
+        if self._spending is not None:
+            self._spending.interrupted = True
+
     def run(self, progress: Report | None = None, warm: Warm | None = None) -> Analysis:
         """Measure; where ``warm`` is given, the extremes start near what an earlier run left.
 
@@ -161,9 +170,11 @@ class Measurement:
 
         self.operator.watch = watch
         try:
-            found = Sweep(self.operator, self.settings, self.network, warm).run()
+            budget = self.settings.spending
+            self._spending = Spending(budget, self.operator, self.checked.gradient_seconds, self._begun)
+            found = Sweep(self.operator, self.settings, self._spending, self.network, warm).run()
         finally:
-            self.operator.watch = None
+            self.operator.watch = self.operator.stop = None
             self.operator.graphs.release()
         checked, op = self.checked, self.operator
         if found.krylov is not None and found.convergence.steps:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessdiag.analysis.population import batch_error
 from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.records import Record
 from hessdiag.results import Estimate, Kind, Layer
 from hessdiag.spectral import Forms, Krylov, trace_from
 from hessdiag.spectral.interval import mean_interval
@@ -28,25 +29,25 @@ class Probed:
         operator: H or G.
         krylov: the run; None for none.
         forms: of the probes.
-        first: index of the run's first product among the operator's records.
-        first_form: of the first probe.
+        run: what the run's products showed.
+        probes: what the products of the probes, and of none other, showed.
     """
 
     operator: Curvature
     krylov: Krylov | None
     forms: Forms
-    first: int
-    first_form: int
+    run: Record
+    probes: Record
 
     def without(self, number: int) -> Probed:
         """All but the first ``number`` probes, which have decided something."""
         forms = replace(self.forms, trace=self.forms.trace[number:], squares=self.forms.squares[number:])
-        return replace(self, forms=forms, first_form=self.first_form + number)
+        return replace(self, forms=forms, probes=self.probes.last(len(forms.trace)))
 
     def trace(self, confidence: float) -> Estimate:
         """Tr H with both errors."""
         estimate = trace_from(self.forms, confidence=confidence)
-        parts = self._parts(self.operator.forms)
+        parts = self._parts(self.run.batches, self.probes.batches)
         if parts is None:
             return estimate
         data = batch_error(self.operator, parts.mean(0), estimate.value, confidence)
@@ -54,7 +55,7 @@ class Probed:
 
     def layers(self, confidence: float) -> tuple[Layer, ...]:
         """Tr H per tensor."""
-        parts = self._parts(self.operator.layer_forms)
+        parts = self._parts(self.run.tensors, self.probes.tensors)
         if parts is None:
             return ()
         exact = self.forms.exact
@@ -67,19 +68,18 @@ class Probed:
             rows.append(Layer(name=name, size=size, trace=value, lo=lo, hi=hi, kind=kind))
         return tuple(rows)
 
-    def _parts(self, recorded: Sequence[Tensor]) -> Array | None:
-        """Unbiased values of tr H in parts, per probe (n, parts), out of what products recorded of themselves.
+    def _parts(self, of_run: Sequence[Tensor], of_probes: Sequence[Tensor]) -> Array | None:
+        """Unbiased values of tr H in parts, per probe (n, parts), out of what products showed of themselves.
 
-        The run's basis vectors give Σ q·(…q), the probes (d − k) w·(…w); None after a restart, when the recorded
-        vectors are no longer the basis.
+        The run's basis vectors give Σ q·(…q), the probes (d − k) w·(…w); None after a restart, when the vectors
+        that were multiplied are no longer the basis.
         """
         known = self.krylov
         if known is None or known.restarted:
             return None
-        run = torch.stack(list(recorded[self.first : self.first + known.size])).sum(0)
+        run = torch.stack(list(of_run)).sum(0)
         if known.exhausted:
             whole: Array = run[None].numpy()
             return whole
-        probes = torch.stack(list(recorded[self.first_form :]))
-        parts: Array = (run + (self.operator.size - known.size) * probes).numpy()
+        parts: Array = (run + (self.operator.size - known.size) * torch.stack(list(of_probes))).numpy()
         return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -47,7 +48,8 @@ def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
         "probe_law": PROBE_LAW,
         "density_probes": settings.density_probes,
         "steps": settings.steps,
-        "rtol": settings.rtol,
+        "rtol": settings.known_to.lambda_max,
+        "failure": settings.known_to.failure,
         "confidence": settings.confidence,
     }
 
@@ -82,7 +84,8 @@ def key_of(subject: Mapping[str, Any], surroundings: Mapping[str, Any], settings
     computed_by = {name: surroundings[name] for name in COMPUTED_BY}
     # the fingerprint does not see the model's code: the same weights in another function have another loss
     code = [f"{surroundings[name]:.6g}" for name in ("loss", "gradient_norm")]
-    asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block, settings.trace_rtol]
+    asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block]
+    asked += [dataclasses.asdict(settings.known_to), settings.budget]
     text = json.dumps([subject, computed_by, code, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.records import Record
 from hessdiag.settings import Settings
 from hessdiag.spectral import rademacher
 from hessdiag.spectral.interval import PILOT
@@ -43,7 +44,7 @@ class Residual:
     @property
     def few(self) -> bool:
         """Whether the curved tensors have no more entries than there would be probes."""
-        return int(self.mask.sum()) <= self.settings.probes
+        return int(self.mask.sum()) <= self.settings.most_probes
 
     @property
     def products(self) -> int:
@@ -63,17 +64,21 @@ class Residual:
     def diagonal(self) -> ResidualForms:
         """Every entry of the curved tensors multiplied: exact."""
         entries = self.mask.nonzero()[:, 0]
-        for part in torch.split(entries, self.operator.block):
-            self._multiply(torch.nn.functional.one_hot(part, len(self.mask)).to(self.R.dtype))
-        every = self._last(len(entries))
+        with self.R.recorded() as record:
+            for part in torch.split(entries, self.operator.block):
+                self._multiply(torch.nn.functional.one_hot(part, len(self.mask)).to(self.R.dtype))
+        every = _forms(record)
         return ResidualForms(every.tensors.sum(0, keepdims=True), every.batches.sum(0, keepdims=True))
 
     def _drawn(self, stream: str, number: int) -> ResidualForms:
-        for begin in range(0, number, self.operator.block):
-            indices = range(begin, min(begin + self.operator.block, number))
-            rows = torch.stack([rademacher(self.operator, self.settings.seed, stream, i) for i in indices])
-            self._multiply(torch.where(self.mask, rows, torch.zeros_like(rows)))
-        return self._last(number)
+        with self.R.recorded() as record:
+            for begin in range(0, number, self.operator.block):
+                if begin and self.operator.stopped:
+                    break
+                indices = range(begin, min(begin + self.operator.block, number))
+                rows = torch.stack([rademacher(self.operator, self.settings.seed, stream, i) for i in indices])
+                self._multiply(torch.where(self.mask, rows, torch.zeros_like(rows)))
+        return _forms(record)
 
     def _multiply(self, rows: torch.Tensor) -> None:
         before = self.R.seconds
@@ -82,6 +87,6 @@ class Residual:
         if self.operator.watch is not None:
             self.operator.watch(self.operator.products + self.R.products)
 
-    def _last(self, number: int) -> ResidualForms:
-        tensors, batches = (torch.stack(kept[-number:]).numpy() for kept in (self.R.layer_forms, self.R.forms))
-        return ResidualForms(tensors, batches)
+
+def _forms(record: Record) -> ResidualForms:
+    return ResidualForms(torch.stack(record.tensors).numpy(), torch.stack(record.batches).numpy())

@@ -1,82 +1,39 @@
-"""The shared sweep: one Lanczos run deflates the probes and the density's starts, a probe serves every moment.
-
-Asking for everything costs about what the density alone costs.
-"""
+"""The shared sweep: one Lanczos run gives the ends, shows the density and deflates the probes of every moment."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from hessdiag.analysis.closed import closed_trace
-from hessdiag.analysis.needs import (
-    DEFLATION_STEPS,
-    is_whole,
-    needs_forms,
-    needs_run,
-    needs_square,
-    uses_trace,
-)
-from hessdiag.analysis.population import batch_error
+from hessdiag.analysis.found import Found
+from hessdiag.analysis.needs import is_whole, needs_forms, needs_run, needs_square, uses_trace
 from hessdiag.analysis.probed import Probed
-from hessdiag.analysis.traces import ModelTrace, OpenTrace, contradiction, model_trace, shortfall, with_trace
+from hessdiag.analysis.run import sides, take_density, take_run
+from hessdiag.analysis.settled import contradiction, shortfall, with_trace
+from hessdiag.analysis.spending import MODEL_SHARE, RUN_SHARE, Spending
+from hessdiag.analysis.traces import ModelTrace, OpenTrace, model_trace
 from hessdiag.closed_form import ClosedForm, Recognized
 from hessdiag.engine.curvature import Curvature
-from hessdiag.results import (
-    Bound,
-    Convergence,
-    Estimate,
-    Layer,
-    Metric,
-    RitzValue,
-    Spectrum,
-)
+from hessdiag.results import Estimate
 from hessdiag.settings import Settings
 from hessdiag.spectral import (
     Forms,
-    Krylov,
+    Goal,
     deflated_ws,
-    density,
     effective_rank_from,
-    extremes,
-    extremes_of,
-    forms_to,
+    forms,
+    forms_for,
     frobenius_bound,
     frobenius_squared_from,
-    lanczos,
-    negative_mass,
     trace_from,
-    whole,
     wolkowicz_styan,
 )
 from hessdiag.spectral.interval import PILOT
 from hessdiag.spectral.warm import Warm
-
-BASIS_BYTES = 2 << 30  # a Lanczos basis beyond 2 GiB restarts (thick restart: more products, same certificates)
-FEWEST_VECTORS = 12
-
-
-@dataclass
-class Found:
-    """What a sweep has found so far."""
-
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    krylov: Krylov | None = None
-    closed: ClosedForm | None = None
-    forms: Forms | None = None
-    spectrum: Spectrum | None = None
-    top: tuple[RitzValue, ...] = ()
-    companions: tuple[Bound, ...] = ()
-    layers: tuple[Layer, ...] = ()
-    convergence: Convergence = field(default_factory=Convergence)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    first: int = 0  # index of the main run's first product among the operator's recorded forms
-    first_form: int = 0  # likewise of the first probe
-    products: int = 0  # with other operators than the main one
 
 
 class Sweep:
@@ -84,106 +41,94 @@ class Sweep:
 
     Args:
         operator: checked and ready.
-        settings: what is wanted, and how much may be spent.
+        settings: what is wanted, and how well.
+        spending: what may be spent.
         network: the three-layer network that the operator is of, where its closed form is to give the traces.
         warm: what an earlier run left, for the extremes to start near.
+        look: called with what has been found, whenever that is more.
     """
 
     def __init__(
         self,
         operator: Curvature,
         settings: Settings,
+        spending: Spending,
         network: Recognized | None = None,
         warm: Warm | None = None,
+        look: Callable[[Found], None] = lambda _: None,
     ) -> None:
-        self.operator, self.settings, self.network, self.warm = operator, settings, network, warm
+        self.operator, self.settings, self.spending = operator, settings, spending
+        self.network, self.warm, self.look = network, warm, look
 
     def run(self) -> Found:
         """All quantities asked for; cost as `planned`, plus R products where the trace needs them."""
         s, found = self.settings, Found()
-        model: ModelTrace | OpenTrace | str | None = None
-        every = is_whole(s, self.operator.size, closed=self.network is not None)
-        if self.network is not None:
-            found.closed, model = closed_trace(self.operator, self.network, s.confidence)
-        elif uses_trace(s):
-            model = model_trace(self.operator, s, probed=needs_square(s), whole=every)
-            every = every or is_whole(s, self.operator.size, model=model)
-        if isinstance(model, str) and not every:
-            found.notes.append(f"the trace comes from probes: {model}")
-        closed = found.closed is not None
-        if needs_run(s, model, closed=closed):
-            self._extremes(found, every)
-            self._density(found)
+        closed = self.network is not None
+        every = is_whole(s, self.operator.size, closed=closed)
+        if needs_run(s, closed=closed):
+            self._run(found, every)
+            self.look(found)
+        model = self._model(found, every)
+        if found.krylov is None and needs_run(s, model, closed=closed):
+            self._run(found, is_whole(s, self.operator.size, model=model))
         if isinstance(model, ModelTrace):
             self._of_model(found, model)
-        if found.closed is not None:
-            self._exact_moments(found, found.closed)
-        elif needs_forms(s, model):
+            self.look(found)
+        if needs_forms(s, model) and not closed and self._may_begin(found, "trace", "frobenius_squared"):
             self._forms(found)
             if isinstance(model, OpenTrace):
                 self._better(found, model)
+        self.operator.stop = self.spending.until(1.0)
+        take_density(self.operator, s, found)
+        if found.closed is not None:
+            self._exact_moments(found, found.closed)
+        else:
             self._moments(found)
-        trace = found.metrics.get("trace")
-        if isinstance(trace, Estimate):
-            found.warnings += shortfall(trace, s)
+        found.warnings += shortfall(found.metrics, s, ended=self.spending.ended)
+        self.look(found)
         return found
 
-    def _extremes(self, found: Found, every: bool) -> None:
+    def _run(self, found: Found, every: bool) -> None:
         s, op = self.settings, self.operator
-        found.first = len(op.forms)
-        which = [side for side in ("max", "min") if s.wants(f"lambda_{side}")]
-        if s.top > 1 and "max" not in which:
-            which.insert(0, "max")
-        if every:
-            found.krylov = whole(op)
-        elif not which:
-            found.krylov = lanczos(op, steps=min(DEFLATION_STEPS, op.size), seed=s.seed)
-        if not which:
-            return
-        sides: dict[str, Any] = {"which": which, "top": s.top}
-        if found.krylov is not None:
-            result = extremes_of(op, found.krylov, **sides)
-        else:
-            sides |= {"max_steps": s.max_steps, "max_basis": self._max_basis(found)}
-            result = extremes(op, rtol=s.rtol, seed=s.seed, warm=self.warm, **sides)
-        found.krylov, found.convergence, found.top = result.krylov, result.convergence, result.top
-        found.warnings += result.warnings
-        fresh = found.first + result.krylov.products
-        ends = [end for end in (result.lambda_max, result.lambda_min) if end is not None]
-        positions = [fresh, fresh + (len(result.top) if result.lambda_max is not None else 0)]
-        if result.lambda_max is None:
-            positions = positions[1:]
-        for end, position in zip(ends, positions, strict=False):
-            data = batch_error(op, op.forms[position].numpy(), end.value, s.confidence)
-            found.metrics[end.quantity] = replace(end, data=data)
-        if ends and all(found.metrics[end.quantity].data is None for end in ends):
-            found.notes.append(
-                f"{len(op.batches)} batches are too few for error bars over data: take a smaller --batch-size"
-            )
+        share = RUN_SHARE if needs_square(s) or uses_trace(s) else 1.0
+        op.stop = self.spending.until(share, keep=len(sides(s)))
+        take_run(op, s, found, every=every, warm=self.warm)
 
-    def _max_basis(self, found: Found) -> int | None:
-        vectors = BASIS_BYTES // (self.operator.size * self.operator.dtype.itemsize)
-        if vectors >= self.settings.max_steps:
+    def _may_begin(self, found: Found, *quantities: str) -> bool:
+        """Whether a further stage may begin; where it may not, what will be missing is said."""
+        if not self.spending.ended:
+            return True
+        missing = [name for name in quantities if self.settings.wants(name) and name not in found.metrics]
+        if missing:
+            found.warnings.append(f"not reached before the end: {', '.join(missing)}, and what follows from them")
+        return False
+
+    def _model(self, found: Found, every: bool) -> ModelTrace | OpenTrace | str | None:
+        """The trace by way of the model, or why there is none; None where nobody asks for it."""
+        s, op = self.settings, self.operator
+        if self.network is not None:
+            found.closed, model = closed_trace(op, self.network, s.confidence)
+            return model
+        if not uses_trace(s):
             return None
-        vectors = max(vectors, FEWEST_VECTORS + self.settings.top)
-        found.notes.append(f"the Lanczos basis holds {vectors} vectors at a time and is restarted")
-        return int(vectors)
-
-    def _density(self, found: Found) -> None:
-        s = self.settings
-        if s.wants("density", "negative_mass"):
-            run = density(self.operator, s.density_probes, s.steps, s.seed, found.krylov)
-            found.spectrum, found.forms = run.spectrum, run.forms
-            if s.wants("negative_mass"):
-                found.metrics["negative_mass"] = negative_mass(run, confidence=s.confidence)
+        op.stop = self.spending.until(MODEL_SHARE)
+        trace = "the budget ended" if op.stopped else model_trace(op, s, probed=needs_square(s), whole=every)
+        if isinstance(trace, str) and not every:
+            found.notes.append(f"the trace comes from probes: {trace}")
+        return trace
 
     def _forms(self, found: Found) -> None:
-        s, op = self.settings, self.operator
-        rtol = None if needs_square(s) else s.trace_rtol
-        found.forms = forms_to(op, found.krylov, s.probes, s.seed, rtol)
-        left = op.size - (found.krylov.size if found.krylov is not None else 0)
-        drawn = left if found.forms.exact else len(found.forms.trace)
-        found.first_form = len(op.forms) - drawn  # after those of the density, and those that said how many
+        s, op, krylov, known = self.settings, self.operator, found.krylov, self.settings.known_to
+        op.stop = self.spending.until(1.0)
+        trace = known.trace if "trace" not in found.metrics else None
+        goal = Goal(trace, known.frobenius_squared if needs_square(s) else None, s.confidence, s.most_probes)
+        with op.recorded() as record:
+            if s.probes is not None or krylov is None or krylov.exhausted:
+                found.forms = forms(op, krylov, s.most_probes, s.seed)
+            else:
+                found.forms = forms_for(op, krylov, goal, s.seed)
+        left = op.size - (krylov.size if krylov is not None else 0)
+        found.probes = record.last(left if found.forms.exact else len(found.forms.trace))
 
     def _of_model(self, found: Found, model: ModelTrace) -> None:
         found.products, found.layers = model.products, model.layers
@@ -206,7 +151,7 @@ class Sweep:
         )
 
     def _probed(self, found: Found, forms: Forms) -> Probed:
-        return Probed(self.operator, found.krylov, forms, found.first, found.first_form)
+        return Probed(self.operator, found.krylov, forms, found.run, found.probes)
 
     def _of_probes(self, found: Found, probed: Probed) -> None:
         found.metrics["trace"] = probed.trace(self.settings.confidence)
@@ -235,9 +180,7 @@ class Sweep:
         self._bounds(found, trace, square)
 
     def _exact_moments(self, found: Found, closed: ClosedForm) -> None:
-        """The same by formula; probes of the density, if any, are held against it."""
-        if found.forms is not None:
-            found.warnings += contradiction(closed.trace, found.forms)
+        """The same by formula."""
         if needs_square(self.settings):
             found.metrics |= {e.quantity: e for e in (closed.frobenius_squared, closed.effective_rank)}
             self._bounds(found, closed.trace, closed.frobenius_squared)

@@ -14,15 +14,12 @@ from hessdiag.analysis.population import batch_error, by_batch, data_error
 from hessdiag.analysis.residual import Residual, ResidualForms
 from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, curved_tensors, gauss_newton_trace
-from hessdiag.results import Convergence, DataError, Estimate, Kind, Layer, Provenance
+from hessdiag.results import DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
-from hessdiag.spectral import Forms, trace_from
-from hessdiag.spectral.interval import PILOT, enough, mean_interval, sum_half
+from hessdiag.spectral.interval import PILOT, enough, quantile, sum_half
 
 Array = NDArray[np.float64]
-
-BEYOND = 1.25  # of the standard error asked for: from 8 probes it is itself known to a quarter
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,19 @@ def model_trace(
     if operator.way == "finite_difference":
         return "second derivatives are not to be had here"
     # an escalated check must shrink the error of draws too
-    draws = 0 if probed or whole else max(OUTPUT_DRAWS, settings.probes // 2)
+    draws = 0 if probed or whole else max(OUTPUT_DRAWS, (settings.probes or 0) // 2)
     G = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
     if isinstance(G, str):
         return G
     curved = curved_tensors(operator) if operator.kind == "hessian" else ()
     if curved and whole:
         return "every direction is multiplied"
+    if curved and probed and settings.probes is None:
+        return f"the outputs are curved in {len(curved)} tensors, and probes on H are drawn anyway"
     if not curved:
         return _Parts(operator, G, curved, None, settings.confidence, 0).whole(settings)
     found = OpenTrace(operator, G, Residual(operator, curved, settings), settings, curved)
-    rivals = probed and settings.probes > 2 * PILOT and not found.residual.few
+    rivals = probed and settings.most_probes > 2 * PILOT and not found.residual.few
     return found if rivals else found.settle()
 
 
@@ -104,9 +103,10 @@ class OpenTrace:
 
     def _number(self) -> int:
         """As many probes as asked for; with a tolerance, as many as it takes beside tr(G)."""
-        number, rtol = self.settings.probes, self.settings.trace_rtol
-        if rtol is None or number <= 2 * PILOT:
+        number = self.settings.most_probes
+        if self.settings.probes is not None or number <= 2 * PILOT:
             return number
+        rtol = self.settings.known_to.trace / quantile(self.settings.confidence)
         beside, error, _ = _sum([self.G.draws.numpy()], 0.95)
         allowed = rtol * abs(beside + float(self.residual.pilot.mean()))
         # where tr(G) is the worse known, products would be spent in vain
@@ -214,40 +214,3 @@ def _sum(sources: list[Array], confidence: float) -> tuple[float, float, float]:
 def _by_batch(per_example: Tensor, operator: Curvature) -> Tensor:
     sizes = [row_count(batch) or 1 for batch in operator.batches]
     return torch.stack([part.sum() for part in torch.split(per_example, sizes)])
-
-
-def with_trace(convergence: Convergence, values: Forms, confidence: float) -> Convergence:
-    """The running mean of the trace forms and half its interval, from the second probe on."""
-    samples = values.trace
-    if values.exact or len(samples) < 3 or float(np.ptp(samples)) == 0:
-        return convergence
-    means, halves = [], []
-    for n in range(2, len(samples) + 1):
-        _, lo, hi = mean_interval(samples[:n], confidence)
-        means.append(float(samples[:n].mean()))
-        halves.append((hi - lo) / 2)
-    return replace(convergence, trace_mean=tuple(means), trace_half_width=tuple(halves))
-
-
-def shortfall(trace: Estimate, settings: Settings) -> list[str]:
-    """Whether the trace is known less well than asked, and what would mend it."""
-    asked = settings.trace_rtol
-    reached = trace.stderr / max(abs(trace.value), 1e-300)
-    if asked is None or reached <= BEYOND * asked:
-        return []
-    needed = PILOT + math.ceil(settings.probes * (reached / asked) ** 2)
-    return [f"the trace's standard error is {reached:.2g} of it, asked was {asked:.2g}: --probes {needed}"]
-
-
-def contradiction(exact: Estimate, values: Forms) -> list[str]:
-    """The exact trace against the probes of the same sweep: independent ways to one number."""
-    if values.exact or len(values.trace) < 8:
-        return []
-    probed = trace_from(values)
-    # where H is next to diagonal all probes say the same, to rounding
-    rounding = values.floor * math.sqrt(values.dimension * float(values.squares.mean()))
-    slack = rounding + (exact.hi - exact.lo) / 2
-    off = (abs(probed.value - exact.value) - slack) / max(probed.stderr, 1e-300)
-    if off <= 7:  # t with 31 degrees of freedom passes 7 once in 10 million
-        return []
-    return [f"the exact trace is {off:.1f} standard errors from the probes': do not trust either, and report this"]

@@ -29,7 +29,7 @@ SUBJECT: Mapping[str, str] = {
     "seed": "another seed draws other samples and probes: set seed under [tool.hessdiag.run]",
 }
 """What must agree, with the likely cause and the way out where it does not."""
-HOW = frozenset({"probes", "probe_law", "density_probes", "steps", "rtol", "confidence", "available"})
+HOW = frozenset({"probes", "probe_law", "density_probes", "steps", "rtol", "failure", "confidence", "available"})
 """How it was measured; may differ."""
 IDENTITY = frozenset({"weights_sha256", "fixed_sha256", "checkpoint_sha256"})
 """What a check is about; expected to differ."""

@@ -20,7 +20,7 @@ from hessdiag.check.recorded import Entry
 from hessdiag.check.subject import Source
 from hessdiag.check.verdict import Report, Row, Verdict
 from hessdiag.errors import MeasurementError, NoVerdictError, UsageError
-from hessdiag.settings import Settings
+from hessdiag.settings import PAIRED
 
 LOOKS = 2
 SPARE = 1.3  # the spread that says how many probes are needed is itself an estimate
@@ -60,16 +60,16 @@ class Plan:
             only: keys of budgets, or metrics; if given, the others are left out.
         """
         chosen = [b for b in config.budgets if b.level != "off" and (not only or {b.key, b.metric} & set(only))]
-        settings = Settings(**config.run)
+        settings = {**PAIRED, **config.run}
         return cls(
             budgets=tuple(chosen),
             confidence=config.confidence,
-            probes=settings.probes,
+            probes=settings["probes"],
             max_probes=config.max_probes,
             escalate=config.on_unsure == "escalate",
-            rtol=settings.rtol,
+            rtol=settings["rtol"],
             metrics=config.metrics,
-            split=settings.split,
+            split=settings.get("split", "train"),
         )
 
     @property

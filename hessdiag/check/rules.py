@@ -20,7 +20,7 @@ from hessdiag.check.budgets import (
 )
 from hessdiag.check.schema import SCHEMA, BudgetTable, Fault, Sheet, hint, shown
 from hessdiag.errors import UsageError, one_line
-from hessdiag.settings import Settings
+from hessdiag.settings import PAIRED, Settings
 from hessdiag.sources.spec import split_spec
 
 FLAG = re.compile(r"--([a-z][a-z-]*)")
@@ -120,7 +120,7 @@ class Rules:
         self.confidence: float = next(c for c in (ours, runs, DEFAULT.confidence) if c is not None)
 
     def _max_probes(self) -> int:
-        probes = self.run.get("probes", DEFAULT.probes)
+        probes = self.run.get("probes", PAIRED["probes"])
         most = self.sheet.check.max_probes
         if most is None:
             return int(max(MAX_PROBES, probes))

@@ -110,7 +110,6 @@ class Subject:
         self, scope: Scope, metrics: Collection[str], probes: int, rtol: float, confidence: float
     ) -> Analysis:
         run: dict[str, Any] = {**self.run, "split": scope.split, "probes": probes, "rtol": rtol}
-        run["density_probes"] = min(run.get("density_probes", 8), probes)
         if scope.glob:
             run["params"] = (scope.glob, *(g for g in self.run.get("params") or () if g.startswith("!")))
         quantities = tuple(name for name in METRICS if name in metrics)

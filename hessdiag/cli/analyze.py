@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, load, options, settings
+from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve, result
@@ -16,10 +16,7 @@ from hessdiag.sources.many import is_pattern
 
 
 @click.command(epilog=FACTORY)
-@options(PROBLEMS, SAMPLES, MEASUREMENT)
-@click.option(
-    "--trace-rtol", type=float, help="Standard error of the trace at which its probes stop.  [all of them]"
-)
+@options(PROBLEMS, SAMPLES, MEASUREMENT, SPENDING)
 @click.option(
     "-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write run.json, plots and report."
 )

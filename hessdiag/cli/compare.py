@@ -13,6 +13,7 @@ from hessdiag.cli.output import draw, page_of, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
+from hessdiag.settings import PAIRED
 
 if TYPE_CHECKING:
     from hessdiag.check.subject import Source
@@ -76,7 +77,11 @@ def compare(
                 say_line = _sayer(quiet=quiet or as_json)
                 sources.append(Subject(built.problem, run, report=report, say=say_line, about=about))
         metrics = [name for name in METRICS if name in asked.quantities]
-        wanted = {"probes": asked.probes, "rtol": asked.rtol, "confidence": asked.confidence}
+        wanted = {
+            "probes": asked.probes or PAIRED["probes"],
+            "rtol": asked.rtol or PAIRED["rtol"],
+            "confidence": asked.confidence,
+        }
         rows = compared(sources[0], sources[1], scope, metrics, wanted)
         for source, name in zip(sources, (first, second), strict=True):
             if isinstance(source, Subject):

@@ -15,6 +15,7 @@ from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import message, reserve
 from hessdiag.errors import MeasurementError, OutputError
+from hessdiag.settings import PAIRED
 from hessdiag.shown import csv_text
 from hessdiag.sources.spec import parse_options
 
@@ -46,7 +47,9 @@ MEASURES = (
     click.option("--evaluate", type=int, default=5000, show_default=True, help="Most examples of a split."),
     click.option("--init", "start", metavar="FILE", help="Weights before training, for distances from them."),
     click.option("--rtol", type=float, default=1e-3, show_default=True, help="Relative width for the extremes."),
-    click.option("--probes", type=int, default=32, show_default=True, help="Random quadratic forms."),
+    click.option(
+        "--probes", type=int, default=PAIRED["probes"], show_default=True, help="Random quadratic forms."
+    ),
     click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
 )
 RANKING = (
@@ -170,7 +173,7 @@ def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
 
     names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "way", "block")
     measured = {name: asked[name] for name in (*names, "rtol", "probes", "confidence")}
-    measured |= {"quantities": CURVATURE, "density_probes": min(8, asked["probes"])}
+    measured |= {"quantities": CURVATURE}
     return Survey(
         factory=factory,
         options=parse_options(asked["options"]),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hessdiag.accuracy import EFFORTS
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.results import QUANTITIES
 from hessdiag.settings import DTYPES, OPERATORS, WAYS, Settings
@@ -81,13 +82,28 @@ SAMPLES = (
 )
 MEASUREMENT = (
     click.option("--quantities", callback=_quantities, metavar="A,B", help=f"Of {', '.join(QUANTITIES)}.  [all]"),
-    click.option("--rtol", type=float, default=1e-3, show_default=True, help="Relative width for the extremes."),
-    click.option("--probes", type=int, default=32, show_default=True, help="Random quadratic forms."),
-    click.option("--density-probes", type=int, default=8, show_default=True, help="Random starts of the density."),
-    click.option("--steps", type=int, default=40, show_default=True, help="Lanczos steps of each start."),
-    click.option("--max-steps", type=int, default=160, show_default=True, help="Most products for the extremes."),
+    click.option("--rtol", type=float, help="Relative width of both extremes.  [by accuracy, 1e-3]"),
+    click.option("--probes", type=int, help="Random quadratic forms.  [as many as the accuracy takes]"),
+    click.option("--density-probes", type=int, default=0, help="Starts of the density beside the run's.  [none]"),
+    click.option("--steps", type=int, help="Lanczos steps of each start.  [by accuracy, about 60]"),
+    click.option("--max-steps", type=int, default=160, show_default=True, help="Most products for the run."),
     click.option("--top", type=int, default=1, show_default=True, help="Largest eigenvalues to verify."),
     click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
+)
+SPENDING = (
+    click.option(
+        "--effort",
+        type=click.Choice(list(EFFORTS)),
+        default="normal",
+        show_default=True,
+        help="How well everything is to be known: three named sets of accuracies.",
+    ),
+    click.option(
+        "--accuracy", metavar="A=X,B=Y", help="Single accuracies instead: trace=0.5%,lambda_max=1e-4 say."
+    ),
+    click.option(
+        "--budget", metavar="N[s|m|h|p|g]", help="The most to spend: a time, products (200p) or gradients (500g)."
+    ),
 )
 OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),

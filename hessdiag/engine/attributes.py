@@ -19,7 +19,7 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 _OPEN: dict[int, list[Callable[[], None]]] = {}
-"""Of every model inside `left_as_found`, what puts it back, outermost first: several functions may share a model."""
+"""Of every model inside `left_as_found`, what puts it back, outermost first: functions may share a model."""
 
 
 @contextmanager

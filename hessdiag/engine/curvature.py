@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from hessdiag.engine.composition import require_outputs
 from hessdiag.engine.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.functional import Functional
 from hessdiag.engine.graphs import Graphs
+from hessdiag.engine.records import Record, Records
 from hessdiag.engine.slopes import Kind, gradient
 from hessdiag.engine.stacking import STACKED_COPIES, Stack, stacks, worth_stacking
 from hessdiag.engine.ways import WAYS, retained_graph
@@ -38,9 +39,6 @@ class Curvature(SymmetricOperator):
     Attributes:
         way: name of the way products are formed.
         block: vectors per graph; halved when memory runs out.
-        forms: for every product formed so far, v·H_b v per batch, (batches,) float64: what error bars over
-            data are made of. The weighted mean over batches, by ``weights``, is v·H v.
-        layer_forms: for every product, v_t·(Hv)_t per parameter tensor t, (tensors,) float64.
         weights: what each batch's mean stands for, (batches,) float64.
         divisible: whether a batch's loss is the sum over its parts, so that it may be cut when memory runs out.
         notes: what was done differently than asked, one line each.
@@ -83,8 +81,7 @@ class Curvature(SymmetricOperator):
         self.micro_batch: int | None = None
         self.divisible = True
         self.graphs = Graphs(self.function, kind)
-        self.forms: list[Tensor] = []
-        self.layer_forms: list[Tensor] = []
+        self.records = Records()
         self.notes: list[str] = []
         self.seconds = 0.0
 
@@ -156,20 +153,19 @@ class Curvature(SymmetricOperator):
 
     def _apply(self, rows: Tensor) -> Tensor:
         shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
-        forms = torch.zeros(shape, dtype=wide, device=self.device)
+        forms = torch.zeros(shape if self.records.wanted else 0, dtype=wide, device=self.device)
         whole = len(self.batches) == 1  # no sum of its own: 9 of 66 MiB of a streamed 12-layer GPT
         total = torch.zeros(() if whole else rows.shape, dtype=wide, device=self.device)
         sizes = [size for _, size in self.layout]
         with self._engine():
             for indices, products in self.by_batch(rows):
-                # a tensor at a time: what is multiplied for the forms never takes another vector's memory
-                pairs = zip(torch.split(products, sizes, 2), torch.split(rows[:, None], sizes, 2), strict=True)
-                forms[:, indices] = torch.stack([(hv * v).sum(2, dtype=wide) for hv, v in pairs], dim=2)
+                if self.records.wanted:
+                    # a tensor at a time: what is multiplied for the forms never takes another vector's memory
+                    pairs = zip(torch.split(products, sizes, 2), torch.split(rows[:, None], sizes, 2), strict=True)
+                    forms[:, indices] = torch.stack([(hv * v).sum(2, dtype=wide) for hv, v in pairs], dim=2)
                 part = products.sum(1, dtype=wide) if products.shape[1] > 1 else products[:, 0]
                 total = part if whole else total.add_(part)
-        forms = forms.cpu()
-        self.forms.extend(forms.sum(2) / self.weights.clamp(min=1e-300))
-        self.layer_forms.extend(forms.sum(1) / self.total_weight)
+        self.records.add(forms, self.weights, self.total_weight)
         return total.div_(self.total_weight).to(self.dtype)
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
@@ -233,6 +229,10 @@ class Curvature(SymmetricOperator):
             msg = f"out of memory with one vector and one example ({failure}): choose --params"
             raise MeasurementError(msg)
         self.notes.append(f"{note}; the numbers do not change")
+
+    def recorded(self) -> AbstractContextManager[Record]:
+        """Keep what the products formed inside show beside their images."""
+        return self.records.opened()
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -65,6 +65,10 @@ class GaussNewtonTrace:
         return self.per_example.sum(1) / self.counts.sum()
 
 
+class Ended(Exception):
+    """The budget is spent."""
+
+
 def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPUT_DRAWS) -> GaussNewtonTrace | str:
     """tr(G) on the operator's sample set.
 
@@ -93,6 +97,8 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
             pulled = pullbacks(operator)
             try:
                 per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
+            except Ended:
+                return "the budget ended before all per-example gradients were formed"
             except (RuntimeError, IndexError) as error:
                 if pulled.all_slow:
                     raise
@@ -196,6 +202,8 @@ def _accumulate(
     examples, tensors = [], torch.zeros(1 if exact else draws, len(function.names), dtype=torch.float64)
     for batch in operator.batches:
         for piece in divide(batch, pulled.rows()):
+            if operator.stopped:
+                raise Ended
             squares = _exact(pulled, piece) if exact else _drawn(pulled, piece, generators)
             squares = squares.detach()  # a criterion's own parameters
             examples.append(squares.sum(2))

@@ -138,6 +138,7 @@ def settings_of(checkpoint: Checkpoint) -> Settings:
         asked = tuple(name for name in QUANTITIES if name in analysis.metrics and name != "negative_mass")
         recorded = analysis.fingerprint
     names = ("seed", "probes", "density_probes", "steps", "rtol", "confidence")
+    known = {"failure": recorded["failure"]} if "failure" in recorded else None
     return Settings(
         quantities=asked or ("trace",),
         samples=checkpoint.samples.examples,
@@ -146,6 +147,7 @@ def settings_of(checkpoint: Checkpoint) -> Settings:
         dtype=str(op.dtype).removeprefix("torch."),
         device=str(op.device),
         top=max(1, len(analysis.top)) if analysis is not None else 1,
+        accuracy=known,
         **{name: recorded[name] for name in names if name in recorded},
     )
 

@@ -17,12 +17,11 @@ from hessdiag.check.subject import Subject, entry_of
 from hessdiag.errors import UsageError
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Metric
-from hessdiag.settings import UNPAIRED, Settings
+from hessdiag.settings import PAIRED, UNPAIRED, Settings
 from hessdiag.sources.factory import build_problem
 from hessdiag.sources.spec import exists, split_key, split_spec
 
 QUANTITIES = ("lambda_max", "trace")  # the two a first look needs
-DENSITY_PROBES = 8  # default of `Settings`
 OPTIONS = tuple(field.name for field in fields(Settings) if field.name not in UNPAIRED)
 
 
@@ -127,20 +126,21 @@ def measured(
     rest = dict(asked)
     given = rest.pop("max_probes", None)
     settings = _settings(rest)
-    max_probes = max(settings.probes, MAX_PROBES) if given is None else given
-    if max_probes < settings.probes:
-        msg = f"max_probes={max_probes}: at least the {settings.probes} of probes are needed"
+    probes, rtol = settings.most_probes, settings.known_to.lambda_max
+    max_probes = max(probes, MAX_PROBES) if given is None else given
+    if max_probes < probes:
+        msg = f"max_probes={max_probes}: at least the {probes} of probes are needed"
         raise UsageError(msg)
     plan = Plan(
         budgets=(),
         confidence=settings.confidence,
-        probes=settings.probes,
+        probes=probes,
         max_probes=max_probes,
-        escalate=max_probes > settings.probes,
-        rtol=settings.rtol,
+        escalate=max_probes > probes,
+        rtol=rtol,
     )
     run = {key: getattr(settings, key) for key in OPTIONS if key not in ("quantities", "confidence")}
-    return Run(_subject(problem, source, run, root), settings, plan, name, max_probes if most else settings.probes)
+    return Run(_subject(problem, source, run, root), settings, plan, name, max_probes if most else probes)
 
 
 def _settings(asked: dict[str, Any]) -> Settings:
@@ -152,8 +152,7 @@ def _settings(asked: dict[str, Any]) -> Settings:
             raise UsageError(msg)
     quantities = asked.get("quantities", QUANTITIES)
     asked["quantities"] = (quantities,) if isinstance(quantities, str) else tuple(quantities)
-    asked.setdefault("density_probes", min(DENSITY_PROBES, asked.get("probes", DENSITY_PROBES)))
-    return Settings(**asked)
+    return Settings(**{**PAIRED, **asked})
 
 
 def _subject(problem: str | Problem, source: Mapping[str, Any], run: Mapping[str, Any], root: Path) -> Subject:

@@ -34,6 +34,8 @@ class SymmetricOperator(ABC):
         floor: relative rounding of a product, ‖error‖ / ‖Hv‖; measured by the engine, a guess elsewhere.
         block: most vectors that should travel together; the callers honour it.
         watch: called with ``products`` after every block, for progress displays.
+        stop: asked between products whether to end with what there is: a budget, or an interrupt; never looks at
+            the products' values, so what was found until then is as unbiased as ever.
     """
 
     __array_ufunc__ = None  # arrays leave ``v @ H`` and ``2.0 * H`` to this class
@@ -54,6 +56,12 @@ class SymmetricOperator(ABC):
         self.floor = 16 * torch.finfo(dtype).eps
         self.block = 16
         self.watch: Callable[[int], None] | None = None
+        self.stop: Callable[[], bool] | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether to end with what there is."""
+        return self.stop is not None and self.stop()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -34,6 +34,8 @@ class Spectrum:
     steps: int
     outliers: tuple[float, ...] = ()  # converged Ritz values outside the bulk, descending
     resolution: float = 0.0  # smallest |λ| the products' rounding lets anyone tell from zero
+    error: float | None = None  # estimated area to the true cumulative density, as a share of the mean |λ|
+    unresolved: float = 0.0  # below this |λ| the run does not tell the signs of eigenvalues; 0: it tells all
 
     def per_probe_mass(self, lo: float, hi: float) -> tuple[float, ...]:
         """Share of eigenvalues in [lo, hi], one value per probe, from raw nodes and weights."""

@@ -3,11 +3,13 @@
 from hessdiag.spectral.bounds import WS, wolkowicz_styan, wolkowicz_styan_of
 from hessdiag.spectral.companions import blockwise_ws, christoffel, deflated_ws, frobenius_bound, moment_lower
 from hessdiag.spectral.deflation import Forms, forms, forms_to
-from hessdiag.spectral.density import DensityRun, density, known_half, negative_mass, spectrum
+from hessdiag.spectral.density import DensityRun, density, known_half, spectrum
 from hessdiag.spectral.ends import Extremes, extremes_of
+from hessdiag.spectral.enough import Goal, forms_for, probes_for
 from hessdiag.spectral.extremes import extremes
 from hessdiag.spectral.krylov import Krylov, whole
 from hessdiag.spectral.lanczos import lanczos
+from hessdiag.spectral.measure import Measure, measure_of
 from hessdiag.spectral.moments import (
     effective_rank,
     effective_rank_from,
@@ -16,6 +18,7 @@ from hessdiag.spectral.moments import (
     trace,
     trace_from,
 )
+from hessdiag.spectral.negative import negative_mass, own_negative_mass
 from hessdiag.spectral.probes import rademacher, sphere, stream
 
 __all__ = [
@@ -23,7 +26,9 @@ __all__ = [
     "DensityRun",
     "Extremes",
     "Forms",
+    "Goal",
     "Krylov",
+    "Measure",
     "blockwise_ws",
     "christoffel",
     "deflated_ws",
@@ -33,14 +38,18 @@ __all__ = [
     "extremes",
     "extremes_of",
     "forms",
+    "forms_for",
     "forms_to",
     "frobenius_bound",
     "frobenius_squared",
     "frobenius_squared_from",
     "known_half",
     "lanczos",
+    "measure_of",
     "moment_lower",
     "negative_mass",
+    "own_negative_mass",
+    "probes_for",
     "rademacher",
     "spectrum",
     "sphere",

@@ -42,6 +42,7 @@ from scipy.special import betainc, gammainccinv
 from hessdiag.results import Convergence
 from hessdiag.spectral.krylov import Cycle
 from hessdiag.spectral.lanczos import Lanczos
+from hessdiag.spectral.measure import Measure
 
 Array = NDArray[np.float64]
 
@@ -133,6 +134,25 @@ def _evidence(cycles: Sequence[Cycle], t: Array) -> Array:
     return best
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How well a run is to know what.
+
+    Attributes:
+        rtol: lambda_max and the ``top`` values, relative; lambda_min relative to the spectral radius.
+        rtol_min: of lambda_min, where it is another.
+        top: how many of the largest values to settle.
+        density: error of the density by depth (`hessdiag.spectral.measure`); None where it is not wanted.
+        least: steps to take at least.
+    """
+
+    rtol: float = 1e-3
+    rtol_min: float | None = None
+    top: int = 1
+    density: float | None = None
+    least: int = 0
+
+
 @dataclass
 class Watch:
     """The certificates of a run as it grows, and the record of how they moved.
@@ -171,19 +191,26 @@ class Watch:
                 self.lower = max(self.lower, bound(low, -1))
         self.history.append((self.run.products, high, low, self.upper, self.lower))
 
-    def gaps(self, rtol: float, top: int) -> dict[str, tuple[float, float]]:
-        """How far what is wanted is known at the last look, and how far was asked: relative ``rtol``."""
-        run = self.run
+    def gaps(self, wanted: Wanted) -> dict[str, tuple[float, float]]:
+        """How far what is wanted is known at the last look, and how far was asked."""
+        run, rtol, top = self.run, wanted.rtol, wanted.top
         _, high, low, upper, lower = self.history[-1]
         radius = max(abs(high), abs(low))
         gaps: dict[str, tuple[float, float]] = {}
         if "max" in self.which:
             gaps["lambda_max"] = (upper - high, rtol * abs(high))
         if "min" in self.which:
-            gaps["lambda_min"] = (low - lower, rtol * radius)
+            gaps["lambda_min"] = (low - lower, (wanted.rtol_min or rtol) * radius)
         if top > 1:
             _, vectors = np.linalg.eigh(run.T[: run.size, : run.size])
             gaps[f"top {top}"] = (float(run.beta * np.abs(vectors[-1, -top:]).max()), rtol * radius)
+        if wanted.density is not None:
+            cycle = run.cycles[0]
+            begun_afresh = len(run.cycles) > 1
+            if begun_afresh or run.exhausted:
+                return gaps  # the start's measure is complete, or the run was restarted: no step tells more of it
+            seen = Measure(np.array(cycle.alphas), np.array(cycle.betas), run.op.size)
+            gaps["density"] = (seen.depth, wanted.density)
         return gaps
 
     def convergence(self) -> Convergence:

@@ -32,6 +32,8 @@ from hessdiag.spectral.probes import rademacher, sphere
 
 Array = NDArray[np.float64]
 
+FEWEST = 2  # probes before an early end: one has no standard error
+
 STREAM = "forms"
 """Name of the probes' stream; trace and Frobenius norm draw the same probes from it and share them."""
 
@@ -120,11 +122,16 @@ def forms(
     exact = num_probes >= left and first == 0
     indices = range(first, first + num_probes)
     blocks = _basis(op, krylov, seed, quantity) if exact else _drawn(op, krylov, seed, quantity, indices, _signs)
-    values = [form_values(krylov, block, op.rows(block)) for block in blocks]
-    traces, squares = np.concatenate([np.zeros((2, 0)), *values], axis=1)
+    values = [np.zeros((2, 0))]
+    for block in blocks:
+        if not exact and sum(part.shape[1] for part in values) >= FEWEST and op.stopped:
+            break
+        values.append(form_values(krylov, block, op.rows(block)))
+    traces, squares = np.concatenate(values, axis=1)
+    spent = traces.size
     if exact:
         traces, squares = traces.sum(keepdims=True), squares.sum(keepdims=True)
-    return from_values(op, krylov, traces, squares, seed=seed, exact=exact, spent=min(num_probes, left))
+    return from_values(op, krylov, traces, squares, seed=seed, exact=exact, spent=spent)
 
 
 def forms_to(

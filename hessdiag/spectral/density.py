@@ -19,10 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from hessdiag.operator import SymmetricOperator, as_operator
-from hessdiag.results import Estimate, Provenance, Quadrature, Spectrum, at_least
+from hessdiag.results import Quadrature, Spectrum, at_least
 from hessdiag.spectral.deflation import Forms, from_values, unit_probes
 from hessdiag.spectral.inner import dots
-from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
 
@@ -109,46 +108,6 @@ def density(
         traces, squares = traces.sum(keepdims=True), squares.sum(keepdims=True)
     forms = from_values(op, known, traces, squares, seed=seed, exact=exact, spent=spent)
     return _assemble(op, krylov, known, rules, forms, steps)
-
-
-def negative_mass(run: DensityRun, *, confidence: float = 0.95) -> Estimate:
-    """The share of eigenvalues below zero, bracketed.
-
-    The value is the share that is resolved: so many are negative for certain. Nodes that cannot be told from zero
-    are in the upper end only: networks have many eigenvalues at or next to zero, and a Gauss node among them falls
-    to either side by chance (raw nodes said 0.46 and 0.97 where the truth was 0.11 and 0.52).
-
-    Args:
-        run: from `density`.
-        confidence: of the interval: the mean of the lower limits less their error, to the mean of the upper
-            limits plus theirs.
-
-    Raises:
-        BudgetError: a single random probe.
-    """
-    low, high = run.negative.mean(axis=0)
-    shares = run.negative[:, 0]
-    value, stderr = float(shares.mean()), 0.0
-    if not run.exact:
-        stderr = mean_interval(shares, confidence)[0]
-        low = mean_interval(run.negative[:, 0], confidence)[1]
-        high = mean_interval(run.negative[:, 1], confidence)[2]
-    return Estimate(
-        quantity="negative_mass",
-        value=value,
-        lo=float(np.clip(low, 0.0, value)),
-        hi=float(np.clip(high, value, 1.0)),
-        kind="exact" if run.exact and low == high else "bracket",
-        confidence=1.0 if run.exact else confidence,
-        provenance=Provenance(
-            method="Gauss-Radau at the rounding floor",
-            settings={"probes": len(run.spectrum.probes), "steps": run.spectrum.steps, "seed": run.forms.seed},
-            products=run.products,
-            dtype=run.forms.dtype,
-        ),
-        stderr=stderr,
-        per_probe=() if run.exact else tuple(shares.tolist()),
-    )
 
 
 def known_half(krylov: Krylov | None) -> Krylov | None:

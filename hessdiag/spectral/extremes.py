@@ -16,11 +16,17 @@ import torch
 from hessdiag.errors import UsageError
 from hessdiag.operator import as_operator
 from hessdiag.results import RitzValue
-from hessdiag.spectral.certificate import Side, Watch
+from hessdiag.spectral.certificate import Side, Wanted, Watch
 from hessdiag.spectral.ends import Extremes, Known, report
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.lanczos import Lanczos, basis_size
 from hessdiag.spectral.warm import Warm, beginning
+
+FAILURE = 1e-3
+"""Per side. The other intervals miss once in 20: once in 1,000 is much less, and 1e-6 takes 1.4 times the products
+for the same value (right to 3e-4 at 0.05 already)."""
+
+FEWEST_STEPS = 3  # before an early end: fewer say nothing of either end
 
 MAX_STEPS = 160
 """Trained spectra need 15 (lambda_max alone) to 50; a semicircle, the hardest, 140 at d = 3,000, more beyond."""
@@ -35,7 +41,10 @@ def extremes(
     seed: int = 0,
     max_steps: int = MAX_STEPS,
     max_basis: int | None = None,
-    failure: float = 1e-6,
+    failure: float = FAILURE,
+    rtol_min: float | None = None,
+    density: float | None = None,
+    least: int = 0,
     warm: Warm | None = None,
     on_step: Callable[[int, float, float], None] | None = None,
 ) -> Extremes:
@@ -56,6 +65,9 @@ def extremes(
         max_steps: products to spend at most; what is missing then is a warning, and a wider interval.
         max_basis: most vectors held (thick restart); None holds all.
         failure: probability, per side, that the outer end of the interval is wrong.
+        rtol_min: tolerance of lambda_min, where it is another than ``rtol``.
+        density: error by depth that the density of the run's own start is to reach (`hessdiag.spectral.measure`).
+        least: steps to take at least.
         warm: an earlier run's answer to start near (`hessdiag.spectral.warm`); never trusted alone.
         on_step: called after each product with (products, largest, smallest Ritz value).
 
@@ -67,40 +79,42 @@ def extremes(
         UsageError: an argument outside what is allowed here.
     """
     op = as_operator(operator)
-    _require(rtol, which, top, failure)
+    wanted = Wanted(rtol, rtol_min, top, density, least)
+    _require(wanted, which, failure)
     before = op.products
     start = beginning(op, seed, warm)
     run = Lanczos(op, start.vector, basis_size(op, max_steps, max_basis), seed)
     watch = Watch(run, which, failure, start.stretch)
-    _grow(watch, rtol, top, max_steps, on_step)
+    _grow(watch, wanted, max_steps, on_step)
     settings = {"rtol": rtol, "seed": seed, "max_steps": max_steps, "failure": failure}
     settings |= {} if warm is None else {"warm": warm.turn}
     known = Known("Lanczos", settings, failure, watch.lower, watch.upper)
     found = report(op, run.krylov(), known, which, top, op.products - before)
     loose = _unsettled(found.top, rtol, found.krylov.margin(op))
-    warnings = (*_missing(watch, rtol, top), *_ghosts(found.krylov), *loose)
+    warnings = (*_missing(watch, wanted), *_ghosts(found.krylov), *loose)
     return replace(found, convergence=watch.convergence(), warnings=warnings)
 
 
 def _grow(
-    watch: Watch, rtol: float, top: int, max_steps: int, on_step: Callable[[int, float, float], None] | None
+    watch: Watch, wanted: Wanted, max_steps: int, on_step: Callable[[int, float, float], None] | None
 ) -> None:
-    """Step until everything asked for is known, or the products are spent."""
+    """Step until everything asked for is known, the products are spent, or the operator says stop."""
     run, next_look, before = watch.run, 2, (0, math.inf)
     for step in range(1, max_steps + 1):
         run.step()
-        certify = step >= next_look or step == max_steps
+        last = step == max_steps or (step >= FEWEST_STEPS and run.op.stopped)
+        certify = step >= next_look or last
         watch.look(certify=certify)
         if on_step is not None:
             on_step(run.products, *watch.history[-1][1:3])
-        if run.exhausted:
+        if run.exhausted or last:
             break
         if certify:
-            gaps = watch.gaps(rtol, top).values()
-            excess = max(gap / max(allowed, 1e-300) for gap, allowed in gaps)
-            if excess <= 1 and not (run.faint and run.op.size <= max_steps):
+            gaps = watch.gaps(wanted).values()
+            excess = max((gap / max(allowed, 1e-300) for gap, allowed in gaps), default=0.0)
+            if excess <= 1 and step >= wanted.least and not (run.faint and run.op.size <= max_steps):
                 break
-            next_look = step + _pause(step, excess, *before)
+            next_look = max(step + _pause(step, excess, *before), wanted.least)
             before = (step, excess)
 
 
@@ -113,14 +127,15 @@ def _pause(step: int, excess: float, step_before: int, excess_before: float) -> 
     return min(max(1, int(0.6 * left)), most)
 
 
-def _missing(watch: Watch, rtol: float, top: int) -> tuple[str, ...]:
+def _missing(watch: Watch, wanted: Wanted) -> tuple[str, ...]:
     """What has not reached the tolerance, in words; empty when it has."""
     if watch.run.exhausted:
         return ()
+    more = "raise the budget" if watch.run.op.stopped else "raise max_steps"
     known = f"after {watch.run.products} products"
     return tuple(
-        f"{name} is known to {gap:.2g} {known}, asked was {allowed:.2g}: raise max_steps"
-        for name, (gap, allowed) in watch.gaps(rtol, top).items()
+        f"{name} is known to {gap:.2g} {known}, asked was {allowed:.2g}: {more}"
+        for name, (gap, allowed) in watch.gaps(wanted).items()
         if gap > allowed
     )
 
@@ -144,13 +159,14 @@ def _ghosts(krylov: Krylov) -> tuple[str, ...]:
     return (f"the basis lost orthogonality ({krylov.orthogonality:.1g}, allowed {allowed:.1g}): try float64",)
 
 
-def _require(rtol: float, which: Sequence[Side], top: int, failure: float) -> None:
-    if not 0 < rtol < 1 or not 0 < failure < 1:
-        msg = f"rtol={rtol}, failure={failure}: both must lie between 0 and 1"
-        raise UsageError(msg)
-    if not which or not set(which) <= {"max", "min"}:
+def _require(wanted: Wanted, which: Sequence[Side], failure: float) -> None:
+    shares = [wanted.rtol, failure, wanted.rtol_min or 0.5, wanted.density or 0.5]
+    if not all(0 < share < 1 for share in shares):
+        msg = f"rtol={wanted.rtol}, rtol_min={wanted.rtol_min}, density={wanted.density}, failure={failure}: "
+        raise UsageError(msg + "each must lie between 0 and 1")
+    if not set(which) <= {"max", "min"} or (not which and wanted.density is None and not wanted.least):
         msg = f"which={tuple(which)}: allowed are 'max' and 'min', at least one"
         raise UsageError(msg)
-    if top < 1:
-        msg = f"top={top}: at least 1"
+    if wanted.top < 1:
+        msg = f"top={wanted.top}: at least 1"
         raise UsageError(msg)

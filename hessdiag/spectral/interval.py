@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # scipy.stats takes 1 s to import
+from scipy.special import ndtri, stdtrit  # scipy.stats takes 1 s to import
 
 from hessdiag.errors import UsageError
 from hessdiag.results import at_least
@@ -102,6 +102,11 @@ def sum_half(sources: list[tuple[float, int]], confidence: float) -> float:
         return 0.0
     freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in sources)
     return _quantile(confidence, freedom) * math.sqrt(variance)
+
+
+def quantile(confidence: float) -> float:
+    """Standard deviations of a normal law in half its interval."""
+    return float(ndtri((1 + confidence) / 2))
 
 
 @cache

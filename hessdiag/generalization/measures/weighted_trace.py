@@ -50,10 +50,11 @@ def _seen_through(old: Curvature, function: Coordinates) -> Curvature:
 
 def _probed(operator: Curvature, seed: int, stream: str, known: float) -> Reading:
     """``known`` plus the mean of z·(operator z) over random signs."""
-    for begin in range(0, PROBES, operator.block):
-        indices = range(begin, min(begin + operator.block, PROBES))
-        operator.rows(torch.stack([rademacher(operator, seed, stream, i) for i in indices]))
-    samples = known + torch.stack(operator.layer_forms).sum(1).numpy()
+    with operator.recorded() as record:
+        for begin in range(0, PROBES, operator.block):
+            indices = range(begin, min(begin + operator.block, PROBES))
+            operator.rows(torch.stack([rademacher(operator, seed, stream, i) for i in indices]))
+    samples = known + torch.stack(record.tensors).sum(1).numpy()
     value = float(samples.mean())
     _, lo, hi = mean_interval(samples, CONFIDENCE)
     return Reading(value, min(lo, value), max(hi, value), "draws")

@@ -1,0 +1,242 @@
+"""The eigenvalue density that a run has seen from its own start: no product beside those of the extremes.
+
+The spectral measure of a start v gives the set of eigenvalues below t the weight Σ (v·uᵢ)². For v uniform on the
+sphere that is a Beta variable with the share of these eigenvalues as its mean, and a standard deviation of at most
+1/√(2d): 0.2% for 100,000 parameters. One start says as much as anyone needs, if it is followed far enough: what is
+left unknown is depth, not chance. On four spectra one run of 80 products had a smaller error than 8 runs of 40.
+
+Two things make it better than its Gauss rule. The average of the rule and Laurie's (1996) anti-Gauss rule, whose
+error is the opposite one up to degree 2m + 1, halves the error; half their distance estimates it. And eigenvalues
+that have converged outside the bulk are counted, 1/d each, instead of weighed by (v·u)², whose standard deviation
+is 1.4 times its mean. Counting takes each for a simple one: where the start leans towards them more than it would
+towards as many simple eigenvalues (`Measure.simple`), they are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import betainc
+
+from hessdiag.results import Quadrature, Spectrum
+from hessdiag.spectral.krylov import Krylov
+from hessdiag.spectral.negative import unresolved
+from hessdiag.spectral.quadrature import gauss
+
+Array = NDArray[np.float64]
+Rule = tuple[Array, Array]
+
+CONVERGED = 1e-2
+"""Residual of a Ritz pair, of its distance to the next value, below which its eigenvector is known: to 1e-4 of its
+weight."""
+OUTSIDE = 3.0  # root mean squares of the rest: a semicircle ends at 2
+SIMPLE = 1e-3  # chance at which simple eigenvalues are taken for multiple ones
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The Jacobi matrix of a start's spectral measure.
+
+    Attributes:
+        alphas: (m,) diagonal.
+        betas: (m,) norms after each step; a last 0 where the measure is known completely.
+        dimension: d.
+    """
+
+    alphas: Array
+    betas: Array
+    dimension: int
+
+    @cached_property
+    def _ritz(self) -> tuple[Array, Array, Array]:
+        """Ritz values ascending, their weights, and their residuals."""
+        if len(self.alphas) == 1:
+            return self.alphas, np.ones(1), self.betas[-1:]
+        values, vectors = eigh_tridiagonal(self.alphas, self.betas[:-1])
+        return values, vectors[0] ** 2, self.betas[-1] * np.abs(vectors[-1])
+
+    @property
+    def values(self) -> Array:
+        """Ritz values, ascending, (m,)."""
+        return self._ritz[0]
+
+    @cached_property
+    def converged(self) -> NDArray[np.bool_]:
+        """Which Ritz values are eigenvalues away from the rest, (m,)."""
+        values, weights, residuals = self._ritz
+        if len(values) < 3:
+            return np.zeros(len(values), dtype=bool)
+        steps = np.diff(values)
+        gaps = np.minimum(np.append(steps, np.inf), np.append(np.inf, steps))
+        sure = residuals <= CONVERGED * gaps
+        # the bulk is what is left when all that stands out of it is gone: one pass at a time, largest first
+        outside = np.zeros(len(values), dtype=bool)
+        for _ in range(len(values)):
+            rest = ~outside
+            mean, width = _moments(values[rest], weights[rest])
+            found = sure & rest & (np.abs(values - mean) > OUTSIDE * width)
+            if not found.any() or rest.sum() <= 2:
+                break
+            outside |= found
+        return outside
+
+    @property
+    def simple(self) -> bool:
+        """Whether the converged values can be simple: the start leans towards them no more than by chance."""
+        _, weights, _ = self._ritz
+        if self.complete and len(weights) < self.dimension:
+            return False  # fewer values than eigenvalues
+        leaning, d = weights[self.converged], self.dimension
+        count = len(leaning)
+        if not count or count >= d:
+            return True
+        # rounding finds further copies in the end, towards which the start leans by next to nothing
+        least = 1 - (1 - float(betainc(0.5, (d - 1) / 2, leaning.min()))) ** count
+        most = 1 - float(betainc(count / 2, (d - count) / 2, min(float(leaning.sum()), 1.0)))
+        return min(least, most) >= SIMPLE
+
+    def agrees(self, square: float, half: float) -> bool:
+        """Whether the density's tr H² is that of probes, within ``half`` and three standard deviations of its own.
+
+        Copies of values that were counted once are missing from it.
+        """
+        counted = self.values[self.converged]
+        nodes, weights = _average(*self._rules)
+        mean, deviation = _moments(np.square(nodes), weights)
+        left = self.dimension - len(counted)
+        own = float(np.square(counted).sum()) + left * mean
+        return bool(abs(own - square) <= half + 3 * left * deviation * np.sqrt(2 / (left + 2)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether no further step would tell more."""
+        return bool(self.betas[-1] == 0)
+
+    @cached_property
+    def _rules(self) -> tuple[Rule, Rule]:
+        """The rest's Gauss rule of m − 1 nodes and its anti-Gauss rule of m, of mass 1; equal where exact."""
+        values, weights, _ = self._ritz
+        counted = values[self.converged]
+        if self.complete or len(values) < 3:
+            rule = _without((values, weights), counted)
+            return rule, rule
+        wider = self.betas[:-1].copy()
+        wider[-1] *= np.sqrt(2)
+        shorter = gauss(self.alphas[:-1], self.betas[:-2])
+        return _without(shorter, counted), _without(gauss(self.alphas, wider), counted)
+
+    @property
+    def _share(self) -> float:
+        """Of the eigenvalues that are not counted one by one."""
+        return 1 - int(self.converged.sum()) / self.dimension
+
+    @cached_property
+    def rule(self) -> Rule:
+        """Nodes, ascending, and weights of all eigenvalues, of mass 1."""
+        counted = self._ritz[0][self.converged]
+        nodes, weights = _average(*self._rules)
+        nodes = np.concatenate([nodes, counted])
+        weights = np.concatenate([weights * self._share, np.full(len(counted), 1 / self.dimension)])
+        order = np.argsort(nodes)
+        return nodes[order], weights[order]
+
+    @property
+    def rest(self) -> tuple[Array, Array, float]:
+        """Nodes and weights, of mass 1, of what is not counted one by one, and its share of all eigenvalues."""
+        return (*_average(*self._rules), self._share)
+
+    @cached_property
+    def error(self) -> float:
+        """Area between the cumulative density and the true one, as a share of the mean |λ|: an estimate.
+
+        What is left of depth, and two standard deviations of the Beta law for chance, which no step makes smaller.
+        """
+        x, first, second = _both(*self._rules)
+        middle = (first + second)[:-1] / 2
+        left = max(self.dimension - int(self.converged.sum()), 1)
+        spread = np.sqrt(2 * middle * (1 - middle).clip(min=0) / (left + 2))
+        return self.depth + self._share * 2 * float((spread * np.diff(x)).sum()) / self._size
+
+    @cached_property
+    def depth(self) -> float:
+        """The part of `error` that further steps make smaller: half the distance of the two rules."""
+        x, first, second = _both(*self._rules)
+        return self._share * float((np.abs(first - second)[:-1] * np.diff(x)).sum()) / 2 / self._size
+
+    @property
+    def _size(self) -> float:
+        nodes, weights = self.rule
+        return float(np.dot(np.abs(nodes), weights)) or 1.0
+
+    def spectrum(self, resolution: float) -> Spectrum:
+        """The density: counted eigenvalues as the known part, the rest as one probe.
+
+        Args:
+            resolution: rounding of a product, absolute.
+        """
+        counted = self._ritz[0][self.converged]
+        nodes, weights = _average(*self._rules)
+        return Spectrum(
+            known=Quadrature(
+                nodes=tuple(counted.tolist()), weights=tuple(np.full(len(counted), 1 / self.dimension).tolist())
+            ),
+            probes=(Quadrature(nodes=tuple(nodes.tolist()), weights=tuple((weights * self._share).tolist())),),
+            dimension=self.dimension,
+            steps=len(self.alphas),
+            outliers=tuple(sorted(counted.tolist(), reverse=True)),
+            resolution=resolution,
+            error=self.error,
+            unresolved=unresolved(self.alphas, self.betas, resolution),
+        )
+
+
+def measure_of(krylov: Krylov) -> Measure | None:
+    """The measure of a run's start, which must have been uniform on the sphere; None after a restart.
+
+    Where the start's own subspace was exhausted, the measure is complete; what fresh vectors added is left out.
+    """
+    if krylov.restarted or not krylov.alphas:
+        return None
+    betas = np.array(krylov.betas)
+    if krylov.breakdowns or (krylov.exhausted and len(krylov.alphas) == krylov.size):
+        betas[-1] = 0.0
+    return Measure(np.array(krylov.alphas), betas, int(krylov.basis.shape[1]))
+
+
+def _moments(values: Array, weights: Array) -> tuple[float, float]:
+    """Mean and standard deviation of a discrete measure."""
+    total = float(weights.sum())
+    if total <= 0:
+        return 0.0, 0.0
+    mean = float(np.dot(weights, values)) / total
+    return mean, float(np.sqrt(max(np.dot(weights, (values - mean) ** 2) / total, 0.0)))
+
+
+def _without(rule: Rule, values: Array) -> Rule:
+    """A rule without the nodes that stand for ``values``, of mass 1."""
+    nodes, weights = rule
+    rest = np.ones(len(nodes), dtype=bool)
+    for value in values:
+        if rest.any():
+            rest[np.argmin(np.where(rest, np.abs(nodes - value), np.inf))] = False
+    total = float(weights[rest].sum())
+    return nodes[rest], weights[rest] / total if total > 0 else weights[rest]
+
+
+def _average(first: Rule, second: Rule) -> Rule:
+    if first is second:
+        return first
+    nodes = np.concatenate([first[0], second[0]])
+    order = np.argsort(nodes)
+    return nodes[order], np.concatenate([first[1], second[1]])[order] / 2
+
+
+def _both(first: Rule, second: Rule) -> tuple[Array, Array, Array]:
+    """All nodes, ascending, and both cumulative weights from each node on."""
+    x = np.unique(np.concatenate([first[0], second[0]]))
+    below = [np.append(0.0, np.cumsum(w))[np.searchsorted(n, x, side="right")] for n, w in (first, second)]
+    return x, below[0], below[1]
