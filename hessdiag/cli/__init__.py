@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -116,6 +117,16 @@ def end_on_signals() -> None:
         _SIGNALS.append(number)
         raise KeyboardInterrupt
 
+    def unraised(lost: sys.UnraisableHookArgs, before: Any = sys.unraisablehook) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt) or not _SIGNALS:
+            before(lost)
+            return
+        # it fell into a destructor, which swallows it: once more, when that is over
+        again = threading.Timer(0.01, os.kill, (mine, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = unraised
     with suppress(ValueError):  # not the main thread
         for number, own in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
             if signal.getsignal(number) == own:
