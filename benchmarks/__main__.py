@@ -25,6 +25,10 @@ HEADS = {
         "A whole analysis",
         "hessdiag's one run against the sum of every part by the peer that is fastest at it.",
     ),
+    "defaults": (
+        "Every tool at its own defaults",
+        "Called as its own README calls it: what it costs, the true error, and the error that it states itself.",
+    ),
     "memory": (
         "Peak memory",
         "Above model and data, each in a process of its own; the ratio is to the leanest correct peer.",
@@ -54,7 +58,7 @@ HEADS = {
     ),
     "coverage": ("Coverage", "Share of seeds whose interval holds the truth; value is that share."),
 }
-ON_DEVICE = ("products", "extremes", "trace", "analysis", "memory", "truth")
+ON_DEVICE = ("products", "extremes", "trace", "analysis", "defaults", "memory", "truth")
 CHOOSING = (*ON_DEVICE, "checkpoints", "gate")
 
 

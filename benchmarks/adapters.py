@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import process_time
 from typing import Any
 from unittest.mock import patch
 
@@ -79,15 +81,35 @@ def version(tool: str) -> str:
         return hessdiag.__version__ if tool == "hessdiag" else "not installed"
 
 
+class TooLong(Exception):
+    """A call has taken as long as anybody waits."""
+
+
+class Meter:
+    """Counts a tool's products, and ends its call after some CPU seconds.
+
+    Attributes:
+        products: so far.
+    """
+
+    def __init__(self, limit: float = math.inf) -> None:
+        self.products, self._end = 0, process_time() + limit
+
+    def add(self, number: int = 1) -> None:
+        """Before ``number`` products."""
+        if process_time() > self._end:
+            raise TooLong
+        self.products += number
+
+
 @contextmanager
-def pyhessian_object(case: Case) -> Iterator[tuple[Any, list[int]]]:
-    """A fresh PyHessian object and its product counter; gradients it leaves behind are dropped."""
+def pyhessian_object(case: Case, meter: Meter) -> Iterator[Any]:
+    """A fresh PyHessian object, its products metered; gradients it leaves behind are dropped."""
     source = importlib.import_module("pyhessian.hessian")  # the package hides it behind a class of that name
-    count = [0]
     plain = source.hessian_vector_product
 
     def counted(*arguments: Any) -> Any:
-        count[0] += 1
+        meter.add()
         return plain(*arguments)
 
     batches = case.joined
@@ -99,23 +121,22 @@ def pyhessian_object(case: Case) -> Iterator[tuple[Any, list[int]]]:
             through_loader = built.dataloader_hv_product
 
             def counted_loader(vector: Any) -> Any:
-                count[0] += 1
+                meter.add()
                 return through_loader(vector)
 
             built.dataloader_hv_product = counted_loader
-            yield built, count
+            yield built
         finally:
             case.model.zero_grad(set_to_none=True)
 
 
-def eigenthings_operator(case: Case, **options: Any) -> Any:
+def eigenthings_operator(case: Case, meter: Meter | None = None, **options: Any) -> Any:
     from hessian_eigenthings import HessianOperator
 
     class Counted(HessianOperator):  # type: ignore[misc]
-        products = 0
-
         def matvec(self, v: Tensor) -> Tensor:
-            self.products += 1
+            if meter is not None:
+                meter.add()
             return super().matvec(v)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -124,11 +145,17 @@ def eigenthings_operator(case: Case, **options: Any) -> Any:
     return Counted(case.model, list(case.batches), loss, **options)
 
 
-def curvlinops_operator(case: Case) -> Any:
+def curvlinops_operator(case: Case, meter: Meter | None = None, *, check: bool = False) -> Any:
     from curvlinops import HessianLinearOperator
 
+    class Counted(HessianLinearOperator):  # type: ignore[misc]
+        def _matmat(self, columns: list[Tensor]) -> list[Tensor]:
+            if meter is not None:
+                meter.add(columns[0].shape[-1])
+            return super()._matmat(columns)
+
     parameters = [p for p in case.model.parameters() if p.requires_grad]
-    return HessianLinearOperator(case.model, case.loss, parameters, list(case.batches), check_deterministic=False)
+    return Counted(case.model, case.loss, parameters, list(case.batches), check_deterministic=check)
 
 
 class MeanLoss(nn.Module):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks import ours
+from benchmarks.judged import ROUNDING, SIGMAS
 from benchmarks.tables import Row
 from benchmarks.timing import cpu_seconds, gradient_seconds, one_thread
 from benchmarks.truth import RESULTS, Fact, Truth, truth
@@ -14,9 +15,6 @@ from benchmarks.workloads import CHECKPOINT_WORKLOADS, WORKLOADS, Workload
 from hessdiag.files import write_whole
 from hessdiag.present import png
 from hessdiag.results import QUANTITIES, Analysis, Bound, Metric
-
-LIGHT = {"density_probes": 4, "steps": 20, "probes": 24}  # ResNets: 120 products of 3 gradients, half an hour
-SIGMAS = 3.0  # how far a truth that has a standard error itself may lie outside
 
 
 def run(data: str | None, quick: bool = False, names: Sequence[str] = ()) -> list[Row]:
@@ -31,16 +29,14 @@ def judge(workload: Workload, data: str | None, quick: bool = False) -> list[Row
     known = truth(workload, data, keep=not quick)
     problem = workload.problem(data)
     samples = workload.sample_set(problem)
-    options = LIGHT if known.parameters > 200_000 else {}
-    seconds, analysis = cpu_seconds(lambda: ours.analysis(problem, workload, QUANTITIES, **options))
+    seconds, analysis = cpu_seconds(lambda: ours.analysis(problem, workload, QUANTITIES))
     keep_picture(workload.name, analysis, quick)
     rows = [
         Row(workload.name, "hessdiag", name, metric.value, None, verdict(metric, fact_of(name, known, analysis)))
         for name, metric in analysis.metrics.items()
     ]
     gradient = gradient_seconds(problem, samples.batches)
-    spent = ", ".join(f"{key} {value}" for key, value in options.items()) or "default settings"
-    note = f"all quantities together ({spent}), {analysis.cost.products} products, {seconds:.3g} CPU s"
+    note = f"all quantities together (default settings), {analysis.cost.products} products, {seconds:.3g} CPU s"
     rows.append(Row(workload.name, "hessdiag", "whole analysis [gradients]", seconds / gradient, None, note))
     alone, one = cpu_seconds(lambda: ours.analysis(problem, workload, ("trace",)))
     method = one.metrics["trace"].provenance.method
@@ -74,8 +70,7 @@ def verdict(metric: Metric, fact: Fact | None) -> str:
     if fact is None:
         return f"{interval}; truth not known"
     outside = max(metric.lo - fact.value, fact.value - metric.hi, 0.0)
-    rounding = 1e-5 * abs(fact.value)  # float32 products against a float64 truth
-    if outside <= rounding:
+    if outside <= ROUNDING * abs(fact.value):
         word = "holds"
     elif outside <= SIGMAS * fact.error:
         word = "cannot tell (within the truth's own error)"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.adapters import Case, curvlinops_operator, eigenthings_operator, pyhessian_object
+from benchmarks.adapters import Case, Meter, curvlinops_operator, eigenthings_operator, pyhessian_object
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A number and the products it took."""
+    """A number and the products it took; of a density, whose mean it is, also nodes and weights."""
 
     value: float
     products: int
+    nodes: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,41 +40,44 @@ class Method:
 
 def pyhessian_lambda_max(case: Case, budget: float, seed: int) -> Answer:
     torch.manual_seed(seed)
-    with pyhessian_object(case) as (built, count):
+    meter = Meter()
+    with pyhessian_object(case, meter) as built:
         values, _ = built.eigenvalues(maxIter=2000, tol=budget)
-        return Answer(values[0], count[0])
+        return Answer(values[0], meter.products)
 
 
 def pyhessian_trace(case: Case, budget: float, seed: int) -> Answer:
     torch.manual_seed(seed)
-    with pyhessian_object(case) as (built, count):
+    meter = Meter()
+    with pyhessian_object(case, meter) as built:
         forms = built.trace(maxIter=int(budget), tol=-1e30)  # its own rule stops by luck; -1e30 turns it off
-        return Answer(sum(forms) / len(forms), count[0])
+        return Answer(sum(forms) / len(forms), meter.products)
 
 
 def pyhessian_trace_as_is(case: Case, budget: float, seed: int) -> Answer:
     torch.manual_seed(seed)
-    with pyhessian_object(case) as (built, count):
+    meter = Meter()
+    with pyhessian_object(case, meter) as built:
         forms = built.trace(maxIter=int(budget))
-        return Answer(sum(forms) / len(forms), count[0])
+        return Answer(sum(forms) / len(forms), meter.products)
 
 
 def pyhessian_density(case: Case, budget: float, seed: int) -> Answer:
     """The value of a density is its first moment, the mean eigenvalue."""
     torch.manual_seed(seed)
-    with pyhessian_object(case) as (built, count):
+    meter = Meter()
+    with pyhessian_object(case, meter) as built:
         nodes, weights = built.density(iter=int(budget), n_v=DENSITY_PROBES)
-        moments = [sum(n * w for n, w in zip(*run, strict=True)) for run in zip(nodes, weights, strict=True)]
-        return Answer(sum(moments) / len(moments), count[0])
+        return density_answer(list(zip(nodes, weights, strict=True)), meter.products)
 
 
 def eigenthings_lambda_max(case: Case, budget: float, seed: int, which: str = "LA") -> Answer:
     from hessian_eigenthings import lanczos
 
-    operator = eigenthings_operator(case)
+    operator = eigenthings_operator(case, meter := Meter())
     steps = min(int(budget), operator.size)
     result = lanczos(operator, k=1, max_iter=steps, which=which, seed=seed, reorthogonalize=True)
-    return Answer(float(result.eigenvalues[0]), operator.products)
+    return Answer(float(result.eigenvalues[0]), meter.products)
 
 
 def eigenthings_lambda_min(case: Case, budget: float, seed: int) -> Answer:
@@ -81,46 +87,39 @@ def eigenthings_lambda_min(case: Case, budget: float, seed: int) -> Answer:
 def eigenthings_trace(case: Case, budget: float, seed: int) -> Answer:
     from hessian_eigenthings import trace
 
-    operator = eigenthings_operator(case)
+    operator = eigenthings_operator(case, meter := Meter())
     found = trace(operator, num_matvecs=int(budget), method="hutch++", seed=seed)
-    return Answer(found.estimate, operator.products)
+    return Answer(found.estimate, meter.products)
 
 
 def eigenthings_square(case: Case, budget: float, seed: int) -> Answer:
     """tr H² by Hutch++ on H², two products each."""
     from hessian_eigenthings import LambdaOperator, trace
 
-    once = eigenthings_operator(case)
+    once = eigenthings_operator(case, meter := Meter())
     squared = LambdaOperator(lambda v: once.matvec(once.matvec(v)), once.size, once.device, once.dtype)
     found = trace(squared, num_matvecs=int(budget), method="hutch++", seed=seed)
-    return Answer(found.estimate, once.products)
+    return Answer(found.estimate, meter.products)
 
 
 def eigenthings_density(case: Case, budget: float, seed: int) -> Answer:
     from hessian_eigenthings import spectral_density
 
-    operator = eigenthings_operator(case)
+    operator = eigenthings_operator(case, meter := Meter())
     found = spectral_density(operator, num_runs=DENSITY_PROBES, lanczos_steps=int(budget), seed=seed)
-    moments = (found.raw_eigenvalues * found.raw_weights).nansum(dim=1)
-    return Answer(float(moments.mean()), operator.products)
+    return density_answer(list(zip(found.raw_eigenvalues, found.raw_weights, strict=True)), meter.products)
 
 
 def curvlinops_lambda_max(case: Case, budget: float, seed: int, which: str = "LA", tol: float = 1e-2) -> Answer:
     import numpy as np
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    plain = curvlinops_operator(case).to_scipy()
-    count = [0]
-
-    def product(vector: Any) -> Any:
-        count[0] += 1
-        return plain @ vector.astype(plain.dtype)
-
-    operator = LinearOperator(plain.shape, matvec=product, dtype=plain.dtype)
+    plain = curvlinops_operator(case, meter := Meter()).to_scipy()
+    operator = LinearOperator(plain.shape, matvec=lambda v: plain @ v.astype(plain.dtype), dtype=plain.dtype)
     start = np.random.default_rng(seed).standard_normal(plain.shape[0])
     ncv = int(budget)  # size of ARPACK's basis; its products come in lots of about that many
     values = eigsh(operator, k=1, which=which, tol=tol, ncv=ncv, v0=start, return_eigenvectors=False)
-    return Answer(float(values[0]), count[0])
+    return Answer(float(values[0]), meter.products)
 
 
 def curvlinops_lambda_min(case: Case, budget: float, seed: int) -> Answer:
@@ -164,8 +163,19 @@ def curvlinops_density(case: Case, budget: float, seed: int) -> Answer:
     torch.manual_seed(seed)
     operator = curvlinops_operator(case)
     runs = [fast_lanczos(operator, int(budget)) for _ in range(DENSITY_PROBES)]
-    moments = [float((values * vectors[0].square()).sum()) for values, vectors in runs]
-    return Answer(sum(moments) / len(moments), DENSITY_PROBES * int(budget))
+    return density_answer([(values, vectors[0].square()) for values, vectors in runs], len(runs) * int(budget))
+
+
+def density_answer(runs: Sequence[tuple[Any, Any]], products: int) -> Answer:
+    """The mean of some runs' (nodes, weights), a run that ended early filled with NaN."""
+    pairs = [
+        (float(node), float(weight) / len(runs))
+        for nodes, weights in runs
+        for node, weight in zip(nodes, weights, strict=True)
+        if not math.isnan(float(node))
+    ]
+    nodes, weights = (tuple(column) for column in zip(*pairs, strict=True))
+    return Answer(sum(node * weight for node, weight in pairs), products, nodes, weights)
 
 
 DENSITY_PROBES, DENSITY_STEPS = 8, 40

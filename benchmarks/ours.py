@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.timing import clock
 from benchmarks.workloads import Workload
@@ -27,7 +28,7 @@ class Found:
 
 
 def analysis(
-    problem: Problem, workload: Workload, quantities: Sequence[str], seed: int = 0, **options: int
+    problem: Problem, workload: Workload, quantities: Sequence[str], seed: int = 0, **options: Any
 ) -> Analysis:
     """The analysis of the workload's own sample set; ``seed`` changes the probes only."""
     return prepared(frozen(problem, workload), workload, quantities, seed, **options).run()
@@ -51,7 +52,7 @@ def frozen(problem: Problem, workload: Workload) -> Problem:
 
 
 def prepared(
-    problem: Problem, workload: Workload, quantities: Sequence[str], seed: int, **options: int
+    problem: Problem, workload: Workload, quantities: Sequence[str], seed: int, **options: Any
 ) -> Measurement:
     """hessdiag after its self-test and planning, with the workload's samples; ``problem`` is frozen."""
     settings = Settings(quantities=tuple(quantities), samples=workload.samples, seed=seed, **options)

@@ -240,7 +240,7 @@ def _pyhessian(case: Case) -> Tool:
 
     def product(row: Tensor) -> Tensor:
         if not kept:
-            with adapters.pyhessian_object(case) as (built, _):
+            with adapters.pyhessian_object(case, adapters.Meter()) as built:
                 kept.append(built)  # with the graph of its gradient, if there is one batch
         split = row.split([p.numel() for p in shapes])
         pieces = [piece.reshape(p.shape) for piece, p in zip(split, shapes, strict=True)]

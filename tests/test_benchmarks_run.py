@@ -20,6 +20,7 @@ QUESTIONS = {  # benchmark: what hessdiag's rows of it are called
     "extremes": ("lambda_max to", "lambda_min to"),
     "trace": ("trace to",),
     "analysis": ("whole analysis", "outside the engine", "outside forward and backward"),
+    "defaults": ("cost [", "lambda_max: true error", "trace: true error", "density: true error"),
     "memory": ("peak of lambda_max", "peak of one product", "time of one product"),
 }
 
