@@ -200,6 +200,21 @@ def test_doctor_names_the_fault(problems: Path) -> None:
     assert out.splitlines()[-1] == "not measurable as it is"
 
 
+def test_doctor_forecasts_with_the_options_of_analyze(checkpoint: Path) -> None:
+    what = ("doctor", "hessdiag.sources.digits:problem", "-c", str(checkpoint))
+
+    def products(*options: str) -> int:
+        (line,) = [text for text in call(*what, *options)[1].splitlines() if " cost " in text]
+        return int(line.split("about ")[1].split(" product")[0])
+
+    everything = products()
+    assert products("--effort", "quick") < everything < products("--effort", "thorough")
+    assert products("--quantities", "lambda_max") < everything / 2
+    assert products("--budget", "20p") <= 20
+    code, _, err = call(*what, "--budget", "soon")
+    assert code == 2 and "--budget soon: allowed are a time" in err
+
+
 @pytest.mark.parametrize(("factory", "expected"), [("prints", 0), ("detached_backward", 4)])
 def test_doctor_json_is_one_document(problems: Path, factory: str, expected: int) -> None:
     code, out, _ = call("doctor", f"p.py:{factory}", "--json")

@@ -9,6 +9,7 @@ from hessdiag.analysis.found import Found
 from hessdiag.analysis.needs import DEFLATION_STEPS, needs_square, wants_density
 from hessdiag.analysis.population import batch_error
 from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.memory import free_bytes
 from hessdiag.engine.records import Record
 from hessdiag.settings import Settings
 from hessdiag.spectral import (
@@ -29,7 +30,9 @@ from hessdiag.spectral import (
 from hessdiag.spectral.warm import Warm
 
 FURTHER, FURTHER_STEPS = 2, 60  # starts of a density that the run does not show, and their steps
-BASIS_BYTES = 2 << 30  # a Lanczos basis beyond 2 GiB restarts (thick restart: more products, same certificates)
+BASIS_BYTES = 2 << 30  # a Lanczos basis may always have 2 GiB
+BASIS_SHARE = 0.25
+"""Of the free memory, where that is more. Beyond, it restarts: more products, the same certificates."""
 FEWEST_VECTORS = 12
 
 
@@ -102,7 +105,8 @@ def _with_data(op: Curvature, s: Settings, found: Found, result: Extremes, recor
 
 
 def _max_basis(op: Curvature, s: Settings, found: Found) -> int | None:
-    vectors = BASIS_BYTES // (op.size * op.dtype.itemsize)
+    room = max(BASIS_BYTES, int(BASIS_SHARE * free_bytes(op.device)))
+    vectors = room // (op.size * op.dtype.itemsize)
     if vectors >= s.max_steps:
         return None
     vectors = max(vectors, FEWEST_VECTORS + s.top)

@@ -7,16 +7,15 @@ from typing import Any
 
 import click
 
-from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, load, options
+from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEM, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import tell
 from hessdiag.cli.stdout import reserve, result
-from hessdiag.settings import Settings
 
 MARKS = {"ok": "ok  ", "note": "note", "warning": "WARN", "fault": "FAIL"}
 
 
 @click.command(epilog=FACTORY)
-@options(PROBLEM, SAMPLES, OUTPUT)
+@options(PROBLEM, SAMPLES, MEASUREMENT, SPENDING, OUTPUT)
 def doctor(
     *,
     factory: str,
@@ -27,28 +26,30 @@ def doctor(
     as_json: bool,
     quiet: bool,  # noqa: ARG001  (a report has nothing to leave out)
     debug: bool,  # noqa: ARG001
-    **sampling: Any,
+    **measurement: Any,
 ) -> int:
-    """Check that a problem can be measured, and forecast time and memory; exit code 4 if it cannot."""
-    sampling["params"] = sampling["params"] or None
-    asked = Settings(**sampling)
+    """Check that a problem can be measured, and forecast what analyze would take with the same options.
+
+    Exit code 4 if it cannot be measured.
+    """
+    asked = settings(**measurement)
     reserve()
     built = load(factory, checkpoint, options, trust_pickle, app_dir)
 
     from hessdiag.analysis import Measurement
 
-    measurement = Measurement(built.problem, asked)
-    findings = measurement.checked.findings
+    ready = Measurement(built.problem, asked)
+    findings = ready.checked.findings
     failed = any(finding.level == "fault" for finding in findings)
     if as_json:
         rows = [{"level": f.level, "check": f.check, "text": f.text} for f in findings]
-        result(json.dumps({"findings": rows, "notes": built.notes, "forecast": measurement.forecast()}))
+        result(json.dumps({"findings": rows, "notes": built.notes, "forecast": ready.forecast()}))
         return 4 if failed else 0
     for note in built.notes:
         tell(f"{MARKS['note']}  checkpoint     {note}")
     for finding in findings:
         tell(f"{MARKS[finding.level]}  {finding.check:<14} {finding.text}")
-    tell(f"{MARKS['note']}  cost           {measurement.forecast()}")
+    tell(f"{MARKS['note']}  cost           {ready.forecast()}")
     verdict = "not measurable as it is" if failed else "fit to be measured: hessdiag analyze"
     tell(verdict)
     return 4 if failed else 0
