@@ -100,7 +100,7 @@ class Budget:
     """What a measurement may spend.
 
     Attributes:
-        amount: seconds, products, or gradients of the sample set.
+        amount: seconds since the measurement began, products, or the time of so many gradients of the sample set.
         unit: "s", "p" or "g".
     """
 

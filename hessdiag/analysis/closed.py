@@ -42,4 +42,4 @@ def closed_trace(operator: Curvature, network: Recognized, confidence: float) ->
     data = data_error(samples, ones, value, confidence, what="examples", batches=batches)
     estimate = replace(closed.trace, data=data)
     operator.seconds += time.perf_counter() - begun
-    return closed, ModelTrace(estimate, closed.layers, closed.trace.provenance.method, 0)
+    return closed, ModelTrace(estimate, closed.layers, closed.trace.provenance.method)

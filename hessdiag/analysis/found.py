@@ -27,4 +27,3 @@ class Found:
     convergence: Convergence = field(default_factory=Convergence)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    products: int = 0  # with other operators than the main one

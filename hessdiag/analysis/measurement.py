@@ -13,6 +13,7 @@ import torch
 from hessdiag.analysis.closed import network_of
 from hessdiag.analysis.needs import planned, uses_trace
 from hessdiag.analysis.record import environment, fingerprint, key_of
+from hessdiag.analysis.so_far import Account, SoFar
 from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.closed_form import Recognized, foreseen
@@ -68,6 +69,7 @@ class Measurement:
         settings: as asked.
         samples: the frozen sample set.
         left: after `run`, what a run at the next checkpoint may start near; None without extremes.
+        repeatable: whether the last `run` would give the same again: neither a clock nor an interrupt ended it.
     """
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
@@ -79,7 +81,9 @@ class Measurement:
         self.settings = settings
         self._begun = time.perf_counter()
         self._spending: Spending | None = None
+        self._interrupted = False
         self.left: Warm | None = None
+        self.repeatable = True
         self.samples: SampleSet = draw(
             problem.data[settings.split],
             split=settings.split,
@@ -147,36 +151,51 @@ class Measurement:
         )
 
     def interrupt(self) -> None:
-        """End with what there is: `run` returns the answer so far, its intervals as honest as ever."""
+        """End with what there is: `run` returns the answer so far, its intervals as honest as ever.
+
+        May be called from another thread or a signal handler. Asked before `run` begins, it ends that after five
+        products.
+        """
+        self._interrupted = True
         if self._spending is not None:
             self._spending.interrupted = True
 
-    def run(self, progress: Report | None = None, warm: Warm | None = None) -> Analysis:
+    def run(
+        self, progress: Report | None = None, warm: Warm | None = None, look: Callable[[SoFar], None] | None = None
+    ) -> Analysis:
         """Measure; where ``warm`` is given, the extremes start near what an earlier run left.
+
+        Args:
+            progress: called with (stage, done, total).
+            warm: of an earlier run.
+            look: called with what is known by then, five times per second at most. Who looks may end it because
+                of what it shows: after an `interrupt` intervals over probes are made wider, and hold all the same.
 
         Raises:
             MeasurementError: the preflight found a fault, or a product is not finite.
         """
         require_sound(self.checked)
-        begun, before, spent = time.perf_counter(), self.operator.products, self.operator.seconds
+        checked, op, total = self.checked, self.operator, self.products
+        begun, before, spent = time.perf_counter(), op.products + op.beside, op.seconds
         report = progress or (lambda *_: None)
-        total = self.products
-        furthest = before
 
-        def watch(done: int) -> None:
-            nonlocal furthest
-            furthest = max(furthest, done)  # products with R are counted on top of those with H
-            report("products", min(furthest - before, total), total)
+        def done() -> int:
+            return op.products + op.beside - before
 
-        self.operator.watch = watch
+        def watch(_: int) -> None:
+            report("products", min(done(), total), total)
+            account.tell()
+
+        account = Account(look, self.settings, done, total)
+        spending = Spending(self.settings.spending, op, checked.gradient_seconds, self._begun)
+        self._spending, spending.interrupted, op.watch = spending, self._interrupted, watch
         try:
-            budget = self.settings.spending
-            self._spending = Spending(budget, self.operator, self.checked.gradient_seconds, self._begun)
-            found = Sweep(self.operator, self.settings, self._spending, self.network, warm).run()
+            found = Sweep(op, self.settings, spending, self.network, warm, account).run()
         finally:
-            self.operator.watch = self.operator.stop = None
-            self.operator.graphs.release()
-        checked, op = self.checked, self.operator
+            op.watch = op.room = self._spending = None
+            self._interrupted = False
+            op.graphs.release()
+        self.repeatable = spending.repeatable
         if found.krylov is not None and found.convergence.steps:
             self.left = ending(found.krylov, warm.turn + 1 if warm else 1)
         return Analysis(
@@ -190,7 +209,7 @@ class Measurement:
             second_opinion=checked.second_opinion,
             fingerprint=self.fingerprint,
             cost=Cost(
-                products=op.products - before + found.products,
+                products=done(),
                 gradients=(op.seconds - spent) / max(checked.gradient_seconds, 1e-9),
                 seconds=time.perf_counter() - begun,
             ),

@@ -13,6 +13,7 @@ from hessdiag.engine.curvature import Curvature
 from hessdiag.engine.records import Record
 from hessdiag.settings import Settings
 from hessdiag.spectral import rademacher
+from hessdiag.spectral.deflation import FEWEST
 from hessdiag.spectral.interval import PILOT
 
 Array = NDArray[np.float64]
@@ -44,7 +45,7 @@ class Residual:
     @property
     def few(self) -> bool:
         """Whether the curved tensors have no more entries than there would be probes."""
-        return int(self.mask.sum()) <= self.settings.most_probes
+        return int(self.mask.sum()) <= min(self.settings.most_probes, self.operator.left)
 
     @property
     def products(self) -> int:
@@ -73,19 +74,24 @@ class Residual:
     def _drawn(self, stream: str, number: int) -> ResidualForms:
         with self.R.recorded() as record:
             for begin in range(0, number, self.operator.block):
-                if begin and self.operator.stopped:
+                wanted = min(self.operator.block, number - begin)
+                granted = self.operator.granted(wanted, max(FEWEST - begin, 0))
+                if not granted:
                     break
-                indices = range(begin, min(begin + self.operator.block, number))
+                indices = range(begin, begin + granted)
                 rows = torch.stack([rademacher(self.operator, self.settings.seed, stream, i) for i in indices])
                 self._multiply(torch.where(self.mask, rows, torch.zeros_like(rows)))
+                if granted < wanted:
+                    break
         return _forms(record)
 
     def _multiply(self, rows: torch.Tensor) -> None:
         before = self.R.seconds
         self.R.rows(rows)
         self.operator.seconds += self.R.seconds - before
+        self.operator.beside += len(rows)
         if self.operator.watch is not None:
-            self.operator.watch(self.operator.products + self.R.products)
+            self.operator.watch(self.operator.products)
 
 
 def _forms(record: Record) -> ResidualForms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +28,11 @@ from hessdiag.spectral import (
     own_negative_mass,
     whole,
 )
+from hessdiag.spectral.certificate import Watch
 from hessdiag.spectral.warm import Warm
 
 FURTHER, FURTHER_STEPS = 2, 60  # starts of a density that the run does not show, and their steps
+FEWEST_STEPS = 10  # fewer than these say next to nothing, and are not begun
 BASIS_BYTES = 2 << 30  # a Lanczos basis may always have 2 GiB
 BASIS_SHARE = 0.25
 """Of the free memory, where that is more. Beyond, it restarts: more products, the same certificates."""
@@ -42,15 +45,29 @@ def sides(settings: Settings) -> list[Any]:
     return ["max", *which] if settings.top > 1 and "max" not in which else which
 
 
-def take_run(operator: Curvature, settings: Settings, found: Found, *, every: bool, warm: Warm | None) -> None:
+def verified(settings: Settings) -> int:
+    """Fresh products that the ends take after the run."""
+    return len(sides(settings)) + settings.top - 1
+
+
+def take_run(
+    operator: Curvature,
+    settings: Settings,
+    found: Found,
+    *,
+    every: bool,
+    warm: Warm | None,
+    on_step: Callable[[Watch], None] | None = None,
+) -> None:
     """The run with its ends, into ``found``.
 
     Args:
-        operator: with its ``stop`` set.
+        operator: with its ``room`` set.
         settings: what is wanted, and how well.
         found: gets krylov, run, metrics of the ends, top, convergence, warnings and notes.
         every: whether every direction is multiplied.
         warm: what an earlier run left.
+        on_step: told of the certificates after each product.
     """
     s, op, which = settings, operator, sides(settings)
     with op.recorded() as record:
@@ -58,7 +75,7 @@ def take_run(operator: Curvature, settings: Settings, found: Found, *, every: bo
             found.krylov = whole(op)
         elif not which and not wants_density(s):
             found.krylov = lanczos(op, steps=min(DEFLATION_STEPS, op.size), seed=s.seed)
-        result = _ends(op, s, found, which, warm)
+        result = _ends(op, s, found, which, warm, on_step)
     if result is not None:
         found.krylov, found.convergence, found.top = result.krylov, result.convergence, result.top
         found.warnings += result.warnings
@@ -68,7 +85,14 @@ def take_run(operator: Curvature, settings: Settings, found: Found, *, every: bo
         _with_data(op, s, found, result, record)
 
 
-def _ends(op: Curvature, s: Settings, found: Found, which: list[Any], warm: Warm | None) -> Extremes | None:
+def _ends(
+    op: Curvature,
+    s: Settings,
+    found: Found,
+    which: list[Any],
+    warm: Warm | None,
+    on_step: Callable[[Watch], None] | None,
+) -> Extremes | None:
     known = s.known_to
     if found.krylov is not None:
         return extremes_of(op, found.krylov, which=which, top=s.top) if which else None
@@ -86,6 +110,7 @@ def _ends(op: Curvature, s: Settings, found: Found, which: list[Any], warm: Warm
         warm=None if shown else warm,  # the density needs a start that is uniform on the sphere
         max_steps=s.max_steps,
         max_basis=_max_basis(op, s, found),
+        on_step=on_step,
     )
 
 
@@ -124,9 +149,13 @@ def take_density(operator: Curvature, settings: Settings, found: Found) -> None:
         found.spectrum = measure.spectrum(krylov.floor(op))
         share = own_negative_mass(op, krylov, measure.alphas, measure.betas, s.confidence)
     else:
+        starts, steps = s.density_probes or FURTHER, s.steps or FURTHER_STEPS
+        if not krylov.exhausted and op.left < starts * min(steps, FEWEST_STEPS):
+            found.warnings.append(f"not reached before the end: the density, which takes {starts} further starts")
+            return
         if not krylov.exhausted and not s.density_probes:
             found.notes.append(f"the density is that of {FURTHER} further starts: {_why_further(krylov)}")
-        drawn = density(op, s.density_probes or FURTHER, s.steps or FURTHER_STEPS, s.seed, krylov)
+        drawn = density(op, starts, steps, s.seed, krylov)
         found.spectrum, share = drawn.spectrum, negative_mass(drawn, confidence=s.confidence)
     if s.wants("negative_mass"):
         found.metrics["negative_mass"] = share

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
+from hessdiag.analysis.found import Found
 from hessdiag.results import Convergence, Estimate, Metric
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms, trace_from
 from hessdiag.spectral.interval import mean_interval
 
+M = TypeVar("M", bound=Metric)
 BEYOND = 1.4  # of the half interval asked for: from 8 probes it is itself known to a quarter
 
 
@@ -29,8 +32,21 @@ def with_trace(convergence: Convergence, values: Forms, confidence: float) -> Co
     return replace(convergence, trace_mean=tuple(means), trace_half_width=tuple(halves))
 
 
-def shortfall(metrics: Mapping[str, Metric], settings: Settings, *, ended: bool) -> list[str]:
-    """Which moments are known less well than asked, and what would mend it."""
+def shortfall(found: Found, settings: Settings, why: str) -> list[str]:
+    """Which moments are known less well than asked, and what would mend it.
+
+    Args:
+        found: everything.
+        settings: what was asked for.
+        why: it ended early; empty where it did not.
+    """
+    forms, asked = found.forms, settings.probes
+    if asked is not None and forms is not None and not forms.exact and len(forms.trace) < asked:
+        return [f"{len(forms.trace)} of the {asked} probes asked for were drawn: it was ended early"]
+    return _wide(found.metrics, settings, ended=bool(why))
+
+
+def _wide(metrics: Mapping[str, Metric], settings: Settings, *, ended: bool) -> list[str]:
     found = []
     square = metrics.get("frobenius_squared")
     for name in ("trace", "frobenius_squared"):
@@ -41,9 +57,31 @@ def shortfall(metrics: Mapping[str, Metric], settings: Settings, *, ended: bool)
         asked, reached = getattr(settings.known_to, name), (metric.hi - metric.lo) / 2 / max(size, 1e-300)
         if reached > BEYOND * asked:
             needed = math.ceil(len(metric.per_probe) * (reached / asked) ** 2)
-            way = "raise the budget" if ended else f"--probes {needed}"
+            way = "it was ended early" if ended else f"--probes {needed}"
             found.append(f"{name} is known to {reached:.2g} of its size, asked was {asked:.2g}: {way}")
     return found
+
+
+def hold_whenever_ended(found: Found, asked: float, made: float) -> None:
+    """Intervals that a person may have ended because of hold as asked where they were made for that.
+
+    Args:
+        found: everything.
+        asked: confidence that was asked for.
+        made: confidence at which intervals over probes were made; the same where nobody ended it or saw them.
+    """
+    if asked == made:
+        return
+
+    def held(metric: M) -> M:
+        return replace(metric, confidence=asked) if metric.confidence == made else metric
+
+    found.metrics = {name: held(metric) for name, metric in found.metrics.items()}
+    found.companions = tuple(held(bound) for bound in found.companions)
+    found.notes.append(
+        "it was ended by somebody who saw the numbers: intervals over probes are the wider ones that hold whatever "
+        "made them end it"
+    )
 
 
 def contradiction(exact: Estimate, values: Forms) -> list[str]:

@@ -30,13 +30,11 @@ class ModelTrace:
         estimate: kind "exact" if no signs were drawn at the outputs and no tensor needed probes.
         layers: the same per tensor.
         note: how it was had, for the reader.
-        products: with R.
     """
 
     estimate: Estimate
     layers: tuple[Layer, ...]
     note: str
-    products: int
 
 
 def model_trace(
@@ -104,7 +102,7 @@ class OpenTrace:
     def _number(self) -> int:
         """As many probes as asked for; with a tolerance, as many as it takes beside tr(G)."""
         number = self.settings.most_probes
-        if self.settings.probes is not None or number <= 2 * PILOT:
+        if self.settings.probes is not None or number <= 2 * PILOT or self.operator.left < 2 * PILOT:
             return number
         rtol = self.settings.known_to.trace / quantile(self.settings.confidence)
         beside, error, _ = _sum([self.G.draws.numpy()], 0.95)
@@ -125,7 +123,7 @@ class _Parts:
     products: int
 
     def whole(self, settings: Settings) -> ModelTrace:
-        return ModelTrace(self.estimate(settings), self.layers(), self.note(), self.products)
+        return ModelTrace(self.estimate(settings), self.layers(), self.note())
 
     def estimate(self, settings: Settings) -> Estimate:
         draws = self.G.draws.numpy()

@@ -6,15 +6,23 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from hessdiag.analysis.measurement import Measurement, Report
+from hessdiag.analysis.measurement import Measurement
 from hessdiag.errors import LoadError, MeasurementError, ProblemError, one_line
 from hessdiag.results import Analysis
 from hessdiag.results.trajectory import Point, Rate
 from hessdiag.settings import Settings
 from hessdiag.sources.factory import Built
 from hessdiag.spectral.warm import Warm
+
+
+class Run(Protocol):
+    """Measures."""
+
+    def __call__(self, measurement: Measurement, /, *, warm: Warm | None) -> Analysis:
+        """As `Measurement.run`."""
+
 
 RATES = ("lr", "learning_rate")
 OPTIMIZERS = ("optimizer", "optim", "opt", "optimizer_name")
@@ -90,14 +98,14 @@ class Follower:
     _measuring: bool = False
     _told: set[str] = field(default_factory=set)
 
-    def point(self, name: str, path: str, load: Callable[[], Built], report: Report | None = None) -> Point:
+    def point(self, name: str, path: str, load: Callable[[], Built], run: Run = Measurement.run) -> Point:
         """Measure a checkpoint; cost as `hessdiag.analyze`.
 
         Args:
             name: short.
             path: of the file.
             load: builds the problem with its weights.
-            report: of progress, (stage, done, total).
+            run: measures, given a measurement that is ready and what the checkpoint before left.
 
         Raises:
             UsageError: what is asked for contradicts itself: no checkpoint could be measured.
@@ -118,12 +126,13 @@ class Follower:
             if not self._measuring:
                 self._measuring = True
                 self.say(f"each: {measurement.forecast()}")
-            result = measurement.run(report, warm)
+            result = run(measurement, warm=warm)
         except OF_ONE as error:
             return Point(name=name, path=path, error=one_line(error))
         result = result.about(name, built.notes, built.weights.sha256 if built.weights else None)
         self._warm = measurement.left
-        self.keep(key, name, result)
+        if measurement.repeatable:
+            self.keep(key, name, result)
         return Point(name=name, path=path, analysis=result, rate=rate, warm=warm is not None)
 
     def _require_same(self, fingerprint: Mapping[str, Any]) -> None:

@@ -130,7 +130,7 @@ class Subject:
         self.say(f"{scope.label}: {measurement.forecast()}")
         result = measurement.run(progress=self.report).about(self.about[0], (), self.about[1])
         self.products += result.cost.products
-        if file is not None and (why := keep(file, result.to_json())):
+        if file is not None and measurement.repeatable and (why := keep(file, result.to_json())):
             self.say(why)
         return result
 

@@ -9,7 +9,6 @@ import click
 
 from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import REPORT, say, show, write_run
-from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
 from hessdiag.sources.many import is_pattern
@@ -59,12 +58,12 @@ def analyze(
     built = load(factory, checkpoint, options, trust_pickle, app_dir)
 
     from hessdiag.analysis import Measurement
+    from hessdiag.cli.measuring import measured
 
     say(built.notes, quiet=quiet)
     measurement_ = Measurement(built.problem, asked)
     say([measurement_.forecast()], quiet=quiet)
-    with display(quiet=quiet) as report:
-        found = measurement_.run(progress=report)
+    found, _ = measured(measurement_, quiet=quiet)
     found = found.about(checkpoint or factory, built.notes, built.weights.sha256 if built.weights else None)
     if cross_check is not None:
         from hessdiag.integrations.pyhessian import cross_check as check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,26 +37,24 @@ def demo(folder: Path, seed: int, debug: bool) -> None:  # noqa: ARG001
     from safetensors.torch import save
 
     from hessdiag.analysis import Measurement
+    from hessdiag.cli.measuring import measured
     from hessdiag.files import write_whole
     from hessdiag.settings import Settings
     from hessdiag.sources.digits import problem, train_digits
 
     torch.set_num_threads(1)  # on networks this small, threads mostly wait for each other
     results = {}
-    with display(quiet=False) as report:
-        for kind, name in NAMES.items():
-
-            def on_epoch(epoch: int, epochs: int, kind: Kind = kind) -> None:
-                report(f"training {kind}", epoch, epochs)
-
-            trained = train_digits(kind, seed=seed, on_epoch=on_epoch)
-            checkpoint = write_whole(folder / f"{kind}.safetensors", save(trained.state_dict()))
-            subject = problem()
-            subject.model.load_state_dict(trained.state_dict())
-            result = Measurement(subject, Settings(seed=seed)).run(progress=report).about(f"{kind}: {name}")
-            write_run(result, folder / kind)
-            results[result.title] = result
-            say([f"{checkpoint}: measured"], quiet=False)
+    for kind, name in NAMES.items():
+        with display(quiet=False) as report:
+            trained = train_digits(kind, seed=seed, on_epoch=partial(report, f"training {kind}"))
+        checkpoint = write_whole(folder / f"{kind}.safetensors", save(trained.state_dict()))
+        subject = problem()
+        subject.model.load_state_dict(trained.state_dict())
+        found, _ = measured(Measurement(subject, Settings(seed=seed)), quiet=False, title=kind)
+        result = found.about(f"{kind}: {name}")
+        write_run(result, folder / kind)
+        results[result.title] = result
+        say([f"{checkpoint}: measured"], quiet=False)
     page = write_whole(folder / REPORT, page_of(results))
     show(results)
     tell(f"run folders: {folder}/plain, {folder}/flat (run.json, metrics.csv, plots)")

@@ -1,12 +1,17 @@
-"""Progress of long work: on stderr, only on a terminal."""
+"""Progress of long work on stderr: bars on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hessdiag.cli.stdout import message
+
 Report = Callable[[str, int, int], None]
+
+EVERY = 30.0  # seconds between two lines where there is no terminal: a log shows that work goes on
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -15,9 +20,12 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @contextmanager
 def display(*, quiet: bool) -> Iterator[Report]:
-    """A function to report (stage, done, total) to; bars with remaining time on a terminal, nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
+    """A function to report (stage, done, total) to; bars with remaining time on a terminal, lines elsewhere."""
+    if quiet:
         yield silent
+        return
+    if not sys.stderr.isatty():
+        yield _beats()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,3 +40,16 @@ def display(*, quiet: bool) -> Iterator[Report]:
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
         yield report
+
+
+def _beats() -> Report:
+    begun = last = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= EVERY:
+            last = now
+            message(f"  {stage}: {done} of {total}, {now - begun:.0f} s")
+
+    return report

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hessdiag.cli.output import command_line, draw, say
-from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.files import keep, write_whole
@@ -18,9 +18,11 @@ from hessdiag.shown import csv_text
 from hessdiag.sources.many import CheckpointFile, checkpoints
 
 if TYPE_CHECKING:
+    from hessdiag.analysis import Measurement
     from hessdiag.results import Analysis
     from hessdiag.results.trajectory import Point, Trajectory
     from hessdiag.sources.factory import Built
+    from hessdiag.spectral.warm import Warm
 
 CACHE = Path(".hessdiag") / "cache"
 KEPT = "checkpoints"  # in the folder of -o
@@ -70,22 +72,27 @@ def _followed(
     quiet: bool,
 ) -> Trajectory:
     from hessdiag.analysis.trajectory import Follower
+    from hessdiag.cli.measuring import measured
     from hessdiag.results.trajectory import Trajectory
 
     follower = Follower(asked, lr, kept.recall, kept.keep, lambda line: say([line], quiet=quiet))
-    points = []
+    points: list[Point] = []
+    ended = False
+
+    def run(measurement: Measurement, /, *, warm: Warm | None) -> Analysis:
+        nonlocal ended
+        title = f"{len(points) + 1} of {len(files)}"
+        analysis, ended = measured(measurement, quiet=quiet, title=title, warm=warm)
+        return analysis
+
     try:
         for number, file in enumerate(files, 1):
-            with display(quiet=quiet) as report:
-                points.append(
-                    follower.point(
-                        file.name,
-                        file.path,
-                        lambda path=file.path: load(path),  # type: ignore[misc]
-                        lambda _, done, total: report(f"{number} of {len(files)}", done, total),  # noqa: B023
-                    )
-                )
+            points.append(follower.point(file.name, file.path, partial(load, file.path), run))
             say([f"{number} of {len(files)} {file.name}: {_outcome(points[-1])}"], quiet=quiet)
+            if ended:
+                left = f"the same command measures {file.name} again and goes on from there"
+                say([f"{number} of {len(files)} are shown: {left}"], quiet=quiet)
+                break
     except KeyboardInterrupt:
         say([f"{len(points)} of {len(files)} are kept: the same command goes on from there"], quiet=quiet)
         raise

@@ -38,6 +38,7 @@ CHUNK_BYTES = 32 * 2**20  # for the signs at the outputs
 CURVED = 1e-6  # relative: piecewise linear tensors give exactly 0 or rounding, curved ones 1e-3 and more
 PROBED_EXAMPLES = 4
 KNOWN = f"{', '.join(CRITERIA[:-1])} and {CRITERIA[-1]}"
+SLOWER = 1.5  # the first piece is
 DEPENDENT = 1e-3  # relative: rounding leaves 1e-5, batch statistics 1e-1
 
 
@@ -200,15 +201,22 @@ def _accumulate(
     # a stream per draw: the same signs whatever the batches, and a longer run begins with a shorter one's
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     examples, tensors = [], torch.zeros(1 if exact else draws, len(function.names), dtype=torch.float64)
+    room, done = operator.left, 0
     for batch in operator.batches:
         for piece in divide(batch, pulled.rows()):
-            if operator.stopped:
+            if operator.stopped or _too_slow(room - operator.left, done / operator.samples.examples, room):
                 raise Ended
+            done += row_count(piece) or 0
             squares = _exact(pulled, piece) if exact else _drawn(pulled, piece, generators)
             squares = squares.detach()  # a criterion's own parameters
             examples.append(squares.sum(2))
             tensors += squares.sum(1)
     return torch.cat(examples, dim=1), tensors
+
+
+def _too_slow(taken: float, share: float, room: float) -> bool:
+    """Whether the rest, at the pace of what is done, would take more than there is: then it need not go on."""
+    return math.isfinite(room) and share > 0 and taken / share > SLOWER * room
 
 
 def _exact(pulled: Pullbacks, piece: Any) -> Tensor:

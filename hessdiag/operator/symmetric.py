@@ -6,6 +6,7 @@ SciPy through `SymmetricOperator.to_scipy`.
 
 from __future__ import annotations
 
+import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -33,9 +34,11 @@ class SymmetricOperator(ABC):
         products: matrix-vector products formed so far, counted per vector.
         floor: relative rounding of a product, ‖error‖ / ‖Hv‖; measured by the engine, a guess elsewhere.
         block: most vectors that should travel together; the callers honour it.
-        watch: called with ``products`` after every block, for progress displays.
-        stop: asked between products whether to end with what there is: a budget, or an interrupt; never looks at
-            the products' values, so what was found until then is as unbiased as ever.
+        watch: called with ``products`` after every block, also of the products ``beside``, for progress displays.
+        room: asked between products how many more may be formed before the end with what there is: a budget's, or
+            none after an interrupt. It never looks at the products' values, so what was found until then is as
+            unbiased as ever.
+        beside: products with other operators, formed for this one's sake.
     """
 
     __array_ufunc__ = None  # arrays leave ``v @ H`` and ``2.0 * H`` to this class
@@ -56,12 +59,22 @@ class SymmetricOperator(ABC):
         self.floor = 16 * torch.finfo(dtype).eps
         self.block = 16
         self.watch: Callable[[int], None] | None = None
-        self.stop: Callable[[], bool] | None = None
+        self.room: Callable[[], float] | None = None
+        self.beside = 0
+
+    @property
+    def left(self) -> float:
+        """Products that may still be formed; inf where nothing limits them."""
+        return math.inf if self.room is None else self.room()
 
     @property
     def stopped(self) -> bool:
         """Whether to end with what there is."""
-        return self.stop is not None and self.stop()
+        return self.left < 1
+
+    def granted(self, wanted: int, least: int = 1) -> int:
+        """How many of the products wanted next may be formed, ``least`` at least."""
+        return int(max(min(wanted, self.left), least))
 
     @property
     def shape(self) -> tuple[int, int]:

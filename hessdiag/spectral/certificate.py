@@ -164,6 +164,7 @@ class Watch:
         stretch: of the start, see `certificate`.
         upper: no eigenvalue lies above; inf until first looked at.
         lower: no eigenvalue lies below.
+        depth: error of the density by depth at the last look; None where it was not looked at.
         history: (products, largest and smallest Ritz value, upper, lower) after each step.
     """
 
@@ -173,6 +174,7 @@ class Watch:
     stretch: float = 1.0
     upper: float = math.inf
     lower: float = -math.inf
+    depth: float | None = None
     history: list[tuple[int, float, float, float, float]] = field(default_factory=list)
 
     def look(self, *, certify: bool) -> None:
@@ -210,7 +212,8 @@ class Watch:
             if begun_afresh or run.exhausted:
                 return gaps  # the start's measure is complete, or the run was restarted: no step tells more of it
             seen = Measure(np.array(cycle.alphas), np.array(cycle.betas), run.op.size)
-            gaps["density"] = (seen.depth, wanted.density)
+            self.depth = seen.depth
+            gaps["density"] = (self.depth, wanted.density)
         return gaps
 
     def convergence(self) -> Convergence:

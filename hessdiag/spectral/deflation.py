@@ -100,6 +100,7 @@ def forms(
     *,
     quantity: str = STREAM,
     first: int = 0,
+    on_block: Callable[[Forms], None] | None = None,
 ) -> Forms:
     """Unbiased values of tr H and tr H² from the same products, one pair per probe.
 
@@ -110,6 +111,7 @@ def forms(
         seed: names the stream.
         quantity: names the stream.
         first: index of the first probe: probes before it were spent elsewhere (`Forms.with_more`).
+        on_block: called with the forms so far after each block of products.
 
     Raises:
         BudgetError: no probe at all while directions are left.
@@ -119,19 +121,24 @@ def forms(
     if num_probes < 1 and left > 0:
         msg = f"num_probes={num_probes}: at least 1 is needed, 2 for a standard error"
         raise BudgetError(msg)
-    exact = num_probes >= left and first == 0
+    exact = num_probes >= left and first == 0 and op.left >= left
     indices = range(first, first + num_probes)
     blocks = _basis(op, krylov, seed, quantity) if exact else _drawn(op, krylov, seed, quantity, indices, _signs)
-    values = [np.zeros((2, 0))]
+    values = np.zeros((2, 0))
     for block in blocks:
-        if not exact and sum(part.shape[1] for part in values) >= FEWEST and op.stopped:
+        least = max(FEWEST - values.shape[1], 0)
+        some = block if exact else block[: op.granted(len(block), least)]
+        if not len(some):
             break
-        values.append(form_values(krylov, block, op.rows(block)))
-    traces, squares = np.concatenate(values, axis=1)
-    spent = traces.size
+        values = np.concatenate([values, form_values(krylov, some, op.rows(some))], axis=1)
+        if on_block is not None and not exact and values.shape[1] >= FEWEST:
+            on_block(from_values(op, krylov, *values, seed=seed, exact=False, spent=values.shape[1]))
+        if len(some) < len(block):
+            break
+    spent = values.shape[1]
     if exact:
-        traces, squares = traces.sum(keepdims=True), squares.sum(keepdims=True)
-    return from_values(op, krylov, traces, squares, seed=seed, exact=exact, spent=spent)
+        values = values.sum(axis=1, keepdims=True)
+    return from_values(op, krylov, *values, seed=seed, exact=exact, spent=spent)
 
 
 def forms_to(

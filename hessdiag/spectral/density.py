@@ -96,13 +96,16 @@ def density(
     rules: list[tuple[Array, Array]] = []
     values: list[Array] = [np.zeros((2, 0))]
     spent = 0
+    exact = num_probes >= left
     for block in unit_probes(op, known, num_probes, seed, STREAM):
+        if rules and not exact and op.left < len(block):
+            break
         before = op.products
         alphas, betas, lengths = lanczos_block(op, block, steps, reorthogonalize=keep)
         spent += op.products - before
+        steps = alphas.shape[1] if alphas.shape[1] < min(steps, op.size) else steps
         rules += [(a[:m], b[:m]) for a, b, m in zip(alphas, betas, lengths, strict=True)]
         values.append(_first_forms(known, block, alphas[:, 0], betas[:, 0]))
-    exact = num_probes >= left
     traces, squares = np.concatenate(values, axis=1)
     if exact:
         traces, squares = traces.sum(keepdims=True), squares.sum(keepdims=True)

@@ -14,12 +14,14 @@ where they lie, so at most 5% of the cases that go on are lost: 1% where one in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
 
 from hessdiag.operator import SymmetricOperator
+from hessdiag.spectral import deflation
 from hessdiag.spectral.deflation import Forms, forms
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
@@ -79,15 +81,23 @@ def _unexplained(krylov: Krylov, measure: Measure) -> tuple[float, float]:
     return max(spread - seen[0], LEFT * spread), max(fourth - seen[1], LEFT * fourth)
 
 
-def forms_for(op: SymmetricOperator, krylov: Krylov, goal: Goal, seed: int) -> Forms:
+def forms_for(
+    op: SymmetricOperator,
+    krylov: Krylov,
+    goal: Goal,
+    seed: int,
+    on_block: Callable[[Forms], None] | None = None,
+) -> Forms:
     """As many `forms` as a goal takes, 8 at least; cost: these, and those that were too few."""
-    number = probes_for(krylov, goal)
-    first = forms(op, krylov, min(number or 2 * FEWEST, goal.most), seed)
-    more = 0 if first.exact or op.stopped else _lacking(first, goal)
+    number = probes_for(krylov, goal) or 2 * FEWEST
+    if op.left < number + FEWEST:
+        number = int(op.left)  # fresh ones could not follow
+    first = forms(op, krylov, max(min(number, goal.most), deflation.FEWEST), seed, on_block=on_block)
+    more = 0 if first.exact or op.left < FEWEST else _lacking(first, goal)
     if not more or len(first.trace) + FEWEST > goal.most:
         return first
     begin = len(first.trace)
-    fresh = forms(op, krylov, min(more, goal.most - begin), seed, first=begin)
+    fresh = forms(op, krylov, min(more, goal.most - begin), seed, first=begin, on_block=on_block)
     if len(fresh.trace) < FEWEST:
         return first  # the budget ended
     return replace(fresh, products=fresh.products + begin)

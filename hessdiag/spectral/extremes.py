@@ -46,7 +46,7 @@ def extremes(
     density: float | None = None,
     least: int = 0,
     warm: Warm | None = None,
-    on_step: Callable[[int, float, float], None] | None = None,
+    on_step: Callable[[Watch], None] | None = None,
 ) -> Extremes:
     """Find lambda_max, lambda_min and the largest eigenvalues, each with a two-sided interval.
 
@@ -69,7 +69,7 @@ def extremes(
         density: error by depth that the density of the run's own start is to reach (`hessdiag.spectral.measure`).
         least: steps to take at least.
         warm: an earlier run's answer to start near (`hessdiag.spectral.warm`); never trusted alone.
-        on_step: called after each product with (products, largest, smallest Ritz value).
+        on_step: called after each product with the certificates as they are then.
 
     Returns:
         Extremes; ``confidence`` of each is ``1 - failure``, or 1.0 where every dimension was explored.
@@ -95,9 +95,7 @@ def extremes(
     return replace(found, convergence=watch.convergence(), warnings=warnings)
 
 
-def _grow(
-    watch: Watch, wanted: Wanted, max_steps: int, on_step: Callable[[int, float, float], None] | None
-) -> None:
+def _grow(watch: Watch, wanted: Wanted, max_steps: int, on_step: Callable[[Watch], None] | None) -> None:
     """Step until everything asked for is known, the products are spent, or the operator says stop."""
     run, next_look, before = watch.run, 2, (0, math.inf)
     for step in range(1, max_steps + 1):
@@ -106,7 +104,7 @@ def _grow(
         certify = step >= next_look or last
         watch.look(certify=certify)
         if on_step is not None:
-            on_step(run.products, *watch.history[-1][1:3])
+            on_step(watch)
         if run.exhausted or last:
             break
         if certify:
@@ -131,7 +129,7 @@ def _missing(watch: Watch, wanted: Wanted) -> tuple[str, ...]:
     """What has not reached the tolerance, in words; empty when it has."""
     if watch.run.exhausted:
         return ()
-    more = "raise the budget" if watch.run.op.stopped else "raise max_steps"
+    more = "it was ended early" if watch.run.op.stopped else "raise max_steps"
     known = f"after {watch.run.products} products"
     return tuple(
         f"{name} is known to {gap:.2g} {known}, asked was {allowed:.2g}: {more}"

@@ -154,7 +154,7 @@ def lanczos(
 
     Args:
         operator: anything `as_operator` takes; H, d x d.
-        steps: products to spend, at least 1.
+        steps: products to spend, at least 1; fewer where the operator says stop.
         start: (d,) first vector; None draws it uniformly on the sphere.
         seed: names the streams of the random start, and of those after breakdowns.
         max_basis: most vectors held; None holds all. Memory: (max_basis + 1) d numbers.
@@ -167,6 +167,8 @@ def lanczos(
     run = Lanczos(op, first, basis_size(op, steps, max_basis), seed)
     for _ in range(steps):
         run.step()
+        if op.stopped:
+            break
     return run.krylov()
 
 

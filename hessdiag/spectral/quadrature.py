@@ -35,7 +35,8 @@ def lanczos_block(
 
     Returns:
         alphas (n, m), betas (n, m) and lengths (n,): run i has ``lengths[i]`` steps; ``betas[i, j]`` is the norm
-        left after step j, 0 where its subspace became invariant. Cost: n · steps products, fewer after breakdown.
+        left after step j, 0 where its subspace became invariant. Cost: n · steps products, fewer after breakdown
+        and where the operator says stop.
     """
     n, limit = starts.shape[0], min(steps, op.size)
     alphas, betas = np.zeros((n, limit)), np.zeros((n, limit))
@@ -62,10 +63,13 @@ def lanczos_block(
         alive = alive[going]
         if not len(alive):
             break
+        if j + 1 < limit and op.left < len(alive):
+            lengths[alive] = limit = j + 1
+            break
         if j + 1 < limit:
             work.div_(length[:, None].to(op.dtype))
             basis[torch.from_numpy(alive), (j + 1) % kept] = work if len(going) == len(work) else work[going]
-    return alphas, betas, lengths
+    return alphas[:, :limit], betas[:, :limit], lengths
 
 
 def gauss(alphas: Array, betas: Array) -> tuple[Array, Array]:

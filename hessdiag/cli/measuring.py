@@ -1,0 +1,139 @@
+"""A measurement under the eyes of whoever started it: the numbers as they arrive, and Ctrl-C for those so far."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hessdiag.cli.output import say
+from hessdiag.cli.progress import EVERY
+from hessdiag.cli.stdout import message
+from hessdiag.present.arriving import arriving, heartbeat
+
+if TYPE_CHECKING:
+    from hessdiag.analysis import Measurement
+    from hessdiag.analysis.so_far import SoFar
+    from hessdiag.results import Analysis
+    from hessdiag.spectral.warm import Warm
+
+HINT = "Ctrl-C ends with these numbers"
+ENDING = "ending with the numbers so far; again Ctrl-C ends at once"
+
+
+class CtrlC:
+    """Within it, the first Ctrl-C ends a measurement with what there is; the next one does what it did before.
+
+    Nothing is changed where the program has no say over signals (a thread), or was told to ignore this one.
+
+    Attributes:
+        pressed: whether that happened.
+    """
+
+    def __init__(self, measurement: Measurement) -> None:
+        self.measurement, self.pressed = measurement, False
+        self._before: Any = None
+
+    def __enter__(self) -> CtrlC:
+        """Take over the signal."""
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            self._before = before
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        # prints nothing: the line that it interrupts may be in the middle of printing
+        if self.pressed:
+            self._give_back()(number, frame)
+            return
+        self.pressed = True
+        self.measurement.interrupt()
+
+    def _give_back(self) -> Any:
+        before, self._before = self._before, None
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+        return before or signal.default_int_handler
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signal back."""
+        self._give_back()
+
+
+def measured(
+    measurement: Measurement, *, quiet: bool, title: str = "", warm: Warm | None = None
+) -> tuple[Analysis, bool]:
+    """Run a measurement and show it.
+
+    Args:
+        measurement: checked and ready.
+        quiet: show nothing.
+        title: of what is measured, where it is one of several.
+        warm: what an earlier run left.
+
+    Returns:
+        The numbers, and whether Ctrl-C ended it.
+    """
+    with CtrlC(measurement) as ctrl_c, _shown(ctrl_c, quiet=quiet, title=title) as look:
+        found = measurement.run(warm=warm, look=look)
+    if ctrl_c.pressed:
+        say([f"interrupted: the numbers are those of {found.cost.products} products"], quiet=quiet)
+    return found, ctrl_c.pressed
+
+
+def _shown(ctrl_c: CtrlC, *, quiet: bool, title: str) -> AbstractContextManager[Any]:
+    from rich.console import Console
+
+    if quiet:
+        return _nothing()
+    console = Console(stderr=True)
+    if sys.stderr.isatty() and not console.is_dumb_terminal:
+        return _table(console, ctrl_c, title)
+    return _beats(ctrl_c, title)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+@contextmanager
+def _table(console: Any, ctrl_c: CtrlC, title: str) -> Iterator[Any]:
+    from rich.live import Live
+
+    begun, seen = time.monotonic(), list["SoFar"]()
+
+    def now() -> Any:
+        hint = ENDING if ctrl_c.pressed else HINT
+        so_far, seconds = seen[-1] if seen else None, time.monotonic() - begun
+        return arriving(so_far, seconds, width=console.width, title=title, hint=hint)
+
+    def look(so_far: SoFar) -> None:
+        seen[:] = [so_far]
+
+    with Live(get_renderable=now, console=console, transient=True, refresh_per_second=4):
+        yield look
+
+
+@contextmanager
+def _beats(ctrl_c: CtrlC, title: str) -> Iterator[Any]:
+    begun = last = time.monotonic()
+    told = False
+
+    def look(so_far: SoFar) -> None:
+        nonlocal last, told
+        now = time.monotonic()
+        if ctrl_c.pressed and not told:
+            told = True
+            message(f"  {ENDING}")
+        elif now - last >= EVERY:
+            last = now
+            message(f"  {title + ': ' if title else ''}{heartbeat(so_far, now - begun)}")
+
+    yield look
