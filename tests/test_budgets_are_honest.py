@@ -126,9 +126,7 @@ def test_a_budget_is_spent_where_there_is_use_for_it():
         found, products, _ = swept(0, budget=f"{amount}p")
         assert products >= amount - 1, found.warnings
     found, products, _ = swept(0, budget="40p", accuracy="trace=0.9,frobenius_squared=0.5")
-    assert (
-        len(found.forms.trace) <= 12 and found.krylov.size >= 26
-    )  # a few are kept back by what it had seen before
+    assert len(found.forms.trace) <= 12 and found.krylov.size >= 26  # what was foreseen a step before
 
 
 def test_a_larger_budget_knows_more():

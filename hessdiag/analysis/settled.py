@@ -79,8 +79,8 @@ def hold_whenever_ended(found: Found, asked: float, made: float) -> None:
     found.metrics = {name: held(metric) for name, metric in found.metrics.items()}
     found.companions = tuple(held(bound) for bound in found.companions)
     found.notes.append(
-        "it was ended by somebody who saw the numbers: intervals over probes are the wider ones that hold whatever "
-        "made them end it"
+        "it was ended by somebody who saw the numbers: intervals over probes are the wider ones that hold "
+        "whatever made them end it"
     )
 
 

@@ -126,8 +126,7 @@ def forms(
     blocks = _basis(op, krylov, seed, quantity) if exact else _drawn(op, krylov, seed, quantity, indices, _signs)
     values = np.zeros((2, 0))
     for block in blocks:
-        least = max(FEWEST - values.shape[1], 0)
-        some = block if exact else block[: op.granted(len(block), least)]
+        some = block if exact else block[: op.granted(len(block), max(FEWEST - values.shape[1], 0))]
         if not len(some):
             break
         values = np.concatenate([values, form_values(krylov, some, op.rows(some))], axis=1)
@@ -136,8 +135,7 @@ def forms(
         if len(some) < len(block):
             break
     spent = values.shape[1]
-    if exact:
-        values = values.sum(axis=1, keepdims=True)
+    values = values.sum(axis=1, keepdims=True) if exact else values
     return from_values(op, krylov, *values, seed=seed, exact=exact, spent=spent)
 
 
