@@ -64,13 +64,13 @@ def test_each_way_is_taken_where_it_is_better_and_both_hold_the_truth():
     operator = Measurement(problem, Settings(**ASKED)).operator
     lengths = set()
     for seed in range(16):
-        spending = Spending(None, operator, 1.0, 0.0)
+        spending, before = Spending(None, operator, 1.0, 0.0), operator.beside
         found = Sweep(operator, Settings(seed=seed, **ASKED), spending).run()
         trace = found.metrics["trace"]
         assert trace.lo <= truth <= trace.hi, seed
         on_h = any("probes on H" in note for note in found.notes)
         assert len(trace.per_probe) == (32 - PILOT if on_h else 32)
-        assert found.products == (PILOT if on_h else PILOT + 32)
+        assert operator.beside - before == (PILOT if on_h else PILOT + 32)
         lengths.add(len(trace.per_probe))
     assert lengths == {24, 32}
 

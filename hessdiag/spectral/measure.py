@@ -34,6 +34,7 @@ CONVERGED = 1e-2
 """Residual of a Ritz pair, of its distance to the next value, below which its eigenvector is known: to 1e-4 of its
 weight."""
 OUTSIDE = 3.0  # root mean squares of the rest: a semicircle ends at 2
+FEWEST_NODES, UNKNOWN = 3, 2.0  # no two distributions of the same mean |λ| are further apart than twice that
 SIMPLE = 1e-3  # chance at which simple eigenvalues are taken for multiple ones
 
 
@@ -121,7 +122,7 @@ class Measure:
         """The rest's Gauss rule of m − 1 nodes and its anti-Gauss rule of m, of mass 1; equal where exact."""
         values, weights, _ = self._ritz
         counted = values[self.converged]
-        if self.complete or len(values) < 3:
+        if self.complete or len(values) < FEWEST_NODES:
             rule = _without((values, weights), counted)
             return rule, rule
         wider = self.betas[:-1].copy()
@@ -164,6 +165,8 @@ class Measure:
     @cached_property
     def depth(self) -> float:
         """The part of `error` that further steps make smaller: half the distance of the two rules."""
+        if len(self.alphas) < FEWEST_NODES and not self.complete:
+            return UNKNOWN  # one rule cannot be held against itself
         x, first, second = _both(*self._rules)
         return self._share * float((np.abs(first - second)[:-1] * np.diff(x)).sum()) / 2 / self._size
 
