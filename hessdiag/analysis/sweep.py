@@ -36,6 +36,7 @@ from hessdiag.spectral.certificate import Watch
 from hessdiag.spectral.deflation import FEWEST
 from hessdiag.spectral.enough import probes_for
 from hessdiag.spectral.interval import PILOT, watched
+from hessdiag.spectral.measure import FEWEST_NODES
 from hessdiag.spectral.warm import Warm
 
 
@@ -105,7 +106,7 @@ class Sweep:
 
         def step(watch: Watch) -> None:
             nonlocal later
-            if s.budget is not None:
+            if s.budget is not None and watch.run.products >= FEWEST_NODES:
                 probes = (s.probes or probes_for(watch.run.krylov(), goal)) if needs_square(s) else 0
                 later = None if probes is None else probes + (self.spending.for_model if modelled else 0)
             self.account.of_run(watch)
@@ -113,7 +114,9 @@ class Sweep:
         op.room = self.spending.room(
             RUN_SHARE if follow else 1.0, keep=verified(s), first=TYPICAL["lambda_max"], later=lambda: later
         )
-        take_run(op, s, found, every=every, warm=self.warm, on_step=step)
+        take_run(
+            op, s, found, every=every, warm=self.warm, on_step=step if s.budget or self.account.look else None
+        )
 
     def _goal(self, *, trace: bool) -> Goal:
         s, known = self.settings, self.settings.known_to

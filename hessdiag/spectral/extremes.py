@@ -112,7 +112,9 @@ def _grow(watch: Watch, wanted: Wanted, max_steps: int, on_step: Callable[[Watch
             excess = max((gap / max(allowed, 1e-300) for gap, allowed in gaps), default=0.0)
             if excess <= 1 and step >= wanted.least and not (run.faint and run.op.size <= max_steps):
                 break
-            next_look = max(step + _pause(step, excess, *before), wanted.least)
+            next_look = step + _pause(step, excess, *before)
+            if on_step is None:  # nobody sees what is not needed yet
+                next_look = max(next_look, wanted.least)
             before = (step, excess)
 
 
