@@ -147,6 +147,7 @@ def take_density(operator: Curvature, settings: Settings, found: Found) -> None:
     measure = None if krylov.exhausted or s.density_probes else measure_of(krylov)
     if measure is not None and _is_simple(measure, found.forms, s.confidence):
         found.spectrum = measure.spectrum(krylov.floor(op))
+        found.warnings += _cut_short(measure, s)
         share = own_negative_mass(op, krylov, measure.alphas, measure.betas, s.confidence)
     else:
         starts, steps = s.density_probes or FURTHER, s.steps or FURTHER_STEPS
@@ -169,6 +170,14 @@ def _is_simple(measure: Measure, forms: Forms | None, confidence: float) -> bool
         return True
     square = frobenius_squared_from(forms, confidence=confidence)
     return measure.agrees(square.value, square.hi - square.lo)
+
+
+def _cut_short(measure: Measure, s: Settings) -> list[str]:
+    steps = len(measure.alphas)
+    if measure.complete or steps >= (s.steps or 0):
+        return []
+    more = "raise --max-steps" if steps >= s.max_steps else "raise the budget"
+    return [f"the run took {steps} of the {s.steps} steps asked for: {more}"]
 
 
 def _why_further(krylov: Krylov) -> str:

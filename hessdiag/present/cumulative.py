@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessdiag.present.axes import COLOURS, Array, Symlog, bootstrap, caption, heading, ink, note, prepare
-from hessdiag.present.inputs import Measured, brief, facts, spectra, sweep, threshold
+from hessdiag.present.inputs import Measured, brief, facts, left_open, spectra, sweep, threshold
+from hessdiag.present.signs import zone_in_caption, zone_in_stairs
 from hessdiag.present.text import power
-from hessdiag.results import Quadrature
+from hessdiag.results import Quadrature, Spectrum
+from hessdiag.results.chance import least_share
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+TAIL = 0.05  # on either side of the band
 MOST_STEPS = 300  # corners drawn of the staircase: more cannot be seen
 
 
 def cumulative(analysis: Measured, ax: Axes | None = None, *, show_caption: bool = True) -> Axes:
-    """Draw the share of eigenvalues at or below λ, raw, with its 90% band over probes.
+    """Draw the share of eigenvalues at or below λ, raw, with its 90% band over probes or of the one start.
 
-    The share is on a logit axis, so both tails can be read down to half an eigenvalue.
+    The share is on a logit axis, so both tails can be read down to half an eigenvalue. The zone next to zero in
+    which signs are not resolved is hatched.
 
     Args:
         analysis: an `Analysis` or a `Spectrum`.
@@ -49,6 +53,7 @@ def cumulative(analysis: Measured, ax: Axes | None = None, *, show_caption: bool
     scale.apply(ax, *scale.backward([ends[0] - margin, ends[1] + margin]))
     _logit(ax, spectrum.dimension)
     ax.axvline(0.0, color=ink(ax), linewidth=0.8, zorder=1)
+    zone_in_stairs(ax, spectrum.unresolved)
     ax.set_xlabel("eigenvalue λ")
     ax.set_ylabel("share of eigenvalues ≤ λ")
     largest = whole.metrics.get("lambda_max")
@@ -63,7 +68,7 @@ def cumulative(analysis: Measured, ax: Axes | None = None, *, show_caption: bool
 
 
 def cumulative_frame(analysis: Measured) -> pd.DataFrame:
-    """Exactly what `cumulative` draws: eigenvalue, share, and lo, hi where there is more than one probe.
+    """Exactly what `cumulative` draws: eigenvalue, share, and lo, hi where there is a band.
 
     ``attrs["floor"]`` is the share of half an eigenvalue, to which both tails are cut.
     """
@@ -76,7 +81,7 @@ def cumulative_frame(analysis: Measured) -> pd.DataFrame:
     known = _below(spectrum.known, x)
     lines = np.stack([known + _below(probe, x) for probe in spectrum.probes])
     floor = 0.5 / spectrum.dimension
-    band = bootstrap(lines)
+    band = bootstrap(lines) if spectrum.error is None else _chance(spectrum, known, lines[0])
     columns = {"share": lines.mean(axis=0)}
     if band is not None:
         columns |= {"lo": band[0], "hi": band[1]}
@@ -90,9 +95,21 @@ def cumulative_frame(analysis: Measured) -> pd.DataFrame:
 def cumulative_caption(analysis: Measured) -> str:
     """What is needed to repeat and to read the picture, in one paragraph."""
     ((_, (whole, spectrum)),) = spectra(analysis).items()
-    band = "Band: 90% bootstrap over probes." if len(spectrum.probes) > 1 else "One probe: no band can be given."
+    band = left_open([spectrum], banded="90% bootstrap over probes")
+    if spectrum.error is not None:
+        band += " Band: 90%, of chance alone; depth is not in it."
     origin = " · ".join([sweep(spectrum), *facts(whole)])
-    return f"{origin}. Raw quadrature, nothing smoothed. {band} Tails cut at half an eigenvalue."
+    zone = zone_in_caption([spectrum])
+    return f"{origin}. Raw quadrature, nothing smoothed. {band} {zone}Tails cut at half an eigenvalue."
+
+
+def _chance(spectrum: Spectrum, known: Array, shares: Array) -> tuple[Array, Array]:
+    """90% limits of the shares where one start saw ``shares``: what is counted one by one is known."""
+    left = 1 - len(spectrum.known.nodes) / spectrum.dimension
+    seen = ((shares - known) / left).clip(0, 1) if left else np.zeros_like(shares)
+    count = spectrum.dimension - len(spectrum.known.nodes)
+    low, high = least_share(seen, count, TAIL), 1 - least_share(1 - seen, count, TAIL)
+    return known + left * low, known + left * high
 
 
 def _below(quadrature: Quadrature, x: Array) -> Array:

@@ -22,8 +22,9 @@ from hessdiag.present.axes import (
     note,
     prepare,
 )
-from hessdiag.present.inputs import Source, brief, facts, spectra, sweep, threshold
-from hessdiag.present.text import format_number, format_percent, plain
+from hessdiag.present.inputs import Source, brief, facts, left_open, spectra, sweep, threshold, widest
+from hessdiag.present.signs import negative_mass, zone_in_caption, zone_in_density
+from hessdiag.present.text import format_number, plain
 from hessdiag.results import Analysis, Quadrature, Spectrum
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def density(
 ) -> Axes:
     """Draw the density: mean over probes with its 90% band, outliers, zero, mean eigenvalue, negative side.
 
+    The zone next to zero in which signs are not resolved is hatched; the widest one of several.
+
     Args:
         analysis: an `Analysis`, a `Spectrum`, or up to eight of either (a sequence, or names to analyses):
             several share kernel, grid and axes.
@@ -107,6 +110,7 @@ def density(
         _marks(ax, only, spectrum)
     else:
         _legend(ax, list(named))
+    zone_in_density(ax, widest(spectrum for _, spectrum in named.values()), alone=len(named) == 1)
     if show_caption:
         caption(ax, density_caption(analysis, sigma=sigma))
     return ax
@@ -144,17 +148,16 @@ def density_caption(analysis: Source, *, sigma: float | None = None) -> str:
     origin = "; ".join(f"{name}: {text}" for name, text in origins.items())
     if len(set(origins.values())) == 1:
         origin = ("each: " if several else "") + next(iter(origins.values()))
-    alone = [name for name, (_, spectrum) in named.items() if len(spectrum.probes) < 2]
-    band = "Band: 90% bootstrap over probes" + ("; thin lines: single probes." if not several else ".")
-    if len(alone) == len(named):
-        band = "One probe: no band can be given."
+    drawn = [spectrum for _, spectrum in named.values()]
+    band = left_open(drawn, banded="90% bootstrap over probes" + "; thin lines: single probes" * (not several))
+    stems = "Stems: converged outliers. " if any(spectrum.outliers for spectrum in drawn) else ""
     linear = format_number(smooth.scale.linthresh, 0, smooth.scale.linthresh)
     drawing = (
         f"Gaussian kernel of {smooth.sigma:.2g} decades, for the eye only: every number comes from the raw "
         f"quadrature; the curve ends at the extremes where those are known. Axis linear within ±{linear}; "
         f"floor {smooth.floor:.1e}, a tenth of a lone eigenvalue's peak."
     )
-    return f"{origin}. {band} Stems: converged outliers. {drawing}"
+    return f"{origin}. {band} {stems}{zone_in_caption(drawn)}{drawing}"
 
 
 def shared_grid(measured: list[Spectrum], sigma: float | None = None) -> Smooth:
@@ -242,18 +245,3 @@ def _marks(ax: Axes, analysis: Analysis, spectrum: Spectrum) -> None:
     left = ax.get_xlim()[0]
     ax.axvspan(left, 0.0, color=GREY, alpha=0.12, linewidth=0, zorder=0, gid="negative")
     note(ax, 0.012, 0.965, "negative mass\n" + negative_mass(analysis, spectrum), va="top", linespacing=1.35)
-
-
-def negative_mass(analysis: Analysis, spectrum: Spectrum) -> str:
-    """Share of eigenvalues below zero with its interval: the measured one, else raw quadrature over probes."""
-    metric = analysis.metrics.get("negative_mass")
-    if metric is not None:
-        texts = format_percent(metric.value, metric.lo, metric.hi)
-        return " ".join(texts) if metric.resolved else f"not resolved: {texts[1]}"
-    below = -np.nextafter(spectrum.resolution, np.inf)
-    shares = np.array([spectrum.per_probe_mass(-np.inf, float(below))]).T
-    band = bootstrap(shares)
-    if band is None:
-        return format_percent(float(shares[0, 0]), 0.0, 1.0)[0] + " (one probe: no interval)"
-    mean = float(shares.mean())
-    return " ".join(format_percent(mean, min(float(band[0][0]), mean), max(float(band[1][0]), mean)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hessdiag.errors import UsageError
-from hessdiag.present.text import format_count, format_number
+from hessdiag.present.text import format_count, format_number, format_percent
 from hessdiag.results import Analysis, Metric, Spectrum
 
 Measured = Analysis | Spectrum
@@ -73,19 +73,56 @@ def facts(analysis: Analysis) -> list[str]:
 
 
 def sweep(spectrum: Spectrum) -> str:
-    """``2,410 parameters · 10 probes of 80 steps``."""
+    """``2,410 parameters · the run's own start, 80 steps``, or ``10 probes of 80 steps``."""
     probes = len(spectrum.probes)
-    return (
-        f"{format_count(spectrum.dimension)} parameters · {probes} probe{'s' * (probes != 1)} "
-        f"of {spectrum.steps} step{'s' * (spectrum.steps != 1)}"
-    )
+    steps = f"{spectrum.steps} step{'s' * (spectrum.steps != 1)}"
+    seen = f"{probes} probe{'s' * (probes != 1)} of {steps}"
+    if spectrum.whole:
+        seen = "every eigenvalue"
+    elif spectrum.error is not None:
+        seen = f"the run's own start, {steps}"
+    return f"{format_count(spectrum.dimension)} parameters · {seen}"
+
+
+def left_open(drawn: Sequence[Spectrum], banded: str) -> str:
+    """What is not known of each spectrum drawn, in sentences.
+
+    Args:
+        drawn: the spectra.
+        banded: what the band of several probes is.
+    """
+    said = []
+    errors = [spectrum.error for spectrum in drawn if spectrum.error is not None]
+    if errors:
+        low, high = (format_percent(end, 0.0, 2 * end)[0] for end in (min(errors), max(errors)))
+        size = low if low == high else f"{low} to {high}"
+        said.append(
+            f"One start{' each' * (len(errors) > 1)}, uniform on the sphere: what chance and depth leave is "
+            f"{size} of the mean |λ|, an estimate of the area to the true cumulative density."
+        )
+    others = [spectrum for spectrum in drawn if spectrum.error is None and not spectrum.whole]
+    if any(len(spectrum.probes) > 1 for spectrum in others):
+        said.append(f"Band: {banded}.")
+    elif others:
+        said.append("One probe: no band can be given.")
+    return " ".join(said or ["Every eigenvalue is known: there is no band."])
+
+
+def widest(drawn: Iterable[Spectrum]) -> float:
+    """The |λ| below which signs are not resolved in some of these; 0 for none."""
+    return max((spectrum.unresolved for spectrum in drawn), default=0.0)
 
 
 def threshold(*measured: Spectrum) -> float:
-    """Where the symlog axis turns linear: the resolution, or a thousandth of the largest |λ| if that is more."""
+    """Where the symlog axis turns linear: a thousandth of the largest |λ|, or below that what is not resolved.
+
+    Rounding hides what is smaller than the resolution, and the run what is smaller than `Spectrum.unresolved`:
+    decades in there would show single nodes as if they were eigenvalues. A decade is always left.
+    """
     largest = max((abs(node) for spectrum in measured for node, _ in spectrum.merged()), default=0.0)
-    resolution = max(spectrum.resolution for spectrum in measured)
-    return max(resolution, 1e-3 * largest) or 1.0  # 1.0: an all-zero spectrum has no scale of its own
+    rounding = max(spectrum.resolution for spectrum in measured)
+    hidden = max(rounding, 1e-3 * largest, min(widest(measured), 0.1 * largest))
+    return hidden or 1.0  # an all-zero spectrum has no scale of its own
 
 
 def brief(metric: Metric) -> str:

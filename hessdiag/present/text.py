@@ -36,6 +36,12 @@ def format_interval(value: float, lo: float, hi: float) -> str:
     return _with_power(f"[{low}, {high}]", exponent)
 
 
+def rounded_up(size: float) -> str:
+    """A positive size to two digits, upwards: below it less is claimed, never more."""
+    exponent, decimals = _layout(size, 0.0, 2 * size)
+    return _with_power(_fixed(size, exponent, decimals, ROUND_CEILING), exponent)
+
+
 def format_metric(metric: Metric) -> tuple[str, str]:
     """Value and interval as text; shares of the spectrum as percentages.
 

@@ -16,6 +16,7 @@ from hessdiag.results.trajectory import Point, Rate, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -88,6 +89,7 @@ def heat(trajectory: Trajectory, ax: Axes) -> Axes:
     x, value, _, _ = _series(trajectory, "lambda_max")
     ax.plot(x, value, "o-", color=COLOURS[1], linewidth=0.9, markersize=3.2, gid="lambda_max")
     _limit(ax, trajectory, named=False)
+    _zones(ax, trajectory)
     _legend(ax, trajectory)
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.07, aspect=22)
     if bar.solids is not None:
@@ -200,12 +202,25 @@ def _limit(ax: Axes, trajectory: Trajectory, *, named: bool = True) -> None:
         ax.annotate(_limit_names(trajectory), (edges[first], rate.limit), (3, 3), **place)
 
 
+def _zones(ax: Axes, trajectory: Trajectory) -> None:
+    """Between which levels the signs of eigenvalues are not resolved, across each checkpoint's place."""
+    spectra = [None if point.analysis is None else point.analysis.spectrum for point in trajectory.points]
+    ends = np.array([math.nan if spectrum is None else spectrum.unresolved or math.nan for spectrum in spectra])
+    if np.isnan(ends).all():
+        return
+    edges = np.arange(len(ends) + 1) + 0.5
+    style: dict[str, Any] = {"color": ink(ax), "linestyle": (0, (1, 1.5))}
+    for levels in (ends, -ends):
+        ax.stairs(levels, edges, baseline=None, linewidth=1.2, gid="unresolved", **style)
+
+
 def _legend(ax: Axes, trajectory: Trajectory) -> None:
     """Above the axes, so that it covers no cell."""
-    lines = [*ax.get_lines()[-1:], *(patch for patch in ax.patches if patch.get_gid() == "limit")]
-    names = [PANELS["lambda_max"], _limit_names(trajectory)]
-    style = {"frameon": False, "fontsize": 8.5, "labelcolor": ink(ax), "borderpad": 0.1}
-    ax.legend(lines, names[: len(lines)], loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, **style)
+    names = {"limit": _limit_names(trajectory), "unresolved": "signs not resolved between"}
+    patches = {names[gid]: patch for patch in ax.patches if (gid := patch.get_gid()) in names}
+    lines: dict[str, Artist] = {PANELS["lambda_max"]: ax.get_lines()[-1], **patches}
+    style = {"frameon": False, "fontsize": 8.5, "labelcolor": ink(ax), "borderpad": 0.1, "ncols": 3}
+    ax.legend([*lines.values()], [*lines], loc="lower right", bbox_to_anchor=(1.0, 1.0), **style)
 
 
 def _limit_names(trajectory: Trajectory) -> str:

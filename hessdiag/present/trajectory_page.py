@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hessdiag.present.density import shared_grid
-from hessdiag.present.inputs import facts, threshold
+from hessdiag.present.inputs import facts, threshold, widest
 from hessdiag.present.pictures import environment, picture
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.text import format_interval, format_metric, format_number, listed, plain
@@ -150,7 +150,7 @@ def evolution_frame(trajectory: Trajectory) -> pd.DataFrame:
     spectra = spectra_of(trajectory)
     if not spectra:
         return frame
-    step = threshold(*spectra)
+    step = max(threshold(*spectra), widest(spectra))  # no count begins where signs are not resolved
     ends = [-math.inf, -step, step, *(step * 10.0**k for k in range(1, DECADES)), math.inf]
     for lo, hi in pairwise(ends):
         name = f"share {_bound(lo, hi)}"
@@ -182,6 +182,8 @@ def evolution_caption(trajectory: Trajectory) -> str:
             f"Top: density, Gaussian kernel of {smooth.sigma:.2g} decades, for the eye only; axis linear within "
             f"±{linear}; empty below {smooth.floor:.1e}, a tenth of a lone eigenvalue's peak. "
         )
+        if widest(spectra):
+            text += "Between the dotted levels signs are not resolved; shares in the table begin beyond them. "
     text += "Bars: intervals, where wider than the dot. The loss is that of these samples."
     limits = dict.fromkeys(limit_name(point.rate) for point in trajectory.points if point.rate is not None)
     if not limits:

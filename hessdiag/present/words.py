@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from hessdiag.present.signs import negative_in_words
 from hessdiag.present.text import format_metric, format_number, plain
 from hessdiag.results import Analysis, Bound, Estimate, Metric, RitzValue
 
@@ -37,7 +36,8 @@ def kind_in_words(metric: Metric) -> str:
             return checked
         return f"{checked}; exact up to rounding" if metric.confidence == 1 else f"{checked}; certified {sure}"
     if metric.kind == "bracket":
-        return f"quadrature bracket and probe error, {sure}"
+        chance = "probe error" if isinstance(metric, Estimate) and metric.per_probe else "chance of the start"
+        return f"quadrature bracket and {chance}, {sure}"
     probes = len(metric.per_probe) if isinstance(metric, Estimate) else 0
     if metric.kind == "probes":
         return f"{sure} interval" + (f" over {probes} probes" if probes else " over probes")
@@ -62,7 +62,7 @@ def data_in_words(metric: Metric) -> str:
 
 def reading(analysis: Analysis) -> list[str]:
     """Sentences a newcomer can act on; the last one says what must not be concluded."""
-    writers = (_sharpest, _lowest, _spread, _negative, _bounds, _population, _wide)
+    writers = (_sharpest, _lowest, _spread, negative_in_words, _bounds, _population, _wide)
     sentences = [sentence for write in writers if (sentence := write(analysis))]
     if not sentences:
         sentences = ["Nothing here can be put into words: no quantity was measured."]
@@ -109,18 +109,6 @@ def _spread(analysis: Analysis) -> str:
     return text + "."
 
 
-def _negative(analysis: Analysis) -> str:
-    metric = analysis.metrics.get("negative_mass")
-    if metric is None or metric.value == 0:
-        return ""
-    value, interval = format_metric(metric)
-    if not metric.resolved:
-        return (
-            f"The share of negative eigenvalues lies within {interval}: these probes and steps do not resolve it."
-        )
-    return f"{value} of the eigenvalues, within {interval}, are negative, however small: a share, not a size."
-
-
 def _bounds(analysis: Analysis) -> str:
     bounds = [metric for metric in analysis.metrics.values() if isinstance(metric, Bound)]
     estimated = [bound.quantity for bound in bounds if not bound.exact_inputs]
@@ -144,11 +132,12 @@ def _population(analysis: Analysis) -> str:
 
 
 def _wide(analysis: Analysis) -> str:
-    test: Callable[[Metric], bool] = lambda m: max(m.hi - m.value, m.value - m.lo) > WIDE * abs(m.value)  # noqa: E731
     wide = [
-        name for name, metric in analysis.metrics.items() if metric.kind in ("probes", "bracket") and test(metric)
+        name
+        for name, m in analysis.metrics.items()
+        if m.kind == "probes" and max(m.hi - m.value, m.value - m.lo) > WIDE * abs(m.value)
     ]
-    return f"Still wide, more probes or steps narrow it: {', '.join(wide)}." if wide else ""
+    return f"Still wide, more probes (--probes) narrow it: {', '.join(wide)}." if wide else ""
 
 
 def label(name: str, analysis: Analysis) -> str:

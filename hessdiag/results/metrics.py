@@ -24,6 +24,8 @@ QUANTITIES = (
 
 Kind = Literal["exact", "probes", "ritz", "bracket", "bound"]
 
+WIDEST_BRACKET = 0.1  # of all eigenvalues: 5% on either side
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
@@ -68,8 +70,13 @@ class Metric:
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval reaches less far from the value than zero: else the value alone says nothing."""
-        return max(self.hi - self.value, self.value - self.lo) <= abs(self.value)
+        """Whether the value alone says something.
+
+        The interval reaches less far from it than zero, and a bracket, of which the value is the certain end, is
+        no wider than 10% of all eigenvalues.
+        """
+        narrow = self.kind != "bracket" or self.hi - self.lo <= WIDEST_BRACKET
+        return narrow and max(self.hi - self.value, self.value - self.lo) <= abs(self.value)
 
     def __post_init__(self) -> None:
         """Refuse what is not a finite number inside its own interval."""

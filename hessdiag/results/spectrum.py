@@ -26,16 +26,34 @@ class Spectrum:
 
     The density is ``known`` (the subspace the sweep has explored, weights summing to its share of the
     dimension) plus the mean of ``probes`` (each summing to the rest). All weights together sum to 1.
+
+    Attributes:
+        known: eigenvalues counted one by one, or the run's subspace.
+        probes: one rule per start.
+        dimension: d.
+        steps: Lanczos steps of each start.
+        outliers: converged Ritz values outside the bulk, descending.
+        resolution: rounding of a product: no number of steps tells a smaller |λ| from zero.
+        error: estimated area between the cumulative density and the true one, as a share of the mean |λ|; null
+            unless the density is that of the run's own start.
+        unresolved: an |λ| from which on signs are known (the shares below −x and above x to 5% of all eigenvalues
+            each). Nodes nearer to zero may lie on either side of it: counts of eigenvalues beyond a threshold
+            nearer than that say nothing. 0: every sign is known, down to ``resolution``.
     """
 
     known: Quadrature
     probes: tuple[Quadrature, ...]
     dimension: int
     steps: int
-    outliers: tuple[float, ...] = ()  # converged Ritz values outside the bulk, descending
-    resolution: float = 0.0  # smallest |λ| the products' rounding lets anyone tell from zero
-    error: float | None = None  # estimated area to the true cumulative density, as a share of the mean |λ|
-    unresolved: float = 0.0  # below this |λ| the run does not tell the signs of eigenvalues; 0: it tells all
+    outliers: tuple[float, ...] = ()
+    resolution: float = 0.0
+    error: float | None = None
+    unresolved: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether every eigenvalue is known."""
+        return not any(probe.nodes for probe in self.probes)
 
     def per_probe_mass(self, lo: float, hi: float) -> tuple[float, ...]:
         """Share of eigenvalues in [lo, hi], one value per probe, from raw nodes and weights."""
@@ -43,7 +61,10 @@ class Spectrum:
         return tuple(known + _mass(probe, lo, hi) for probe in self.probes)
 
     def mass(self, lo: float = -math.inf, hi: float = math.inf) -> float:
-        """Share of eigenvalues in [lo, hi], mean over probes, from raw nodes and weights."""
+        """Share of eigenvalues in [lo, hi], mean over probes, from raw nodes and weights.
+
+        An end nearer to zero than ``unresolved`` says nothing of the eigenvalues: nodes there are on either side.
+        """
         shares = self.per_probe_mass(lo, hi)
         return math.fsum(shares) / len(shares)
 

@@ -24,6 +24,7 @@ from hessdiag.spectral.deflation import Forms, from_values, unit_probes
 from hessdiag.spectral.inner import dots
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
+from hessdiag.spectral.zone import Part, unresolved
 
 Array = NDArray[np.float64]
 
@@ -143,12 +144,16 @@ def _assemble(
     known_nodes, known_weights = _known_quadrature(krylov, forms.known, op.size)
     ends = [nodes[[0, -1]] for nodes, _ in quadratures] + ([known_nodes[[0, -1]]] if len(known_nodes) else [])
     resolution = op.floor * float(np.abs(ends).max())
-    limits = np.array(
-        [[share * share_below(a, b, sign * resolution, closed=sign > 0) for sign in (-1, 1)] for a, b in rules]
-    ).reshape(len(rules), 2)
+    limits = np.array([_negative((a, b, share), resolution) for a, b in rules]).reshape(len(rules), 2)
     if forms.exact:
         limits = limits.mean(axis=0, keepdims=True) if len(rules) else np.zeros((1, 2))
-    limits = limits + _known_negative(krylov, known, known_nodes, known_weights, resolution)
+    parts = [(a, b, share / len(rules)) for a, b in rules]
+    if krylov is not None and krylov.exhausted:
+        limits = limits + np.array([(known_nodes < -resolution).mean(), (known_nodes <= resolution).mean()])
+    elif krylov is not None and known is not None:
+        part = _known_part(known_nodes, known_weights, krylov.size - known.size)
+        limits = limits + _negative(part, resolution)
+        parts.append(part)
     probes = [Quadrature(nodes=tuple(n.tolist()), weights=tuple((share * w).tolist())) for n, w in quadratures]
     result = Spectrum(
         known=Quadrature(nodes=tuple(known_nodes.tolist()), weights=tuple(known_weights.tolist())),
@@ -157,6 +162,7 @@ def _assemble(
         steps=steps,
         outliers=_outliers(krylov, known, forms),
         resolution=resolution,
+        unresolved=unresolved(parts, resolution),
     )
     return DensityRun(spectrum=result, negative=limits, forms=forms, exact=forms.exact, products=forms.products)
 
@@ -170,25 +176,25 @@ def _known_quadrature(krylov: Krylov | None, known: int, dimension: int) -> tupl
     return nodes, (vectors[:known] ** 2).sum(axis=0) / dimension
 
 
-def _known_negative(
-    krylov: Krylov | None, known: Krylov | None, nodes: Array, weights: Array, resolution: float
-) -> Array:
-    """Limits of the known part's share below zero, (2,).
+def _known_part(nodes: Array, weights: Array, steps: int) -> Part:
+    """The Jacobi matrix of the known part, and its share.
 
     Its quadrature is exact to degree 2(K − k) + 1 only, so as many Lanczos steps on the discrete measure
     itself give the Jacobi matrix that is truly its own, and Radau brackets from there.
     """
-    if krylov is None or known is None:
-        return np.zeros(2)
-    if krylov.exhausted:
-        return np.array([(nodes < -resolution).mean(), (nodes <= resolution).mean()])
-    total, steps = weights.sum(), krylov.size - known.size
+    total = float(weights.sum())
     if steps == 0:
-        return np.array([0.0, total])
+        return np.zeros(0), np.zeros(0), total
     start = torch.from_numpy(np.sqrt(weights / total))[None]
     # One step more would use a moment the run does not know: its alpha is dropped, its beta is not.
     alphas, betas, _ = lanczos_block(as_operator(torch.diag(torch.from_numpy(nodes))), start, steps)
-    return np.array([total * share_below(alphas[0], betas[0], s * resolution, closed=s > 0) for s in (-1, 1)])
+    return alphas[0], betas[0], total
+
+
+def _negative(part: Part, resolution: float) -> Array:
+    """Limits of its share below zero, (2,)."""
+    alphas, betas, share = part
+    return share * np.array([share_below(alphas, betas, s * resolution, closed=s > 0) for s in (-1, 1)])
 
 
 def _outliers(krylov: Krylov | None, known: Krylov | None, forms: Forms) -> tuple[float, ...]:

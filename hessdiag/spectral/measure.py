@@ -24,8 +24,8 @@ from scipy.special import betainc
 
 from hessdiag.results import Quadrature, Spectrum
 from hessdiag.spectral.krylov import Krylov
-from hessdiag.spectral.negative import unresolved
 from hessdiag.spectral.quadrature import gauss
+from hessdiag.spectral.zone import unresolved
 
 Array = NDArray[np.float64]
 Rule = tuple[Array, Array]
@@ -193,7 +193,7 @@ class Measure:
             outliers=tuple(sorted(counted.tolist(), reverse=True)),
             resolution=resolution,
             error=self.error,
-            unresolved=unresolved(self.alphas, self.betas, resolution),
+            unresolved=unresolved([(self.alphas, self.betas, 1.0)], resolution),
         )
 
 

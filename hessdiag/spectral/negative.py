@@ -1,21 +1,19 @@
-"""The share of negative eigenvalues, and below which size signs are not resolved."""
+"""The share of negative eigenvalues."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
 
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results import Estimate, Provenance
+from hessdiag.results.chance import least_share
 from hessdiag.spectral.density import DensityRun
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.quadrature import share_below
 
 Array = NDArray[np.float64]
-
-KNOWN_TO = 0.05  # of all eigenvalues: the share on each side of the zone near zero is known this well
 
 
 def negative_mass(run: DensityRun, *, confidence: float = 0.95) -> Estimate:
@@ -63,8 +61,8 @@ def own_negative_mass(
 ) -> Estimate:
     """The same of a run's own start, uniform on the sphere: no product of its own.
 
-    Radau limits of the start's measure (Chebyshev, Markov, Stieltjes), widened by the law of its weights: on a
-    share p of d eigenvalues it has the weight Beta(pd/2, (1 − p)d/2).
+    Radau limits of the start's measure (Chebyshev, Markov, Stieltjes), widened by the law of its weights
+    (`hessdiag.results.chance`).
 
     Args:
         op: gives the dimension and the rounding.
@@ -77,7 +75,7 @@ def own_negative_mass(
     low = share_below(alphas, betas, -resolution, closed=False)
     high = share_below(alphas, betas, resolution, closed=True)
     tail = (1 - confidence) / 2
-    least, most = _least(low, d, tail), 1 - _least(1 - high, d, tail)
+    least, most = float(least_share(low, d, tail)), 1 - float(least_share(1 - high, d, tail))
     return Estimate(
         quantity="negative_mass",
         value=low,
@@ -93,43 +91,3 @@ def own_negative_mass(
         ),
         stderr=float(np.sqrt(2 * low * (1 - low) / (d + 2))),
     )
-
-
-def unresolved(alphas: Array, betas: Array, resolution: float) -> float:
-    """The smallest |λ| from which on signs are known: the shares below −x and above x to 5% each.
-
-    Args:
-        alphas: (m,) of a start's measure.
-        betas: (m,) norms after each step.
-        resolution: rounding of a product, absolute.
-
-    Returns:
-        x; 0 where every eigenvalue above the rounding is told from zero.
-    """
-    largest = float(np.abs(alphas).max() + 2 * np.abs(betas).max())
-    smallest = max(resolution, 1e-9 * largest)
-    if largest == 0 or _told_apart(alphas, betas, smallest):
-        return 0.0
-    grid = np.geomspace(smallest, largest, 40)
-    return float(next((x for x in grid if _told_apart(alphas, betas, float(x))), largest))
-
-
-def _told_apart(alphas: Array, betas: Array, x: float) -> bool:
-    return all(
-        share_below(alphas, betas, cut, closed=True) - share_below(alphas, betas, cut, closed=False) <= KNOWN_TO
-        for cut in (-x, x)
-    )
-
-
-def _least(weight: float, d: int, tail: float) -> float:
-    """The smallest share of d eigenvalues on which a start has this ``weight`` with a chance of ``tail``."""
-    if weight <= 0 or d < 2:
-        return 0.0
-    if weight >= 1:
-        return 1.0
-    low, high = 0.0, weight
-    for _ in range(60):  # the more of them, the likelier such a weight
-        middle = (low + high) / 2
-        above = 1 - float(betainc(middle * d / 2, (1 - middle) * d / 2, weight))
-        low, high = (middle, high) if above < tail else (low, middle)
-    return low

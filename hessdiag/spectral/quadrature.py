@@ -89,11 +89,13 @@ def share_below(alphas: Array, betas: Array, a: float, *, closed: bool) -> float
     """A rigorous limit on the share of the measure below ``a``: at least (or, ``closed``, at most) this much.
 
     Args:
-        alphas: (m,) of a run.
+        alphas: (m,) of a run; m = 0 says nothing.
         betas: (m,) norms after each step; a last 0 means the quadrature is exact.
         a: where the measure is cut.
         closed: count the weight at ``a`` itself: the upper limit; else leave it out: the lower limit.
     """
+    if not len(alphas):
+        return float(closed)
     nodes, weights, fixed = _radau(alphas, betas, a)
     below = nodes < a
     if fixed is not None:
