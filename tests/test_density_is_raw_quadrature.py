@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hessdiag.errors import BudgetError
 from hessdiag.operator import as_operator
 from hessdiag.results import Quadrature, Spectrum
-from hessdiag.spectral import density, known_half, lanczos, negative_mass, spectrum
+from hessdiag.spectral import density, known_half, lanczos, negative_mass, spectrum, zone
 from hessdiag.spectral.deflation import unit_probes
 from hessdiag.spectral.density import STREAM
 from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
@@ -167,3 +168,38 @@ def test_outliers_are_the_converged_ritz_values_off_the_bulk():
 def test_one_probe_has_no_bracket():
     with pytest.raises(BudgetError, match="at least 2"):
         negative_mass(density(as_operator(MATRIX), 1, STEPS, 0))
+
+
+@pytest.mark.parametrize("krylov_steps", [0, 12])
+def test_signs_beyond_the_zone_are_sure(krylov_steps: int):
+    """The measure that the starts and the known part have in truth, against the rules drawn."""
+    beyond_the_zone_signs_are_sure(krylov_steps)
+
+
+def beyond_the_zone_signs_are_sure(krylov_steps: int) -> None:
+    op, result = as_operator(MATRIX), run(krylov_steps)
+    values, vectors = np.linalg.eigh(MATRIX.numpy())
+    known = known_half(lanczos(MATRIX, steps=krylov_steps)) if krylov_steps else None
+    share = (SIZE - (known.size if known else 0)) / SIZE
+    starts = torch.cat(list(unit_probes(op, known, PROBES, 0, STREAM))).numpy()
+    masses = share * ((starts @ vectors) ** 2).mean(axis=0)
+    if known is not None:
+        masses = masses + ((known.basis.numpy() @ vectors) ** 2).sum(axis=0) / SIZE
+    assert 0 < result.unresolved < values[-1]
+    for cut in (-result.unresolved, result.unresolved):
+        assert result.mass(-np.inf, cut) == pytest.approx(masses[values < cut].sum(), abs=zone.KNOWN_TO)
+
+
+def test_a_zone_left_out_of_further_starts_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(import_module("hessdiag.spectral.density"), "unresolved", lambda *_: 1e-3)
+    with pytest.raises(AssertionError):
+        for steps in (0, 12):
+            beyond_the_zone_signs_are_sure(steps)
+
+
+def test_every_eigenvalue_known_leaves_no_zone():
+    whole_run = lanczos(MATRIX, steps=SIZE)
+    assert whole_run.exhausted
+    result = spectrum(MATRIX, num_probes=2, steps=STEPS, krylov=whole_run)
+    assert result.whole and result.unresolved == 0
+    assert not run(12).whole

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import re
 import subprocess
@@ -20,16 +21,20 @@ from hypothesis import strategies as st
 from matplotlib import colors
 from matplotlib.figure import Figure
 from rich.console import Console
+from scipy.stats import beta
 
 from hessdiag.errors import UsageError
 from hessdiag.present import Plots, notebook, png, reading, svg, terminal_table
 from hessdiag.present.convergence import convergence, convergence_frame
-from hessdiag.present.cumulative import cumulative, cumulative_frame
-from hessdiag.present.density import density, density_frame
+from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulative_frame
+from hessdiag.present.density import density, density_caption, density_frame
 from hessdiag.present.layers import layers, layers_frame
 from hessdiag.present.text import format_interval, format_metric, format_number
+from hessdiag.present.trajectory import evolution
+from hessdiag.present.trajectory_page import evolution_frame
 from hessdiag.present.words import kind_in_words
 from hessdiag.results import Analysis, Quadrature, Spectrum
+from hessdiag.results.trajectory import Point, Trajectory
 from tests import example_analysis as example
 
 ANALYSIS = example.build_analysis()
@@ -52,7 +57,8 @@ def _density(truth: Analysis, drawn: Analysis) -> bool:
     ax = density(drawn)
     spectrum = truth.spectrum
     (mean,) = with_id(ax, "mean")
-    linthresh = max(spectrum.resolution, 1e-3 * max(abs(node) for node, _ in spectrum.merged()))
+    largest = max(abs(node) for node, _ in spectrum.merged())
+    linthresh = max(spectrum.resolution, 1e-3 * largest, min(spectrum.unresolved, 0.1 * largest))
     sigma = density_frame(drawn).attrs["sigma"]
     x, y = mean.get_data()
     expected = np.zeros_like(x)
@@ -71,13 +77,24 @@ def _density(truth: Analysis, drawn: Analysis) -> bool:
         and list(outliers.get_xdata()) == list(spectrum.outliers)
         and largest.get_xdata()[0] == truth.metrics["lambda_max"].value
         and np.isclose(centre.get_xdata()[0], truth.metrics["trace"].value / spectrum.dimension)
-        and f"{100 * share:.1f}%" in written(ax)
+        and (f"{100 * share:.1f}%" in written(ax)) == truth.metrics["negative_mass"].resolved
+        and hatched(ax) == [spectrum.unresolved] * bool(spectrum.unresolved)
     )
 
 
+def hatched(ax):
+    """Half widths of the zones that are marked, all of them about zero."""
+    zones = [patch.get_path().get_extents(patch.get_patch_transform()) for patch in with_id(ax, "unresolved")]
+    assert all(zone.x0 == -zone.x1 for zone in zones)
+    return [zone.x1 for zone in zones]
+
+
 def _cumulative(truth: Analysis, drawn: Analysis) -> bool:
-    (stairs,) = with_id(cumulative(drawn), "share")
+    ax = cumulative(drawn)
+    (stairs,) = with_id(ax, "share")
     x, y = stairs.get_data()
+    if hatched(ax) != [truth.spectrum.unresolved] * bool(truth.spectrum.unresolved):
+        return False
     floor = 0.5 / truth.spectrum.dimension
     # the first point is the riser's foot; every seventh corner keeps the oracle's quadratic cost low
     expected = [truth.spectrum.mass(-math.inf, at) for at in x[1::7]]
@@ -140,7 +157,9 @@ def _layer(**changes):
 
 EMPTY = Quadrature(nodes=(), weights=())
 HISTORY, SPECTRUM = ANALYSIS.convergence, ANALYSIS.spectrum
+OWN = example.build_own()
 BROKEN = {
+    "a zone of signs that are all resolved": lambda: _spectrum(unresolved=1e-3),
     "one probe forgotten": lambda: _spectrum(probes=SPECTRUM.probes[1:]),
     "the known part forgotten": lambda: _spectrum(known=EMPTY),
     "an outlier forgotten": lambda: _spectrum(outliers=SPECTRUM.outliers[1:]),
@@ -161,6 +180,140 @@ BROKEN = {
 
 def test_plots_keep_the_promise():
     assert faithful(ANALYSIS, ANALYSIS)
+    assert faithful(OWN, OWN)
+
+
+@pytest.mark.parametrize("width", [0.0, OWN.spectrum.unresolved / 2])
+def test_a_zone_forgotten_or_too_narrow_would_be_noticed(width):
+    drawn = dataclasses.replace(OWN, spectrum=dataclasses.replace(OWN.spectrum, unresolved=width))
+    assert not faithful(OWN, drawn)
+
+
+def marks_stand_apart(ax) -> None:
+    """No text covers another, the legend or an outlier; the zone is named once, inside the axes."""
+    renderer = ax.figure.canvas.get_renderer()
+    ax.figure.draw(renderer)
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in ax.texts}
+    boxes |= {"legend": ax.get_legend().get_window_extent(renderer)} if ax.get_legend() else {}
+    assert sum("signs not resolved" in text for text in boxes) == 1
+    for (one, first), (other, second) in itertools.combinations(boxes.items(), 2):
+        assert not first.overlaps(second), (one, other)
+    (name,) = (text for text in boxes if "signs not resolved" in text)
+    assert ax.bbox.x0 <= boxes[name].x0 and boxes[name].x1 <= ax.bbox.x1
+    for line in with_id(ax, "mean"):
+        places = ax.transData.transform(line.get_xydata())
+        assert not any(boxes[name].contains(*place) for place in places)
+    for mark in with_id(ax, "outliers"):
+        places = ax.transData.transform(mark.get_xydata())
+        assert not any(boxes[name].contains(*place) for place in places)
+
+
+ZONES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # of the largest |λ|
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("plot", [density, cumulative])
+def test_the_zones_name_stands_apart_from_other_marks(plot, sign, zone):
+    own = example.build_own(sign=sign)
+    marks_stand_apart(plot(_with_zone(own, zone), show_caption=False))
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("number", [2, 8])
+def test_of_several_spectra_the_widest_zone_is_marked(number, zone):
+    shown = {f"checkpoint {i}": _with_zone(example.build_own(), zone / (1 + i)) for i in range(number)}
+    ax = density(shown, show_caption=False)
+    assert hatched(ax) == [max(one.spectrum.unresolved for one in shown.values())]
+    marks_stand_apart(ax)
+
+
+def _with_zone(analysis: Analysis, share: float) -> Analysis:
+    largest = analysis.spectrum.merged()[-1][0] if share else 0.0
+    changed = dataclasses.replace(analysis.spectrum, unresolved=share * abs(largest) or 1e-3)
+    return dataclasses.replace(analysis, spectrum=changed)
+
+
+def test_a_name_on_other_marks_would_be_noticed(monkeypatch):
+    beside = lambda ax, _x, _y, text, *_: ax.text(0.02, 0.93, text, transform=ax.transAxes)  # noqa: E731
+    monkeypatch.setattr("hessdiag.present.signs._note", beside)
+    with pytest.raises(AssertionError):
+        marks_stand_apart(density(OWN, show_caption=False))
+
+
+def the_stairs_of_one_start_have_the_band_of_its_law() -> None:
+    """Ends are the shares for which the weight seen is the 5% or 95% quantile, by scipy's own Beta law."""
+    frame, spectrum = cumulative_frame(OWN), OWN.spectrum
+    count = spectrum.dimension - len(spectrum.known.nodes)
+    left = count / spectrum.dimension
+    for _, row in frame.iloc[5:-15:9].iterrows():
+        known = sum(weight for node, weight in zip(spectrum.known.nodes, spectrum.known.weights, strict=True)
+                    if node <= row["eigenvalue"])  # fmt: skip
+        seen, low, high = ((row[name] - known) / left for name in ("share", "lo", "hi"))
+        if row["lo"] > 2 * frame.attrs["floor"]:
+            assert beta.sf(seen, low * count / 2, (1 - low) * count / 2) == pytest.approx(0.05, rel=1e-6)
+        if row["hi"] < 1 - 2 * frame.attrs["floor"]:
+            assert beta.cdf(seen, high * count / 2, (1 - high) * count / 2) == pytest.approx(0.05, rel=1e-6)
+    width = (frame["hi"] - frame["lo"]).max()
+    assert width == pytest.approx(
+        2 * 1.645 * math.sqrt(2 * 0.25 / (count + 2)) * left, rel=0.1
+    )  # its normal limit
+
+
+def test_the_stairs_of_one_start_have_the_band_of_its_law():
+    the_stairs_of_one_start_have_the_band_of_its_law()
+
+
+def test_a_narrower_band_would_be_noticed(monkeypatch):
+    monkeypatch.setattr("hessdiag.present.cumulative.TAIL", 0.1)
+    with pytest.raises(AssertionError):
+        the_stairs_of_one_start_have_the_band_of_its_law()
+
+
+def test_captions_say_what_one_start_leaves_open():
+    error = f"{100 * OWN.spectrum.error:.0f}% of the mean |λ|"
+    for plot in (density, cumulative):
+        text = " ".join(plot(OWN).texts[-1].get_text().split())
+        for said in ("the run's own start, 40 steps", error, "an estimate", "Hatched: signs are not resolved"):
+            assert said in text
+        assert "probe" not in text
+    assert "depth is not in it" in cumulative_caption(OWN)
+    assert "Hatched" not in density_caption(ANALYSIS) and "own start" not in density_caption(ANALYSIS)
+    both = density_caption({"one": OWN, "two": ANALYSIS})
+    assert error in both and "Band: 90% bootstrap over probes" in both
+    known = Spectrum(known=OWN.spectrum.known, probes=(EMPTY,), dimension=16, steps=16)
+    assert "every eigenvalue" in density_caption(known) and "probe" not in density_caption(known)
+
+
+def levels_are_those_of_each_checkpoint(trajectory: Trajectory) -> None:
+    ax = evolution(trajectory).axes[0]
+    zones = [point.analysis.spectrum.unresolved for point in trajectory.points]
+    drawn = sorted(patch.get_data().values.tolist() for patch in ax.patches if patch.get_gid() == "unresolved")
+    assert drawn == sorted([zones, [-zone for zone in zones]])
+    assert "signs not resolved between" in [text.get_text() for text in ax.get_legend().get_texts()]
+    shares = [name for name in evolution_frame(trajectory) if name.startswith("share")]
+    ends = [abs(float(end)) for name in shares for end in re.findall(r"-?[0-9.]+(?:e-?[0-9]+)?", name)]
+    assert min(ends) >= 0.99 * max(zones)  # no count from inside the zone of any checkpoint; two digits are shown
+
+
+def test_along_training_every_zone_is_marked_and_no_count_begins_in_one():
+    levels_are_those_of_each_checkpoint(_trajectory())
+    resolved = Trajectory(points=tuple(Point(name=n, path=n, analysis=ANALYSIS) for n in "ab"))
+    ax = evolution(resolved).axes[0]
+    assert not [patch for patch in ax.patches if patch.get_gid() == "unresolved"]
+
+
+def test_a_count_from_inside_the_zone_would_be_noticed(monkeypatch):
+    monkeypatch.setattr("hessdiag.present.trajectory_page.widest", lambda _: 0.0)
+    monkeypatch.setattr("hessdiag.present.trajectory_page.threshold", lambda *_: 1e-3)
+    with pytest.raises(AssertionError):
+        levels_are_those_of_each_checkpoint(_trajectory())
+
+
+def _trajectory() -> Trajectory:
+    wide = (0.3, 0.004, 0.02)  # of λ_max; the first is beyond what an axis is linear in
+    points = [Point(name=f"epoch{i}", path="", analysis=_with_zone(OWN, zone)) for i, zone in enumerate(wide)]
+    return Trajectory(points=tuple(points))
 
 
 @pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 
 import pytest
+import torch
+from rich.console import Console
 
+import hessdiag
 from hessdiag import hessian
 from hessdiag.errors import UsageError
 from hessdiag.generalization import report as reporting
@@ -15,10 +20,10 @@ from hessdiag.generalization.record import Moved
 from hessdiag.generalization.report import GapReport
 from hessdiag.generalization.statistics.means import Score
 from hessdiag.generalization.survey import Survey
-from hessdiag.present import density, gap_rows, page, shift
+from hessdiag.present import gap_rows, page, shift, signs, tables, terminal_table
 from hessdiag.present.layers import layers_caption, layers_frame
-from hessdiag.present.text import format_metric
-from hessdiag.present.words import reading
+from hessdiag.present.text import format_metric, rounded_up
+from hessdiag.present.words import kind_in_words, reading
 from hessdiag.results import Layer
 from hessdiag.settings import Settings
 from tests import example_analysis, example_gap, models
@@ -43,13 +48,13 @@ def test_the_caption_of_layers_counts_what_is_drawn(count, said):
 
 def check_unresolved():
     """Negative mass of 2% in [1, 92]%: the 2 says nothing."""
-    wide = with_metric("negative_mass", value=0.02, lo=0.01, hi=0.92)
+    wide = with_metric("negative_mass", value=0.02, lo=0.01, hi=0.92, per_probe=())
     assert not wide.metrics["negative_mass"].resolved
     assert format_metric(wide.metrics["negative_mass"])[0] == "—"
     text = page({"one": wide})
     assert "<code>negative_mass</code><br>" not in text  # no card
-    assert "2.0%" not in " ".join(reading(wide)) and any("do not resolve it" in line for line in reading(wide))
-    assert density.negative_mass(wide, wide.spectrum).startswith("not resolved: [")
+    assert "2.0%" not in " ".join(reading(wide)) and any("rounding hides signs" in line for line in reading(wide))
+    assert signs.negative_mass(wide, wide.spectrum).startswith("not resolved: [")
     assert "<code>negative_mass</code><br>" in page({"one": ANALYSIS})
 
 
@@ -58,6 +63,114 @@ def test_a_number_that_is_not_resolved_has_no_card_and_no_point_value():
     # the certificate's other end is what is known of this one
     edge = with_metric("lambda_min", value=-1e-4, lo=-0.107, hi=-1e-5)
     assert format_metric(edge.metrics["lambda_min"])[0] == "—"
+
+
+OWN = example_analysis.build_own()  # 8% in [6, 81]%
+TYPED = re.compile(
+    r"; (\d+) steps \(--steps (\d+)( --max-steps (\d+))?(, a larger --budget)?\) should at least halve"
+)
+
+
+def said_of_signs(analysis) -> str:
+    (sentence,) = (line for line in reading(analysis) if "negative" in line and "loss curves" not in line)
+    return sentence
+
+
+def check_zone():
+    x, sentence = OWN.spectrum.unresolved, said_of_signs(OWN)
+    share = rounded_up(100 * x / OWN.metrics["lambda_max"].value)
+    assert sentence.startswith(f"Signs are not resolved below |λ| = {rounded_up(x)} ({share}% of λ_max): ")
+    assert "lies within [6, 81]%" in sentence and "8" not in sentence.split("[")[0].split("negative")[1]
+    assert TYPED.search(sentence)[2] == str(3 * OWN.spectrum.steps)
+    assert not any("Still wide" in line and "negative" in line for line in reading(OWN))
+    assert "probe" not in kind_in_words(OWN.metrics["negative_mass"])
+
+
+def test_what_is_said_of_signs_names_the_zone():
+    check_zone()
+    # a zone, and yet the share is known to 10% of all eigenvalues: both are said
+    near = replace(OWN.metrics["negative_mass"], value=0.4, lo=0.39, hi=0.46)
+    known = said_of_signs(replace(OWN, metrics={**OWN.metrics, "negative_mass": near}))
+    assert "of the eigenvalues, within [39.0, 46.0]%" in known and "Signs are not resolved below" in known
+    none = replace(near, value=0.0, lo=0.0, hi=0.0)
+    assert not any("negative eig" in s for s in reading(replace(OWN, metrics={"negative_mass": none})))
+    alone = said_of_signs(replace(OWN, spectrum=None))
+    assert alone.startswith("The share of negative eigenvalues lies within [6, 81]%")
+
+
+def test_a_bracket_wider_than_a_tenth_of_the_eigenvalues_has_no_point_value():
+    """Its value is the certain end: 40% in [38, 70]% reaches less far than zero, and says little."""
+    wide = with_metric("negative_mass", value=0.4, lo=0.38, hi=0.7, per_probe=())
+    assert not wide.metrics["negative_mass"].resolved
+    assert with_metric("negative_mass", value=0.4, lo=0.38, hi=0.47).metrics["negative_mass"].resolved
+    out = io.StringIO()
+    Console(file=out, width=80).print(terminal_table({"": wide}, 80))
+    for text in (out.getvalue(), repr(wide), " ".join(reading(wide)), str(tables.metric_rows(wide))):
+        assert "[38, 70]%" in text and "40%" not in text and "40.0" not in text
+
+
+def further(**asked):
+    """What was said, and what typing it gives."""
+    options = {"quantities": ("lambda_max", "negative_mass"), "seed": 0, **asked}
+    first = hessdiag.analyze(subject(), **options)
+    match = TYPED.search(said_of_signs(first))
+    options |= {"steps": int(match[2])} | ({"max_steps": int(match[4])} if match[4] else {})
+    if match[5]:
+        options.pop("budget")
+    return first, match, hessdiag.analyze(subject(), **options)
+
+
+def subject() -> hessdiag.Problem:
+    torch.manual_seed(0)
+    data = models.randn(200, 12, seed=3), torch.arange(200) % 4
+    layers = (
+        torch.nn.Linear(12, 30),
+        torch.nn.Tanh(),
+        torch.nn.Linear(30, 20),
+        torch.nn.Tanh(),
+        torch.nn.Linear(20, 4),
+    )
+    return hessdiag.Problem(torch.nn.Sequential(*layers).double(), {"train": data}, criterion="cross_entropy")
+
+
+FURTHER = {
+    "by default": ({}, False),
+    "most steps": ({"max_steps": 45, "steps": 40}, True),
+    "no end asked for": ({"quantities": ("negative_mass",), "steps": 35}, True),
+    "further starts": ({"density_probes": 3, "steps": 30}, False),
+    "a budget": ({"budget": "14p"}, False),
+}
+
+
+@pytest.mark.parametrize(("asked", "capped"), FURTHER.values(), ids=FURTHER)
+def test_what_would_tell_more_does_when_typed(asked, capped):
+    first, match, second = further(**asked)
+    assert bool(match[4]) == capped and bool(match[5]) == ("budget" in asked)
+    assert second.spectrum.steps == int(match[2])
+    assert second.spectrum.unresolved <= first.spectrum.unresolved / 2
+
+
+def test_where_rounding_hides_signs_more_steps_are_not_the_way():
+    hidden = replace(OWN, spectrum=replace(OWN.spectrum, unresolved=0.0))
+    assert "rounding hides signs" in said_of_signs(hidden) and "--dtype float64" in said_of_signs(hidden)
+    share = OWN.metrics["negative_mass"]
+    double = replace(share, provenance=replace(share.provenance, dtype="float64"))
+    assert "dtype" not in said_of_signs(replace(hidden, metrics={**OWN.metrics, "negative_mass": double}))
+
+
+def test_a_drawn_share_is_no_number_inside_the_zone():
+    bare = replace(OWN, metrics={})
+    assert signs.negative_mass(bare, bare.spectrum) == "not resolved"
+    known = replace(OWN.spectrum, unresolved=0.0)
+    assert "%" in signs.negative_mass(bare, known)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0.0048, "0.0048"), (0.00481, "0.0049"), (9.6e-5, "9.6×10⁻⁵"), (0.0699, "0.070"), (9.96, "10.0")],
+)
+def test_a_size_is_rounded_upwards(size, text):
+    assert rounded_up(size) == text
 
 
 def test_cards_show_the_error_over_data():
@@ -208,6 +321,8 @@ BROKEN = {
         property(lambda self: True),
         check_unresolved,
     ),
+    "no zone is named": (signs, "zone_in_words", lambda analysis: "", check_zone),
+    "as many steps as there were": (signs, "FURTHER", 1, check_zone),
 }
 
 

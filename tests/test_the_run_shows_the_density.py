@@ -12,9 +12,10 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 
 import hessdiag
+from hessdiag.analysis import run as sweep_run
 from hessdiag.errors import UsageError
 from hessdiag.operator import ClosureOperator
-from hessdiag.spectral import Krylov, extremes, lanczos, measure, measure_of, negative, own_negative_mass
+from hessdiag.spectral import Krylov, extremes, lanczos, measure, measure_of, negative, own_negative_mass, zone
 from hessdiag.spectral.measure import Measure
 from tests import models
 from tests.seeds import seeds
@@ -148,9 +149,27 @@ def test_signs_beyond_the_zone_are_sure():
         for cut in (-x, x):
             true = float(mass[values < cut].sum())
             low = negative.share_below(found.alphas, found.betas, cut, closed=False)
-            assert low - 1e-12 <= true <= low + negative.KNOWN_TO + 1e-12
+            assert low - 1e-12 <= true <= low + zone.KNOWN_TO + 1e-12
     resolved = np.r_[-np.ones(100), np.ones(200)]
     assert seen(resolved, 2)[1].spectrum(1e-12).unresolved == 0
+
+
+def test_three_times_the_steps_halve_the_zone():
+    values = SPECTRA["outliers"]
+    for steps, seed in ((30, 0), (30, 1), (50, 2)):
+        short, long = (seen(values, m, seed)[1].spectrum(1e-12).unresolved for m in (steps, 3 * steps))
+        assert 0 < long <= short / 2
+
+
+def test_a_run_that_may_not_take_the_steps_asked_for_says_so():
+    problem = models.mlp()
+    asked = {"quantities": ["lambda_max", "density"], "steps": 30, "seed": 1}
+    said = hessdiag.analyze(problem, max_steps=20, **asked).warnings
+    assert any("took 20 of the 30 steps asked for: raise --max-steps" in warning for warning in said)
+    said = hessdiag.analyze(problem, budget="20p", **asked).warnings
+    assert any("of the 30 steps asked for: raise the budget" in warning for warning in said)
+    said = hessdiag.analyze(problem, **asked).warnings
+    assert not any("steps asked for" in warning for warning in said)
 
 
 def test_repeated_eigenvalues_are_not_counted_once():
@@ -247,15 +266,27 @@ BROKEN: dict[str, tuple[object, str, Callable, Callable]] = {
     ),
     "chance is left out": (
         negative,
-        "_least",
+        "least_share",
         lambda weight, *_: weight,
         test_where_the_start_shows_everything_chance_alone_is_left,
     ),
-    "the zone is half as wide": (
+    "the zone is a quarter as wide": (
         measure,
         "unresolved",
-        lambda *a: negative.unresolved(*a) / 4,
+        lambda *a: zone.unresolved(*a) / 4,
         test_signs_beyond_the_zone_are_sure,
+    ),
+    "depth makes no zone narrower": (
+        measure,
+        "unresolved",
+        lambda parts, _: float(np.abs(parts[0][0]).max()),
+        test_three_times_the_steps_halve_the_zone,
+    ),
+    "steps that were not taken are not said": (
+        sweep_run,
+        "_cut_short",
+        lambda *_: [],
+        test_a_run_that_may_not_take_the_steps_asked_for_says_so,
     ),
 }
 

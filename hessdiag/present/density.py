@@ -96,7 +96,7 @@ def density(
     curves = {name: _curve(smooth, one, spectrum) for name, (one, spectrum) in named.items()}
     ax = prepare(ax)
     highest = max(float(np.nanmax(curve.mean)) for curve in curves.values())
-    headroom = (highest / smooth.floor) ** (0.16 if len(named) == 1 else 0.08 + 0.075 * len(named))
+    headroom = (highest / smooth.floor) ** (0.2 if len(named) == 1 else 0.08 + 0.075 * len(named))
     for number, (name, curve) in enumerate(curves.items()):
         _draw(ax, smooth, curve, named[name][1], number, alone=len(named) == 1)
     smooth.scale.apply(ax, *smooth.scale.backward(smooth.units[[0, -1]]))

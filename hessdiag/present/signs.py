@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FURTHER = 3
-"""Times the steps that at least halve the zone (`hessdiag.spectral.zone`)."""
+"""Times the steps that at least halve the zone, where there were 30 (`hessdiag.spectral.zone`)."""
+FEWEST = 30
+
+ENDED = "raise the budget"  # as the warnings of a run say that had no more to spend
 
 
 def zone_in_words(analysis: Analysis) -> str:
@@ -54,10 +57,12 @@ def _further(analysis: Analysis) -> str:
     """Steps that would halve the zone, and the options that take them."""
     spectrum = analysis.spectrum
     assert spectrum is not None
-    steps = min(FURTHER * spectrum.steps, spectrum.dimension)
+    steps = min(FURTHER * max(spectrum.steps, FEWEST), spectrum.dimension)
     options = f"--steps {steps}"
     if spectrum.error is not None and steps > _most_steps(analysis.metrics.values()):
         options += f" --max-steps {steps}"
+    if any(ENDED in warning for warning in analysis.warnings):
+        options += ", a larger --budget"
     return f"{steps} steps ({options}) should at least halve that zone"
 
 
@@ -114,8 +119,10 @@ def zone_in_stairs(ax: Axes, width: float) -> None:
     label = f"signs not resolved\n|λ| < {rounded_up(width)}"
     if low > 0.25:
         _note(ax, low - 0.012, 0.965, label, "right", "top")
-    else:
+    elif high < 0.72:
         _note(ax, high + 0.012, 0.035, label, "left", "bottom")
+    else:
+        _note(ax, high - 0.012, 0.035, label, "right", "bottom")
 
 
 def _hatch(ax: Axes, width: float) -> tuple[float, float]:

@@ -38,8 +38,9 @@ def format_interval(value: float, lo: float, hi: float) -> str:
 
 def rounded_up(size: float) -> str:
     """A positive size to two digits, upwards: below it less is claimed, never more."""
-    exponent, decimals = _layout(size, 0.0, 2 * size)
-    return _with_power(_fixed(size, exponent, decimals, ROUND_CEILING), exponent)
+    power_of_ten = math.floor(math.log10(size))
+    exponent = 0 if -3 <= power_of_ten <= 5 else power_of_ten
+    return _with_power(_fixed(size, exponent, max(0, 1 - power_of_ten + exponent), ROUND_CEILING), exponent)
 
 
 def format_metric(metric: Metric) -> tuple[str, str]:
