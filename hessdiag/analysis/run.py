@@ -176,7 +176,7 @@ def _cut_short(measure: Measure, s: Settings) -> list[str]:
     steps = len(measure.alphas)
     if measure.complete or steps >= (s.steps or 0):
         return []
-    more = "raise --max-steps" if steps >= s.max_steps else "raise the budget"
+    more = "raise --max-steps" if steps >= s.max_steps else "it was ended early"
     return [f"the run took {steps} of the {s.steps} steps asked for: {more}"]
 
 

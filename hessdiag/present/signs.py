@@ -19,7 +19,7 @@ FURTHER = 3
 """Times the steps that at least halve the zone, where there were 30 (`hessdiag.spectral.zone`)."""
 FEWEST = 30
 
-ENDED = "raise the budget"  # as the warnings of a run say that had no more to spend
+ENDED = "a larger --budget"  # as the warnings of a run say that had no more to spend
 
 
 def zone_in_words(analysis: Analysis) -> str:
@@ -62,7 +62,7 @@ def _further(analysis: Analysis) -> str:
     if spectrum.error is not None and steps > _most_steps(analysis.metrics.values()):
         options += f" --max-steps {steps}"
     if any(ENDED in warning for warning in analysis.warnings):
-        options += ", a larger --budget"
+        options += f", {ENDED}"
     return f"{steps} steps ({options}) should at least halve that zone"
 
 

@@ -36,6 +36,8 @@ def kind_in_words(metric: Metric) -> str:
             return checked
         return f"{checked}; exact up to rounding" if metric.confidence == 1 else f"{checked}; certified {sure}"
     if metric.kind == "bracket":
+        if metric.confidence == 1:
+            return "bracket: every eigenvalue known, up to rounding"
         chance = "probe error" if isinstance(metric, Estimate) and metric.per_probe else "chance of the start"
         return f"quadrature bracket and {chance}, {sure}"
     probes = len(metric.per_probe) if isinstance(metric, Estimate) else 0

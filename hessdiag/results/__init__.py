@@ -6,7 +6,7 @@ kind     type              what [lo, hi] means
 exact    `Estimate`        rounding only: no sampling was involved
 probes   `Estimate`        confidence interval over random probes
 ritz     `RitzValue`       Rayleigh quotient on one side, certificate on the other
-bracket  `Estimate`        rigorous quadrature bracket, widened by the probe error
+bracket  `Estimate`        rigorous quadrature bracket, widened by the chance of the starts
 bound    `Bound`           a bound on something else; [lo, hi] is what its inputs allow
 ======== ================= ==========================================================
 
