@@ -219,6 +219,16 @@ def test_the_zones_name_stands_apart_from_other_marks(plot, sign, zone):
     marks_stand_apart(plot(_with_zone(own, zone), show_caption=False))
 
 
+def test_where_nothing_is_negative_the_zones_name_stands_apart_too():
+    upright = lambda rule: dataclasses.replace(rule, nodes=tuple(map(abs, rule.nodes)))  # noqa: E731
+    spectrum = OWN.spectrum
+    rules = {"known": upright(spectrum.known), "probes": tuple(map(upright, spectrum.probes))}
+    psd = dataclasses.replace(OWN, spectrum=dataclasses.replace(spectrum, **rules))
+    for zone in (1e-4, 1e-3, 0.1):
+        for plot in (density, cumulative):
+            marks_stand_apart(plot(_with_zone(psd, zone), show_caption=False))
+
+
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("number", [2, 8])
 def test_of_several_spectra_the_widest_zone_is_marked(number, zone):

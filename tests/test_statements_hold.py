@@ -24,7 +24,7 @@ from hessdiag.present import gap_rows, page, shift, signs, tables, terminal_tabl
 from hessdiag.present.layers import layers_caption, layers_frame
 from hessdiag.present.text import format_metric, rounded_up
 from hessdiag.present.words import kind_in_words, reading
-from hessdiag.results import Layer
+from hessdiag.results import Layer, json_schema
 from hessdiag.settings import Settings
 from tests import example_analysis, example_gap, models
 
@@ -156,6 +156,11 @@ def test_where_rounding_hides_signs_more_steps_are_not_the_way():
     share = OWN.metrics["negative_mass"]
     double = replace(share, provenance=replace(share.provenance, dtype="float64"))
     assert "dtype" not in said_of_signs(replace(hidden, metrics={**OWN.metrics, "negative_mass": double}))
+
+
+def test_the_schema_says_what_is_not_resolved():
+    said = json_schema()["$defs"]["Spectrum"]["description"]
+    assert all(f"{name}: " in said for name in ("unresolved", "error", "resolution"))
 
 
 def test_a_drawn_share_is_no_number_inside_the_zone():

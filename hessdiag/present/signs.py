@@ -106,7 +106,7 @@ def zone_in_density(ax: Axes, width: float, *, alone: bool) -> None:
         middle = min(max((low + high) / 2, 0.18), 0.82)
         _note(ax, middle, 1.015, label.replace("\n", ": "), "center", "bottom")
     elif high < 0.72:
-        _note(ax, high + 0.012, 0.965, label, "left", "top")
+        _note(ax, max(high + 0.012, 0.24), 0.965, label, "left", "top")  # beside what is said of the negative mass
     else:
         _note(ax, (low if low > 0.45 else high) - 0.012, 0.965, label, "right", "top")
 
