@@ -551,7 +551,8 @@ def test_more_effort_takes_more_products_and_knows_more():
         found = swept(0, effort=effort, accuracy=None, quantities=(*QUANTITIES, "density"))
         products.append(found[1])
         widths.append(found[0].metrics["lambda_min"].hi - found[0].metrics["lambda_min"].lo)
-    assert products[0] < products[1] < products[2] and widths[0] > widths[1] > widths[2]
+    # thorough is surer too, by a thousand times, which costs width where all are narrower than asked
+    assert products[0] < products[1] < products[2] and widths[0] > max(widths[1:])
 
 
 # ---------------------------------------------------------------------------------------------- breakages
