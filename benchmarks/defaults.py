@@ -30,8 +30,8 @@ from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES, Analysis
 
 HEADLINE = ("digits_mlp", "lightning_mlp", "lightning_mlp_10000", "gpt", "resnet20")
-SEEDS, ENOUGH = 3, 20.0  # seeds, and CPU seconds beyond which fewer must do
-PATIENCE = 150.0  # CPU seconds: a call that takes longer is ended, and its cost extrapolated
+SEEDS, ENOUGH = 3, 10.0  # seeds, and CPU seconds beyond which fewer must do
+PATIENCE = 100.0  # CPU seconds: a call that takes longer is ended, and its cost extrapolated
 OURS: Mapping[str, tuple[Sequence[str], Mapping[str, str]]] = {
     "analyze(problem)": (QUANTITIES, {}),
     'analyze(problem, effort="quick")': (QUANTITIES, {"effort": "quick"}),
