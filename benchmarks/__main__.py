@@ -29,6 +29,10 @@ HEADS = {
         "Every tool at its own defaults",
         "Called as its own README calls it: what it costs, the true error, and the error that it states itself.",
     ),
+    "forecast": (
+        "The forecast",
+        "Products, seconds and peak memory as doctor and analyze say them beforehand; value is forecast / taken.",
+    ),
     "memory": (
         "Peak memory",
         "Above model and data, each in a process of its own; the ratio is to the leanest correct peer.",
@@ -59,7 +63,7 @@ HEADS = {
     "coverage": ("Coverage", "Share of seeds whose interval holds the truth; value is that share."),
 }
 ON_DEVICE = ("products", "extremes", "trace", "analysis", "defaults", "memory", "truth")
-CHOOSING = (*ON_DEVICE, "checkpoints", "gate")
+CHOOSING = (*ON_DEVICE, "forecast", "checkpoints", "gate")
 
 
 @click.command()

@@ -82,6 +82,15 @@ def lightning_mlp(data: str, first: int | None = None, file: str = CHECKPOINTS["
     return Problem(model=model, data=_cut(splits, first), criterion="cross_entropy")
 
 
+def wide_mlp(data: str, first: int | None = None, steps: int = 300) -> Problem:
+    """MLP of 1,068,810 parameters, trained here for a few hundred Adam steps on 4,096 MNIST images."""
+    images = _mnist(data, "train").first(4096)
+    inputs = torch.stack([image for image, _ in (images[i] for i in range(len(images)))]).flatten(1)
+    model = nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 10))
+    _train(model, (inputs, images.labels), name="wide", steps=steps, batch=128, rate=1e-3)
+    return Problem(model=model, data=_cut({"train": (inputs, images.labels)}, first), criterion="cross_entropy")
+
+
 def gpt(data: str, first: int | None = None, layers: int = 2, width: int = 64, steps: int = 300) -> Problem:
     """Character GPT, trained here for a few hundred Adam steps on tinyshakespeare, kept in a temporary folder."""
     text = (Path(data) / "text" / "tinyshakespeare.txt").read_text()
@@ -143,10 +152,13 @@ WORKLOADS = {
         Workload("resnet20_512", resnet20, None, 512, 128),
         Workload("pyhessian_resnet20_512", pyhessian_resnet20, None, 512, 128),
         Workload("pyhessian_resnet20", pyhessian_resnet20, 128, 128, 128),
+        Workload("resnet20_64", resnet20, None, 64, 64),
+        Workload("wide_mlp", wide_mlp, None, 512, 64),
     )
 }
 PEER_WORKLOADS = ("digits_mlp", "lightning_mlp_10000", "gpt", "resnet20")
 MEMORY_WORKLOADS = (*PEER_WORKLOADS, "gpt_14m")  # 14 million parameters on 512 characters: vectors decide
+FORECAST_WORKLOADS = ("digits_mlp", "lightning_mlp", "lightning_mlp_10000", "gpt", "resnet20_64", "wide_mlp")
 CHECKPOINT_WORKLOADS = ("lightning_mlp", "resnet20_512", "pyhessian_resnet20_512")
 
 

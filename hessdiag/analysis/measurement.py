@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from hessdiag.analysis.closed import network_of
-from hessdiag.analysis.needs import planned, uses_trace
+from hessdiag.analysis.foreseen import Foreseen, foresee
+from hessdiag.analysis.needs import planned
 from hessdiag.analysis.record import environment, fingerprint, key_of
 from hessdiag.analysis.so_far import Account, SoFar
 from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
-from hessdiag.closed_form import Recognized, foreseen
+from hessdiag.closed_form import Recognized
 from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.preflight import Preflight, forecast, preflight, require_sound
+from hessdiag.engine.preflight import Preflight, preflight, require_sound
 from hessdiag.errors import UsageError
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost
@@ -133,21 +134,22 @@ class Measurement:
         """Products the measurement will take, about."""
         return planned(self.settings, closed=self.network is not None, size=self.operator.size)
 
+    @cached_property
+    def foreseen(self) -> Foreseen:
+        """What `run` will take; costs two products, whose graphs it then finds."""
+        return foresee(self.checked, self.settings, self.network)
+
     def forecast(self) -> str:
         """One line: parameters, samples, and the products, time and memory the measurement will take."""
-        s, op = self.settings, self.operator
-        seconds, memory = forecast(self.checked, self.products)
-        beside = ""
+        s, op, ahead = self.settings, self.operator, self.foreseen
+        beside = ", and per-example gradients for the trace" if ahead.by_model else ""
         if self.network is not None:
             beside = ", and the closed form of a three-layer network for the traces"
-            seconds += foreseen(self.network).cost.seconds
-        elif uses_trace(s) and op.problem.has_outputs:
-            beside = ", and per-example gradients for the trace"
-        hint = "; a first look: --quantities lambda_max,trace" if seconds > LONG and len(s.quantities) > 2 else ""
+        hint = "; a first look: --effort quick" if ahead.seconds > LONG and s.effort != "quick" else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
-            f"about {self.products} products, {_duration(seconds)}, "
-            f"{memory / 2**20:,.0f} MiB of vectors ({s.operator}, {op.way})" + beside + hint
+            f"about {ahead.products} products, {_duration(ahead.seconds)}, "
+            f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.way})" + beside + hint
         )
 
     def interrupt(self) -> None:

@@ -1,4 +1,4 @@
-"""What the quantities asked for need of a sweep, and the products they will take."""
+"""What the quantities asked for need of a sweep, and the products they will take: middles of trained networks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from hessdiag.settings import Settings
 
 Model = ModelTrace | OpenTrace | str | None  # the trace by way of the model, or why there is none
 DEFLATION_STEPS = 20  # where no extreme was asked for: 20 steps and 10 probes gave 0.15 % where 30 probes gave 6 %
-TYPICAL = {"lambda_max": 13, "lambda_min": 38}
-"""Products of a run on trained networks at 1e-3 and a failure of 1e-3 (digits, an MLP, a GPT: 12, 15, 9 and 39,
-50, 23); a digit more takes about 1.3 times as many."""
-TYPICAL_DENSITY = 50  # steps to 35% (25, 48, 85 on digits, an MLP, a GPT); the error falls like 1 / steps
-TYPICAL_PROBES = 16
+TYPICAL = {"lambda_max": 11, "lambda_min": 35}
+"""Steps that certify it to 1e-3 at a failure of 1e-3: 11, 15, 7, 11 and 37, 50, 24, 48 on a digits MLP, an MNIST
+MLP, a GPT and an MLP of a million parameters; all constants here are the geometric middle of what these took."""
+FINER = {"lambda_max": 0.15, "lambda_min": 0.5}  # as a share, for a digit more
+SURER = {"lambda_max": 0.08, "lambda_min": 0.12}  # for a tenth of the failure
+TYPICAL_DENSITY = 56  # steps to 35%: at most 37, 50, 86, 48
+DEEPER, SHALLOWER = 0.87, 1.45  # powers of the error: 86, 89, 160 (not reached), 140 to 15%; at most 22 to 70%
+PROBES_ALONE = 8  # for tr H² to any of the efforts, where the trace comes from elsewhere
+PROBES_BOTH, FEWER = 20, 1.3  # for the trace to 2% (11, 30, 21, 64); a power of its accuracy
 
 
 def planned(
@@ -31,31 +35,54 @@ def planned(
         model: the trace by way of the model, or why there is none; None where that is not known yet.
         size: d, where known: no more products than that are taken (`is_whole`).
     """
-    if not needs_run(settings, model, closed=closed):
-        return 0
-    plain = 0
-    if needs_forms(settings, model) and not closed:
-        plain = TYPICAL_PROBES if settings.probes is None else settings.probes
-    further = settings.density_probes * (settings.steps or TYPICAL_DENSITY) if wants_density(settings) else 0
-    products = _run(settings) + further + plain
+    products = sum(shares(settings, closed=closed, model=model))
     spending = settings.spending
     if spending is not None and spending.unit == "p":
         products = min(products, int(spending.amount))
     return products if size is None else min(products, size)
 
 
+def shares(
+    settings: Settings, *, closed: bool = False, model: Model = None, by_model: bool | None = None
+) -> tuple[int, int]:
+    """The same without the end that a budget or the size sets: of the run and further starts, and of probes.
+
+    Where ``model`` is not known yet, ``by_model`` may be: whether it will give the trace.
+    """
+    if by_model is not None:
+        model = None if by_model else "foreseen"
+    elif model is not None:
+        by_model = isinstance(model, ModelTrace)
+    if not needs_run(settings, model, closed=closed):
+        return 0, 0
+    probes = 0 if closed or not needs_forms(settings, model) else _probes(settings, by_model)
+    further = settings.density_probes * (settings.steps or TYPICAL_DENSITY) if wants_density(settings) else 0
+    return _run(settings) + further, probes
+
+
+def _probes(settings: Settings, by_model: bool | None) -> int:
+    if settings.probes is not None:
+        return settings.probes
+    both = 0.0 if by_model or not uses_trace(settings) else PROBES_BOTH
+    both *= (0.02 / settings.known_to.trace) ** FEWER
+    if by_model is None:
+        both = math.sqrt(both * PROBES_ALONE)  # either may be
+    return min(max(round(both), PROBES_ALONE), settings.most_probes)
+
+
 def _run(settings: Settings) -> int:
     """Steps of the run, and a product to verify each end."""
-    known, steps = settings.known_to, float(DEFLATION_STEPS)
+    known, steps = settings.known_to, 0.0
     ends = [name for name in TYPICAL if settings.wants(name)]
-    if ends:
-        finer = max(math.log10(1e-3 / getattr(known, name)) for name in ends)
-        surer = max(math.log10(1e-3 / known.failure), 0.0) * 0.12
-        steps = max(TYPICAL[name] for name in ends) * max(1 + 0.3 * finer + surer, 0.4)
-        steps = max(steps, DEFLATION_STEPS if needs_square(settings) else 0)
+    surer = math.log10(1e-3 / known.failure)
+    for name in ends:
+        more = FINER[name] * math.log10(1e-3 / getattr(known, name)) + SURER[name] * surer
+        steps = max(steps, TYPICAL[name] * max(1 + more, 0.44))
     if wants_density(settings):
-        steps = max(steps if ends else 0.0, settings.steps or TYPICAL_DENSITY * 0.35 / known.density)
-    return min(round(steps), settings.max_steps) + len(ends) + (settings.top - 1)
+        finer = 0.35 / known.density
+        deep = TYPICAL_DENSITY * finer ** (DEEPER if finer > 1 else SHALLOWER)
+        steps = max(steps, settings.steps or deep)
+    return min(round(steps or DEFLATION_STEPS), settings.max_steps) + len(ends) + (settings.top - 1)
 
 
 def wants_density(settings: Settings) -> bool:

@@ -70,6 +70,16 @@ class Ended(Exception):
     """The budget is spent."""
 
 
+def may_be_exact(operator: Curvature) -> bool:
+    """Whether tr(G) is likely to be had exactly; costs a forward pass of 4 examples."""
+    try:
+        with operator.timed():
+            outputs = beside_outputs(operator) or _outputs_per_example(operator)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+        return False
+    return operator.problem.weight is None and isinstance(outputs, int) and outputs <= EXACT_OUTPUTS
+
+
 def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPUT_DRAWS) -> GaussNewtonTrace | str:
     """tr(G) on the operator's sample set.
 

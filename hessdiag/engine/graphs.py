@@ -147,7 +147,8 @@ class Graphs:
     """
 
     def __init__(self, function: Functional, kind: Kind) -> None:
-        """Nothing is kept yet."""
+        """Nothing is kept yet; ``largest`` is the most bytes that one graph has held."""
+        self.largest = 0
         self._function, self._kind = function, kind
         self._kept: dict[int, tuple[Any, GradientGraph]] = {}
         self._open = True
@@ -164,6 +165,7 @@ class Graphs:
             return known[1].products(rows)
         make = StackGraph if isinstance(batch, Stack) else GradientGraph
         graph = make(self._function, self._kind, batch)
+        self.largest = max(self.largest, graph.held)
         keep = self._open and self.held + graph.held <= self.room
         if keep:
             self._kept[id(batch)] = (batch, graph)

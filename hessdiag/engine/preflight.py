@@ -35,7 +35,6 @@ from hessdiag.results import SecondOpinion, SelfTest
 from hessdiag.samples import SampleSet, leaves, row_count
 
 REPEATS = 4  # of the first batch's loss: two passes of a tiny network drop the same units once in 40 times
-LEAST_GRADIENTS = 1.2  # of a product from a kept graph: an MLP's; a GPT takes 2, a ResNet 1.6
 
 
 @dataclass(frozen=True)
@@ -148,22 +147,6 @@ def require_sound(checked: Preflight) -> None:
     faults = checked.texts("fault")
     if faults:
         raise MeasurementError(faults[0])
-
-
-def forecast(checked: Preflight, products: int) -> tuple[float, float]:
-    """Seconds and bytes that ``products`` products will take, from the trial's ratio of product to gradient.
-
-    The memory is what vectors take: parameters, gradient, a block of products in float64, and Lanczos bases.
-    """
-    operator = checked.operator
-    plan = checked.plan
-    gradients = plan.seconds[plan.way] / max(plan.gradient_seconds, 1e-9)
-    if plan.way != "stacked_graph":
-        gradients = max(gradients, LEAST_GRADIENTS)  # few examples hide what a product does more than a gradient
-    seconds = products * checked.gradient_seconds * gradients
-    element = torch.finfo(operator.dtype).bits // 8
-    vectors = operator.size * (3 * element + operator.block * (element + 8) + 100 * element)
-    return seconds, float(vectors)
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""What a run's products will take: measured on one product of the whole sample set, with its graphs kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.planner import trial_vectors
+
+BASIS_SECONDS = {"cpu": 1e-9, "cuda": 1e-11}
+"""Per number of a basis that a vector is orthogonalized against, both passes."""
+LOOK_SECONDS = 1.5e-3  # per step, of the looks at its certificates and its density
+BASIS_VECTORS, BUSY = 1.3, 8  # per step, and beside the basis: parameters, gradient, a product
+BUSY_BLOCK, STACKED = 8, 3  # vectors per probe of a block; and per probe and batch of a stack
+FIXED = 8 * 2**20  # bytes of the rest, whatever the network
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a product takes.
+
+    Attributes:
+        seconds: of one vector, on a machine that does nothing else.
+        kept: bytes of the graphs that are kept.
+        passing: bytes of the largest graph beside them that comes and goes.
+    """
+
+    seconds: float
+    kept: int
+    passing: int
+
+
+def price(operator: Curvature) -> Price:
+    """The price of a product; costs two, and the graphs, which stay for the run."""
+    rows = trial_vectors(operator, 1)
+    operator.graphs.largest = 0
+    first, second = _clocked(operator, rows), _clocked(operator, rows)
+    kept = operator.graphs.held
+    # a kept graph's product fills about half of what the graph holds once more
+    passing = operator.graphs.largest // (2 if kept else 1)
+    return Price(min(first, second), kept, passing)
+
+
+def _clocked(operator: Curvature, rows: torch.Tensor) -> float:
+    begun, used = time.perf_counter(), time.process_time()
+    with operator.recorded():  # as a run's
+        operator.rows(rows).sum().item()  # waits for a GPU
+    clock, own = time.perf_counter() - begun, time.process_time() - used
+    # where others take turns on the processor the clock runs on; where several threads work their sum is larger
+    return min(clock, own) if operator.device.type == "cpu" else clock
+
+
+def seconds_of(operator: Curvature, each: Price, steps: int, probes: int) -> float:
+    """Seconds of a run of ``steps`` products and ``probes`` that it deflates, orthogonalizing included."""
+    numbers = operator.size * steps * (steps / 2 + 3 * probes)
+    beside = numbers * BASIS_SECONDS.get(operator.device.type, 1e-11) + steps * LOOK_SECONDS
+    return (steps + probes) * each.seconds + beside
+
+
+def bytes_of(operator: Curvature, each: Price, steps: int, probes: int) -> int:
+    """Bytes at the peak of such a run, beside model and data."""
+    batches = len(operator.stacks[0].indices) if operator.way == "stacked_graph" else 0
+    block = min(operator.block, probes) * (BUSY_BLOCK + STACKED * batches)
+    vectors = BASIS_VECTORS * steps + max(BUSY, block)
+    return FIXED + each.kept + each.passing + round(operator.size * operator.dtype.itemsize * vectors)
