@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from hessdiag.analysis.needs import shares, uses_trace
 from hessdiag.closed_form import Recognized, foreseen
-from hessdiag.engine.costs import bytes_of, price, seconds_of
-from hessdiag.engine.gauss_newton import may_be_exact
+from hessdiag.engine.costs import bytes_of, exact_trace_likely, price, seconds_of
 from hessdiag.engine.preflight import Preflight
 from hessdiag.settings import Settings
 
@@ -36,11 +35,11 @@ def foresee(checked: Preflight, settings: Settings, network: Recognized | None) 
     """Right within a factor of 1.5 on trained networks of 2,000 to a million parameters.
 
     Products are what such networks took (`hessdiag.analysis.needs`), their seconds and graphs are measured. Costs
-    two products; the graphs stay for the run.
+    one product, two where they are cheap; the graphs stay for the run.
     """
     op = checked.operator
     each = price(op)
-    by_model = network is None and uses_trace(settings) and op.way != "finite_difference" and may_be_exact(op)
+    by_model = network is None and uses_trace(settings) and exact_trace_likely(op)
     steps, probes = shares(settings, closed=network is not None, by_model=by_model)
     if steps + probes >= op.size:
         steps, probes = op.size, 0

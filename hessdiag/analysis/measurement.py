@@ -136,12 +136,15 @@ class Measurement:
 
     @cached_property
     def foreseen(self) -> Foreseen:
-        """What `run` will take; costs two products, whose graphs it then finds."""
+        """What `run` will take; costs a product or two, whose graphs it then finds."""
         return foresee(self.checked, self.settings, self.network)
 
     def forecast(self) -> str:
         """One line: parameters, samples, and the products, time and memory the measurement will take."""
-        s, op, ahead = self.settings, self.operator, self.foreseen
+        s, op = self.settings, self.operator
+        if self.checked.texts("fault"):
+            return f"{op.size:,} parameters, {self.samples.examples:,} samples: no forecast before that is mended"
+        ahead = self.foreseen
         beside = ", and per-example gradients for the trace" if ahead.by_model else ""
         if self.network is not None:
             beside = ", and the closed form of a three-layer network for the traces"

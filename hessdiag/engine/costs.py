@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hessdiag.engine.composition import beside_outputs
 from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.gauss_newton import EXACT_OUTPUTS, outputs_per_example
 from hessdiag.engine.planner import trial_vectors
 
 BASIS_SECONDS = {"cpu": 1e-9, "cuda": 1e-11}
@@ -15,6 +17,7 @@ BASIS_SECONDS = {"cpu": 1e-9, "cuda": 1e-11}
 LOOK_SECONDS = 1.5e-3  # per step, of the looks at its certificates and its density
 BASIS_VECTORS, BUSY = 1.3, 8  # per step, and beside the basis: parameters, gradient, a product
 BUSY_BLOCK, STACKED = 8, 3  # vectors per probe of a block; and per probe and batch of a stack
+LONG_PRODUCT = 0.5  # seconds: one is then enough
 FIXED = 8 * 2**20  # bytes of the rest, whatever the network
 
 
@@ -34,23 +37,27 @@ class Price:
 
 
 def price(operator: Curvature) -> Price:
-    """The price of a product; costs two, and the graphs, which stay for the run."""
-    rows = trial_vectors(operator, 1)
-    operator.graphs.largest = 0
-    first, second = _clocked(operator, rows), _clocked(operator, rows)
-    kept = operator.graphs.held
-    # a kept graph's product fills about half of what the graph holds once more
-    passing = operator.graphs.largest // (2 if kept else 1)
-    return Price(min(first, second), kept, passing)
+    """The price of a product; costs one or two, and the graphs, which stay for the run."""
+    rows, graphs = trial_vectors(operator, 1), operator.graphs
+    graphs.largest, graphs.building = 0, 0.0
+    clock, seconds = _timed(operator, rows)
+    if operator.device.type == "cpu" and clock > LONG_PRODUCT:
+        seconds *= max(1 - graphs.building / clock, 0.1)
+    else:  # the first call warms up
+        seconds = min(seconds, _timed(operator, rows)[1])
+    # a product from a kept graph fills about half of what that holds once more
+    passing = graphs.largest // (2 if graphs.held else 1)
+    return Price(seconds, graphs.held, passing)
 
 
-def _clocked(operator: Curvature, rows: torch.Tensor) -> float:
+def _timed(operator: Curvature, rows: torch.Tensor) -> tuple[float, float]:
+    """A product's seconds, on the clock and on a machine that does nothing else."""
     begun, used = time.perf_counter(), time.process_time()
     with operator.recorded():  # as a run's
         operator.rows(rows).sum().item()  # waits for a GPU
     clock, own = time.perf_counter() - begun, time.process_time() - used
     # where others take turns on the processor the clock runs on; where several threads work their sum is larger
-    return min(clock, own) if operator.device.type == "cpu" else clock
+    return clock, min(clock, own) if operator.device.type == "cpu" else clock
 
 
 def seconds_of(operator: Curvature, each: Price, steps: int, probes: int) -> float:
@@ -66,3 +73,14 @@ def bytes_of(operator: Curvature, each: Price, steps: int, probes: int) -> int:
     block = min(operator.block, probes) * (BUSY_BLOCK + STACKED * batches)
     vectors = BASIS_VECTORS * steps + max(BUSY, block)
     return FIXED + each.kept + each.passing + round(operator.size * operator.dtype.itemsize * vectors)
+
+
+def exact_trace_likely(operator: Curvature) -> bool:
+    """Whether tr(G) is likely to be had exactly; costs a forward pass of 4 examples."""
+    try:
+        with operator.timed():
+            outputs = beside_outputs(operator) or outputs_per_example(operator)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+        return False  # the trace will say why
+    usual = operator.problem.weight is None and operator.way != "finite_difference"
+    return usual and isinstance(outputs, int) and outputs <= EXACT_OUTPUTS

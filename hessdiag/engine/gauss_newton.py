@@ -70,16 +70,6 @@ class Ended(Exception):
     """The budget is spent."""
 
 
-def may_be_exact(operator: Curvature) -> bool:
-    """Whether tr(G) is likely to be had exactly; costs a forward pass of 4 examples."""
-    try:
-        with operator.timed():
-            outputs = beside_outputs(operator) or _outputs_per_example(operator)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
-        return False
-    return operator.problem.weight is None and isinstance(outputs, int) and outputs <= EXACT_OUTPUTS
-
-
 def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPUT_DRAWS) -> GaussNewtonTrace | str:
     """tr(G) on the operator's sample set.
 
@@ -97,7 +87,7 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
         return "examples cannot be taken out of their batches"
     try:
         with operator.timed():
-            outputs = _outputs_per_example(operator)
+            outputs = outputs_per_example(operator)
             if isinstance(outputs, str):
                 return outputs
             exact = outputs <= EXACT_OUTPUTS
@@ -182,7 +172,7 @@ def _cotangent(function: Functional, outputs: Tensor, piece: Any, generator: tor
     return output_gradient(function, piece) * weights.view(-1, *[1] * (outputs.dim() - 1))
 
 
-def _outputs_per_example(operator: Curvature) -> int | str:
+def outputs_per_example(operator: Curvature) -> int | str:
     """Outputs per example; or why examples cannot be taken one by one."""
     function = operator.function
     piece = next(divide(operator.batches[0], 2))

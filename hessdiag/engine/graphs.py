@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -147,8 +148,8 @@ class Graphs:
     """
 
     def __init__(self, function: Functional, kind: Kind) -> None:
-        """Nothing is kept yet; ``largest`` is the most bytes that one graph has held."""
-        self.largest = 0
+        """Nothing is kept yet; ``largest`` is the most bytes of one graph, ``building`` seconds of those kept."""
+        self.largest, self.building = 0, 0.0
         self._function, self._kind = function, kind
         self._kept: dict[int, tuple[Any, GradientGraph]] = {}
         self._open = True
@@ -164,10 +165,12 @@ class Graphs:
         if known is not None and known[0] is batch:
             return known[1].products(rows)
         make = StackGraph if isinstance(batch, Stack) else GradientGraph
+        begun = time.perf_counter()
         graph = make(self._function, self._kind, batch)
         self.largest = max(self.largest, graph.held)
         keep = self._open and self.held + graph.held <= self.room
         if keep:
+            self.building += time.perf_counter() - begun
             self._kept[id(batch)] = (batch, graph)
         return graph.products(rows, keep=keep)
 
