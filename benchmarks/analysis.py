@@ -38,7 +38,7 @@ from benchmarks.tables import Row
 from benchmarks.timing import cpu_seconds, one_thread, unit
 from benchmarks.truth import Truth, truth
 from benchmarks.workloads import PEER_WORKLOADS, WORKLOADS, Workload
-from hessdiag.engine.functional import Functional
+from hessdiag.engine.products.functional import Functional
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES
 

@@ -26,7 +26,7 @@ from benchmarks.truth import truth
 from benchmarks.workloads import WORKLOADS
 from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
-from hessdiag.engine.preflight import preflight
+from hessdiag.engine.checks.preflight import preflight
 from hessdiag.problem import Problem
 from hessdiag.results import Metric
 from hessdiag.samples import draw

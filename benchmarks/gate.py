@@ -31,7 +31,7 @@ from hessdiag.check.budgets import Budget, Limit, Scope
 from hessdiag.check.gate import Gate, Plan
 from hessdiag.check.subject import Recordings, Subject
 from hessdiag.check.verdict import Verdict
-from hessdiag.engine.ways import EXACT_WAYS
+from hessdiag.engine.products.ways import EXACT_WAYS
 from hessdiag.errors import MeasurementError
 from hessdiag.files import write_whole
 from hessdiag.present import png

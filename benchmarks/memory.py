@@ -28,7 +28,7 @@ from benchmarks.tables import Row
 from benchmarks.timing import GIVING_BACK, gradient, one_thread, paired, peak_mib
 from benchmarks.truth import truth
 from benchmarks.workloads import MEMORY_WORKLOADS, WORKLOADS, Workload
-from hessdiag.engine.ways import WAYS
+from hessdiag.engine.products.ways import WAYS
 from hessdiag.errors import one_line
 
 SWEEPS = {"hessdiag": None} | {m.name: m for m in METHODS if m.quantity == "lambda_max"}

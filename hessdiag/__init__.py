@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hessdiag.analysis import analyze
-    from hessdiag.engine.planner import hessian
+    from hessdiag.engine.checks.planner import hessian
     from hessdiag.errors import HessdiagError
     from hessdiag.operator import SymmetricOperator, as_operator
     from hessdiag.problem import Problem
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "analyze": "hessdiag.analysis",
-    "hessian": "hessdiag.engine.planner",
+    "hessian": "hessdiag.engine.checks.planner",
     "HessdiagError": "hessdiag.errors",
     "SymmetricOperator": "hessdiag.operator",
     "as_operator": "hessdiag.operator",

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from hessdiag.generalization.performance import Performance, SplitPerformance
-from hessdiag.generalization.record import CheckpointRecord, Moved
-from hessdiag.generalization.registry import Reading, registry
-from hessdiag.generalization.statistics.means import Score
+from hessdiag.gap.performance import Performance, SplitPerformance
+from hessdiag.gap.record import CheckpointRecord, Moved
+from hessdiag.gap.registry import Reading, registry
+from hessdiag.gap.statistics.means import Score
 
 ODD = "lr=0.1 <b>&\"'|\N{LATIN SMALL LETTER E WITH ACUTE}/last"
 

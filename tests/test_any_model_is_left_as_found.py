@@ -21,9 +21,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import hessdiag
-from hessdiag.engine import functional
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.preflight import preflight, require_sound
+from hessdiag.engine.checks.preflight import preflight, require_sound
+from hessdiag.engine.products import functional
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import HessdiagError
 from hessdiag.problem import Problem
 from hessdiag.samples import draw

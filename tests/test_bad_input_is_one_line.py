@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from hessdiag import cli, files
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import LoadError
 from hessdiag.sources import archive
 from tests.bad_files import write_bad_files

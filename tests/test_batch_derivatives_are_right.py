@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.engine import training
-from hessdiag.engine.batch_loss import BatchLoss
-from hessdiag.engine.training import Curved
+from hessdiag.engine.training.batch_loss import BatchLoss
+from hessdiag.engine.training.training import Curved, training
 from tests.models import Attention, generator, randn
 from tests.training_runs import DIFFERENCE, Net, close, flat
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.preflight import preflight, require_sound
+from hessdiag.engine.checks.preflight import preflight, require_sound
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
 from hessdiag.samples import draw

@@ -30,15 +30,15 @@ from hessdiag.analysis import Measurement, run, so_far, spending, sweep
 from hessdiag.analysis.so_far import Row, SoFar
 from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
-from hessdiag.analysis.trajectory import Follower
 from hessdiag.cli import measuring, progress
-from hessdiag.engine.gauss_newton import gauss_newton_trace
+from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.present.arriving import arriving, heartbeat
 from hessdiag.settings import Settings
 from hessdiag.sources.factory import Built
 from hessdiag.spectral import forms, lanczos
 from hessdiag.spectral.interval import mean_interval, watched
+from hessdiag.track.follow import Follower
 from tests import models
 from tests.command import call
 from tests.seeds import band, seeds
@@ -603,7 +603,7 @@ BROKEN: dict[str, tuple[object, str, object, Callable[..., None]]] = {
         test_a_budget_is_spent_where_there_is_use_for_it,
     ),
     "gradients go on until the time is over": (
-        sys.modules["hessdiag.engine.gauss_newton"],
+        sys.modules["hessdiag.engine.squares.gauss_newton"],
         "SLOWER",
         1e9,
         test_gradients_that_cannot_end_are_not_begun_in_vain,

@@ -14,7 +14,7 @@ import torch
 from benchmarks import certificates
 from benchmarks.certificate_networks import KINDS, trained
 from benchmarks.certificates import Case, measured, truth
-from hessdiag.engine import selftest
+from hessdiag.engine.checks import selftest
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from torch import nn
 
 from hessdiag import Problem, __version__, cli, folders, load_run
 from hessdiag.cli.options import settings
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.results import QUANTITIES, json_schema
 from hessdiag.samples import draw
 from hessdiag.settings import Settings
@@ -358,7 +358,7 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
         "test_options_and_folders_reach_the_factory",
     ),
     "a doctor who never finds a fault": (
-        lambda m: m.setattr("hessdiag.engine.preflight.self_test", healthy),
+        lambda m: m.setattr("hessdiag.engine.checks.preflight.self_test", healthy),
         "test_doctor_names_the_fault",
     ),
     "data error from one batch": (
@@ -369,7 +369,7 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
 
 
 def healthy(operator: Curvature, plan: object) -> tuple[object, tuple[()]]:
-    from hessdiag.engine import selftest
+    from hessdiag.engine.checks import selftest
 
     return selftest.self_test(operator, plan)[0], ()  # type: ignore[arg-type]
 

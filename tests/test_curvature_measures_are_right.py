@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessdiag.analysis import Measurement
-from hessdiag.analysis.trajectory import rate_of
-from hessdiag.engine.coordinates import Coordinates
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.functional import Functional
+from hessdiag.engine.products.coordinates import Coordinates
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.functional import Functional
 from hessdiag.errors import UsageError
-from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.measures import curvature as curvature_measures
-from hessdiag.generalization.measures import flatness, folding, noise, norms, weighted_trace
-from hessdiag.generalization.registry import Reading, registry
+from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.measures import curvature as curvature_measures
+from hessdiag.gap.measures import flatness, folding, noise, norms, weighted_trace
+from hessdiag.gap.registry import Reading, registry
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES
-from hessdiag.results.trajectory import Rate
 from hessdiag.settings import Settings
+from hessdiag.track.follow import rate_of
+from hessdiag.track.trajectory import Rate
 from tests import models
 
 EXACT = 1e-9  # float64 sums of a few hundred terms: 1e-13 measured

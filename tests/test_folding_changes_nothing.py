@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessdiag import Problem
-from hessdiag.engine import convolution, folding
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.graphs import GradientGraph
+from hessdiag.engine.products import convolution, folding
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.graphs import GradientGraph
 from hessdiag.errors import MeasurementError
 from tests import models
 

@@ -16,14 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from hessdiag.generalization import survey
-from hessdiag.generalization.record import CheckpointRecord
-from hessdiag.generalization.report import GapReport
-from hessdiag.generalization.statistics.means import Score
-from hessdiag.present import gap_page as pages
-from hessdiag.present import gap_plots, gap_rows
-from hessdiag.present.gap_page import gap_page
-from hessdiag.present.gap_rows import rank_rows, refusals, summary
+from hessdiag.gap import page as pages
+from hessdiag.gap import plots as gap_plots
+from hessdiag.gap import rows as gap_rows
+from hessdiag.gap import survey
+from hessdiag.gap.page import gap_page
+from hessdiag.gap.record import CheckpointRecord
+from hessdiag.gap.report import GapReport
+from hessdiag.gap.rows import rank_rows, refusals, summary
+from hessdiag.gap.statistics.means import Score
 from tests import example_gap as example
 from tests import test_page_is_self_contained as checker
 from tests.command import call
@@ -215,7 +216,7 @@ def flipped(score_gap: Callable[..., Score]) -> Callable[..., Score]:
     return lambda self, kind: self.performance.score_gap
 
 
-RANKS = "hessdiag.generalization.statistics.ranks"
+RANKS = "hessdiag.gap.statistics.ranks"
 BROKEN = {
     "the error gap has the sign of the accuracy's": lambda patch: patch.setattr(
         CheckpointRecord, "gap", flipped(CheckpointRecord.gap)
@@ -224,16 +225,14 @@ BROKEN = {
     "names not escaped": lambda patch: patch.setattr(pages, "environment", unescaped),
     "the guard is not shown": lambda patch: patch.setattr(example, "Moved", lambda **k: gap_rows.NONE),
     "refusals not said": lambda patch: patch.setattr(GapReport, "measures", ("up", "down")),
-    "two checkpoints are enough": lambda patch: patch.setattr(
-        "hessdiag.generalization.statistics.ranks.FEWEST", 0
-    ),
+    "two checkpoints are enough": lambda patch: patch.setattr("hessdiag.gap.statistics.ranks.FEWEST", 0),
 }
 
 
-def unescaped():
+def unescaped(*_):
     from hessdiag.present.pictures import environment
 
-    made = environment()
+    made = environment("hessdiag.gap")
     made.autoescape = False
     return made
 

@@ -26,16 +26,16 @@ from torch import nn
 
 from hessdiag import Problem, files, folders
 from hessdiag.cli import gap as verb
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
-from hessdiag.generalization import kept, survey
-from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.measures import folding
-from hessdiag.generalization.measures.norms import path_norm
-from hessdiag.generalization.registry import Reading
-from hessdiag.generalization.report import GapReport
-from hessdiag.present.gap_page import gap_page
-from hessdiag.present.gap_rows import rank_rows
+from hessdiag.gap import kept, survey
+from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.measures import folding
+from hessdiag.gap.measures.norms import path_norm
+from hessdiag.gap.page import gap_page
+from hessdiag.gap.registry import Reading
+from hessdiag.gap.report import GapReport
+from hessdiag.gap.rows import rank_rows
 from hessdiag.samples import draw
 from hessdiag.sources import many
 from tests import example_gap as example
@@ -530,7 +530,7 @@ BROKEN: dict[str, tuple[Callable[[], None], Callable[[pytest.MonkeyPatch], None]
     ),
     "names that are no text stop the table": (
         check_odd_names,
-        lambda m: m.setattr("hessdiag.generalization.report._encodable", lambda cell: cell),
+        lambda m: m.setattr("hessdiag.gap.report._encodable", lambda cell: cell),
     ),
     "control characters on the terminal": (
         check_odd_names,

@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import norm
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.performance import Examples, performance
-from hessdiag.generalization.statistics import means
-from hessdiag.generalization.statistics.calibration import calibration_error
+from hessdiag.gap.performance import Examples, performance
+from hessdiag.gap.statistics import means
+from hessdiag.gap.statistics.calibration import calibration_error
 
 SEEDS = 400  # a true 95% shows 91.7 to 98.3% (3 sigma)
 BAND = (0.9, 0.99)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from hessdiag.analysis import Measurement
-from hessdiag.engine import curvature, graphs, memory
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.graphs import GradientGraph
+from hessdiag.engine.products import curvature, graphs, memory
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.graphs import GradientGraph
 from hessdiag.settings import Settings
 from tests import models
 
@@ -172,8 +172,8 @@ def _careless(self, batch, rows):
 BUILD = """
 import pathlib, resource, torch
 from hessdiag import Problem
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.graphs import GradientGraph
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.graphs import GradientGraph
 from hessdiag.samples import draw
 
 torch.manual_seed(0)

@@ -18,8 +18,9 @@ from torch.nn.modules import activation
 from torch.nn.utils import prune
 
 import hessdiag
-from hessdiag.engine import differences, planner, selftest, stacking, substitutes
-from hessdiag.engine.preflight import preflight, require_sound
+from hessdiag.engine.checks import differences, planner, selftest
+from hessdiag.engine.checks.preflight import preflight, require_sound
+from hessdiag.engine.products import stacking, substitutes
 from hessdiag.errors import HessdiagError
 from hessdiag.problem import Problem
 from tests import models

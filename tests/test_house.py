@@ -13,6 +13,7 @@ ROOT = Path(hessdiag.__file__).parent
 ROOMS = [
     "shown",
     "errors",
+    "multiplicity",
     "files",
     "folders",
     "accuracy",
@@ -27,13 +28,16 @@ ROOMS = [
     "spectral",
     "closed_form",
     "analysis",
-    "generalization",
-    "check",
     "present",
+    "track",
+    "gap",
+    "shift",
+    "check",
     "regularizers",
     "integrations",
     "cli",
 ]
+VERBS = {"track", "gap", "shift", "check"}
 FREE = {"__init__", "__main__"}  # the public face looks names up on first use; the command is cli's
 LAZY = {("results", "present")}  # Analysis.plot and _repr_html_ reach up by name, on first use
 LINES, FUNCTION = 260, 70  # docstrings included
@@ -71,6 +75,17 @@ def upward(trees):
     return found
 
 
+def between_verbs(trees):
+    """Imports from one verb's room into another's; gap knows the positions and rates that track reads."""
+    return [
+        (name, other)
+        for name, tree in trees
+        if name in VERBS
+        for other in imported_rooms(tree)
+        if other in VERBS and other != name and (name, other) != ("gap", "track")
+    ]
+
+
 def trees():
     return [(room(path), ast.parse(path.read_text())) for path in files()]
 
@@ -105,6 +120,10 @@ def test_imports_run_one_way():
     assert upward(trees()) == []
 
 
+def test_no_verb_imports_another():
+    assert between_verbs(trees()) == []
+
+
 def test_only_the_engine_calls_autograd():
     assert autograd_outside(trees()) == []
 
@@ -131,6 +150,7 @@ BROKEN = {
     "an upward import": (upward, "spectral", "from hessdiag.analysis import analyze"),
     "an upward import inside a function": (upward, "errors", "def f():\n    from hessdiag.cli import main"),
     "an upward import by name": (upward, "spectral", "import_module('hessdiag.present')"),
+    "a verb that imports another": (between_verbs, "shift", "from hessdiag.gap.page import page"),
     "autograd in the spectral room": (autograd_outside, "spectral", "torch.autograd.grad(a, b)"),
     "a graph kept elsewhere": (autograd_outside, "sources", "loss.backward(create_graph=True)"),
     "a print": (prints_outside, "analysis", "print(1)"),

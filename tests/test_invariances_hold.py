@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessdiag.analysis import Measurement
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import NonFiniteError, UsageError
-from hessdiag.generalization import guard as guarding
-from hessdiag.generalization import rescaling
-from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.guard import guard, remade, settings_of, verdict
-from hessdiag.generalization.registry import INVARIANCES, Measure, Reading, registry
-from hessdiag.generalization.rescaling import Rescaling, rescaled
+from hessdiag.gap import guard as guarding
+from hessdiag.gap import rescaling
+from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.guard import guard, remade, settings_of, verdict
+from hessdiag.gap.registry import INVARIANCES, Measure, Reading, registry
+from hessdiag.gap.rescaling import Rescaling, rescaled
 from hessdiag.problem import Problem
 from hessdiag.settings import Settings
 from tests import models

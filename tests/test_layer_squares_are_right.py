@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.engine import captured, layer_squares, loss_roots, pullbacks
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.gauss_newton import gauss_newton_trace
-from hessdiag.engine.pullbacks import Pullbacks
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.squares import captured, layer_squares, loss_roots, pullbacks
+from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
+from hessdiag.engine.squares.pullbacks import Pullbacks
 from hessdiag.problem import Problem
 from tests import models
 

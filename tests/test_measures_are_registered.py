@@ -8,8 +8,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from hessdiag.errors import NonFiniteError, UsageError
-from hessdiag.generalization import registry
-from hessdiag.generalization.registry import FAMILIES, INVARIANCES, Measure, Reading, exact, found, measure
+from hessdiag.gap import registry
+from hessdiag.gap.registry import FAMILIES, INVARIANCES, Measure, Reading, exact, found, measure
 
 TEXTS = {"title": "Ours", "family": "norms", "formula": "1", "source": "us", "cost": "nothing"}
 

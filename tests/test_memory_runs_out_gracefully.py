@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hessdiag.analysis import analyze
-from hessdiag.engine import curvature, planner, ways
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.preflight import preflight
+from hessdiag.engine.checks import planner
+from hessdiag.engine.checks.preflight import preflight
+from hessdiag.engine.products import curvature, ways
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
 from hessdiag.samples import row_count

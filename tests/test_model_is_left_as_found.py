@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.preflight import preflight
+from hessdiag.engine.checks.preflight import preflight
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
 from tests import models

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessdiag.analysis import Measurement, analyze, sweep
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import BudgetError, UsageError
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES, Analysis, json_schema, load_run

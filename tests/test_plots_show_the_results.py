@@ -30,11 +30,11 @@ from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulati
 from hessdiag.present.density import density, density_caption, density_frame
 from hessdiag.present.layers import layers, layers_frame
 from hessdiag.present.text import format_interval, format_metric, format_number
-from hessdiag.present.trajectory import evolution
-from hessdiag.present.trajectory_page import evolution_frame
 from hessdiag.present.words import kind_in_words
 from hessdiag.results import Analysis, Quadrature, Spectrum
-from hessdiag.results.trajectory import Point, Trajectory
+from hessdiag.track.page import evolution_frame
+from hessdiag.track.plots import evolution
+from hessdiag.track.trajectory import Point, Trajectory
 from tests import example_analysis as example
 
 ANALYSIS = example.build_analysis()
@@ -314,8 +314,8 @@ def test_along_training_every_zone_is_marked_and_no_count_begins_in_one():
 
 
 def test_a_count_from_inside_the_zone_would_be_noticed(monkeypatch):
-    monkeypatch.setattr("hessdiag.present.trajectory_page.widest", lambda _: 0.0)
-    monkeypatch.setattr("hessdiag.present.trajectory_page.threshold", lambda *_: 1e-3)
+    monkeypatch.setattr("hessdiag.track.page.widest", lambda _: 0.0)
+    monkeypatch.setattr("hessdiag.track.page.threshold", lambda *_: 1e-3)
     with pytest.raises(AssertionError):
         levels_are_those_of_each_checkpoint(_trajectory())
 

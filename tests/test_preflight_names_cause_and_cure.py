@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.engine import kinks, masked_rows, unsteady
-from hessdiag.engine import preflight as room
-from hessdiag.engine.preflight import preflight, require_sound
+from hessdiag.engine.checks import kinks, masked_rows, unsteady
+from hessdiag.engine.checks import preflight as room
+from hessdiag.engine.checks.preflight import preflight, require_sound
 from hessdiag.errors import MeasurementError, NonFiniteError, NothingMatchedError, ProblemError, UsageError
 from hessdiag.problem import Problem
 from tests import models

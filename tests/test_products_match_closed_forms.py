@@ -10,10 +10,11 @@ import itertools
 import pytest
 import torch
 
-from hessdiag.engine import graphs, planner, stacking
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.functional import Functional
-from hessdiag.engine.ways import EXACT_WAYS
+from hessdiag.engine.checks import planner
+from hessdiag.engine.products import graphs, stacking
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.ways import EXACT_WAYS
 from hessdiag.problem import Problem
 from tests import models
 
@@ -212,7 +213,7 @@ BROKEN = {
 
 
 def _equal_batches(op):
-    from hessdiag.engine import ways
+    from hessdiag.engine.products import ways
 
     def averaged(function, kind, batch, rows):
         return ways.retained_graph(function, kind, batch, rows) / function.problem.count(batch)

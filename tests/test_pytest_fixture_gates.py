@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from hessdiag.analysis import analyze
 from hessdiag.check.baseline import Baseline, read, updated, write
 from hessdiag.check.gate import Gate
+from hessdiag.check.pytest import pytest_checks, pytest_plugin
 from hessdiag.check.subject import entry_of
-from hessdiag.integrations import pytest_checks, pytest_plugin
 from hessdiag.sources.digits import digits_mlp, problem
 
 COMMAND = "pytest --hessdiag-update"
@@ -251,7 +251,7 @@ def test_limit(hessdiag):
     hessdiag.check(run, "frobenius_squared", max=run.frobenius_squared.value)
 """
     )
-    strict = "error::hessdiag.integrations.pytest_plugin.HessdiagWarning"
+    strict = "error::hessdiag.check.pytest.pytest_plugin.HessdiagWarning"
     project.runpytest_inprocess("-W", strict, *QUICK).assert_outcomes(failed=1)
     project.runpytest_inprocess("-W", "ignore", *QUICK).assert_outcomes(passed=1)
 

@@ -12,9 +12,10 @@ import pytest
 from scipy.stats import kendalltau, norm
 
 from hessdiag.errors import UsageError
-from hessdiag.generalization.statistics import environments, kendall
-from hessdiag.generalization.statistics.rank_results import Readings, RunTable
-from hessdiag.generalization.statistics.ranks import rank_report
+from hessdiag.gap.statistics import environments, kendall
+from hessdiag.gap.statistics.rank_results import Readings, RunTable
+from hessdiag.gap.statistics.ranks import rank_report
+from hessdiag.multiplicity import holm
 
 SAMPLES = 400  # a true 95% shows 91.7% and more (3 sigma)
 BAND = (0.917, 1.0)  # few checkpoints cover more than they say
@@ -97,7 +98,7 @@ def test_p_is_uniform_without_association():
 def test_holm_matches_its_definition():
     p = [0.01, 0.04, 0.03, 0.005]
     # sorted .005·4, .01·3, .03·2, .04·1, and never falling
-    assert kendall.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 SETTINGS = [{"lr": a, "width": b, "seed": s} for a in (0.1, 0.3, 1.0) for b in (16, 64) for s in (0, 1)]

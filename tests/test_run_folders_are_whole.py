@@ -29,7 +29,7 @@ from hessdiag.cli import gap as gap_verb
 from hessdiag.cli import output
 from hessdiag.errors import OutputError
 from hessdiag.folders import complete, write_together
-from hessdiag.generalization.report import GapReport
+from hessdiag.gap.report import GapReport
 from hessdiag.results import load_run
 from hessdiag.results.analysis import SAVED
 from hessdiag.shown import csv_text

@@ -20,11 +20,11 @@ from scipy.optimize import brentq
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.landscape import Landscape
-from hessdiag.generalization import registry
-from hessdiag.generalization.checkpoint import Checkpoint
-from hessdiag.generalization.measures import adversaries, ascent, groups, pac_bayes, perturbations, tolerated
+from hessdiag.engine.landscape.landscape import Landscape
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.gap import registry
+from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.measures import adversaries, ascent, groups, pac_bayes, perturbations, tolerated
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Estimate, Provenance
 from tests.models import attention, cnn, dense_hessian, labels, linear_regression, mlp, randn, regression, sample
@@ -33,7 +33,7 @@ MODULES = ("perturbations", "adversaries", "pac_bayes", "noise_bound", "penaltie
 MINE = {
     name: one
     for module in MODULES
-    for name, one in vars(import_module(f"hessdiag.generalization.measures.{module}")).items()
+    for name, one in vars(import_module(f"hessdiag.gap.measures.{module}")).items()
     if isinstance(one, registry.Measure)
 }
 ROUNDING = 1e-9  # relative, of sums in float64 in another order
@@ -551,7 +551,7 @@ def test_what_cannot_be_mapped_gives_the_same_numbers_one_by_one(monkeypatch):
     plain = relu_net()
     branching = replace(plain, model=Branching(*plain.model))
     points = [at(plain), at(branching)]
-    monkeypatch.setattr("hessdiag.engine.passes.TOGETHER", 0)
+    monkeypatch.setattr("hessdiag.engine.landscape.passes.TOGETHER", 0)
     points.append(at(plain))
     for name in ("average_sharpness_adaptive", "worst_sharpness", "keskar_sharpness"):
         values = [MINE[name](point).value for point in points]
@@ -652,7 +652,9 @@ def not_relative(monkeypatch):
 
 
 def uncentred(monkeypatch):
-    monkeypatch.setattr("hessdiag.engine.passes.normalized", lambda _, z, batch: z / z.norm(dim=-1, keepdim=True))
+    monkeypatch.setattr(
+        "hessdiag.engine.landscape.passes.normalized", lambda _, z, batch: z / z.norm(dim=-1, keepdim=True)
+    )
 
 
 def batches_for_groups(monkeypatch):

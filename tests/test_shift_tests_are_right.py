@@ -12,19 +12,19 @@ from scipy.special import expit
 from torch import nn
 
 from hessdiag.errors import BudgetError, HessdiagError, NonFiniteError, ProblemError, UsageError
-from hessdiag.generalization.shift import images as shift_images
-from hessdiag.generalization.shift.curve import line_weights, wilson
-from hessdiag.generalization.shift.experiments import (
+from hessdiag.problem import Problem
+from hessdiag.samples import draw
+from hessdiag.shift import images as shift_images
+from hessdiag.shift.curve import line_weights, wilson
+from hessdiag.shift.experiments import (
     augmented,
     by_distance,
     compare,
     covariate_shift,
     other_source,
 )
-from hessdiag.generalization.shift.features import Features, nearest
-from hessdiag.generalization.shift.images import crop_and_rotate, scorer
-from hessdiag.problem import Problem
-from hessdiag.samples import draw
+from hessdiag.shift.features import Features, nearest
+from hessdiag.shift.images import crop_and_rotate, scorer
 from hessdiag.sources import datasets
 from hessdiag.sources.digits import accuracy
 from hessdiag.spectral.probes import stream

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from hessdiag import Problem
-from hessdiag.generalization.shift import features
-from hessdiag.generalization.shift import report as shift_report
-from hessdiag.generalization.shift.report import ShiftReport, ShiftSettings, shift_curves
-from hessdiag.present import shift_plots
-from hessdiag.present.shift import shift_page, slope_rows
-from hessdiag.present.shift_plots import shift_plot
+from hessdiag.shift import features
+from hessdiag.shift import plots as shift_plots
+from hessdiag.shift import report as shift_report
+from hessdiag.shift.page import shift_page, slope_rows
+from hessdiag.shift.plots import shift_plot
+from hessdiag.shift.report import ShiftReport, ShiftSettings, shift_curves
 from hessdiag.sources import datasets
 from tests import test_page_is_self_contained as checker
 from tests.command import call
@@ -144,20 +144,20 @@ BROKEN = {
     "a checkpoint is left out": lambda patch: patch.setattr(
         ShiftReport, "of_test", lambda self, test: dict(list(_of_test(self, test).items())[:1])
     ),
-    "names not escaped": lambda patch: patch.setattr("hessdiag.present.shift.environment", _unescaped),
+    "names not escaped": lambda patch: patch.setattr("hessdiag.shift.page.environment", _unescaped),
     "names read as formulas": lambda patch: patch.setattr("hessdiag.present.axes._verbatim", lambda legend: None),
-    "no summary": lambda patch: patch.setattr("hessdiag.present.shift.summary", lambda report: []),
+    "no summary": lambda patch: patch.setattr("hessdiag.shift.page.summary", lambda report: []),
     "a figure without its table": lambda patch: patch.setattr(
-        "hessdiag.present.shift.environment", lambda: _without("<table>")
+        "hessdiag.shift.page.environment", lambda *_: _without("<table>")
     ),
 }
 _of_test = ShiftReport.of_test
 
 
-def _unescaped():
+def _unescaped(*_):
     from hessdiag.present.pictures import environment
 
-    made = environment()
+    made = environment("hessdiag.shift")
     made.autoescape = False
     return made
 
@@ -165,7 +165,7 @@ def _unescaped():
 def _without(tag: str):
     from hessdiag.present.pictures import environment
 
-    made = environment()
+    made = environment("hessdiag.shift")
     get = made.loader.get_source
     made.loader.get_source = lambda *a: (get(*a)[0].replace(tag, "<div>"), *get(*a)[1:])
     return made

@@ -15,10 +15,11 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from hessdiag.engine import differences, jumps, precision, selftest
-from hessdiag.engine import preflight as room
-from hessdiag.engine.preflight import preflight, require_sound
-from hessdiag.engine.ways import WAYS
+from hessdiag.engine.checks import differences, jumps, selftest
+from hessdiag.engine.checks import preflight as room
+from hessdiag.engine.checks.preflight import preflight, require_sound
+from hessdiag.engine.products import precision
+from hessdiag.engine.products.ways import WAYS
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
 from tests import models

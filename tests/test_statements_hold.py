@@ -13,19 +13,21 @@ from rich.console import Console
 import hessdiag
 from hessdiag import hessian
 from hessdiag.errors import UsageError
-from hessdiag.generalization import report as reporting
-from hessdiag.generalization import runs as grouping
-from hessdiag.generalization.examine import About, Examination, examine
-from hessdiag.generalization.record import Moved
-from hessdiag.generalization.report import GapReport
-from hessdiag.generalization.statistics.means import Score
-from hessdiag.generalization.survey import Survey
-from hessdiag.present import gap_rows, page, shift, signs, tables, terminal_table
+from hessdiag.gap import report as reporting
+from hessdiag.gap import rows as gap_rows
+from hessdiag.gap import runs as grouping
+from hessdiag.gap.examine import About, Examination, examine
+from hessdiag.gap.record import Moved
+from hessdiag.gap.report import GapReport
+from hessdiag.gap.statistics.means import Score
+from hessdiag.gap.survey import Survey
+from hessdiag.present import page, signs, tables, terminal_table
 from hessdiag.present.layers import layers_caption, layers_frame
 from hessdiag.present.text import format_metric, rounded_up
 from hessdiag.present.words import kind_in_words, reading
 from hessdiag.results import Layer, json_schema
 from hessdiag.settings import Settings
+from hessdiag.shift import page as shift
 from tests import example_analysis, example_gap, models
 
 ANALYSIS = example_analysis.build_analysis()

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import hessdiag
-from hessdiag.engine import streaming
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.functional import Functional
-from hessdiag.engine.ways import WAYS
+from hessdiag.engine.products import streaming
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.ways import WAYS
 from hessdiag.errors import HessdiagError, MeasurementError
 from hessdiag.problem import Problem
 from tests import models

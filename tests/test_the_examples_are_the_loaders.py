@@ -31,12 +31,12 @@ from torch.utils.data import (
 )
 
 import hessdiag
-from hessdiag.engine.preflight import preflight
+from hessdiag.engine.checks.preflight import preflight
 from hessdiag.errors import ProblemError
-from hessdiag.generalization.examine import About, Examination, examine
-from hessdiag.generalization.shift.report import ShiftSettings, shift_curves
+from hessdiag.gap.examine import About, Examination, examine
 from hessdiag.samples import divide, draw, examples, randomness, reading, streams, visited
 from hessdiag.samples.randomness import Generators
+from hessdiag.shift.report import ShiftSettings, shift_curves
 
 N = 30
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 3, N)[:, None]

@@ -17,9 +17,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hessdiag
-from hessdiag.engine import functional, kept_weights, planner, second_opinion
-from hessdiag.engine import preflight as room
-from hessdiag.engine.preflight import preflight, require_sound
+from hessdiag.engine.checks import kept_weights, planner, second_opinion
+from hessdiag.engine.checks import preflight as room
+from hessdiag.engine.checks.preflight import preflight, require_sound
+from hessdiag.engine.products import functional
 from hessdiag.errors import MeasurementError, ProblemError
 from hessdiag.problem import Problem
 from hessdiag.samples import draw

@@ -18,13 +18,14 @@ from torch import nn
 import hessdiag
 from hessdiag import criteria
 from hessdiag.analysis.traces import model_trace
-from hessdiag.engine import candidates, composition, passes, weighting
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.gauss_newton import curved_tensors, gauss_newton_trace
-from hessdiag.engine.landscape import Landscape
-from hessdiag.engine.loss_roots import root
-from hessdiag.engine.preflight import preflight, require_sound
-from hessdiag.engine.readings import reading_of
+from hessdiag.engine.checks import candidates, weighting
+from hessdiag.engine.checks.preflight import preflight, require_sound
+from hessdiag.engine.checks.readings import reading_of
+from hessdiag.engine.landscape.landscape import Landscape, passes
+from hessdiag.engine.products import composition
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.engine.squares.loss_roots import root
 from hessdiag.errors import HessdiagError, MeasurementError, UsageError
 from hessdiag.problem import Problem
 from hessdiag.settings import Settings

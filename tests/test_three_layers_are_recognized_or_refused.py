@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessdiag.closed_form import closed_ws, recognize, three_layer
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 from tests.models import attention, cnn, dense_hessian, labels, randn, regression

@@ -19,9 +19,9 @@ from torch import nn
 from hessdiag.analysis import analyze, settled, traces
 from hessdiag.analysis.residual import Residual
 from hessdiag.analysis.traces import ModelTrace, model_trace
-from hessdiag.engine import gauss_newton
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.squares import gauss_newton
+from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.problem import Problem
 from hessdiag.results import Estimate, Provenance
 from hessdiag.settings import Settings

@@ -213,8 +213,8 @@ def test_a_finished_measurement_is_not_taken_for_another_accuracy():
 
 def test_checks_draw_in_pairs_and_have_no_such_option():
     """Fewer probes than the baseline's would leave pairs unused, and more could never be drawn."""
+    from hessdiag.check.pytest.pytest_run import OPTIONS
     from hessdiag.check.schema import RunTable
-    from hessdiag.integrations.pytest_run import OPTIONS
 
     for name in ("accuracy", "effort", "budget"):
         assert name not in RunTable.model_fields

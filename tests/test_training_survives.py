@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from hessdiag.engine import batch_loss, restoring
+from hessdiag.engine.products import restoring
+from hessdiag.engine.training.training import batch_loss
 from hessdiag.errors import HessdiagError, NonFiniteError
 from hessdiag.regularizers import NSO, SAM, TracePenalty
 from tests.models import randn

@@ -18,13 +18,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hessdiag.analysis.trajectory import Follower, rate_of
 from hessdiag.errors import LoadError, UsageError
-from hessdiag.results.trajectory import Rate
 from hessdiag.sources.many import checkpoints, is_pattern
 from hessdiag.spectral import warm as warming
 from hessdiag.spectral.extremes import extremes
 from hessdiag.spectral.warm import Warm, ending
+from hessdiag.track.follow import Follower, rate_of
+from hessdiag.track.trajectory import Rate
 from tests.command import call
 from tests.test_page_is_self_contained import LIMIT, Reader
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.papers.kaur2022_training import EPSILON, Run, Split
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 from hessdiag.spectral import extremes

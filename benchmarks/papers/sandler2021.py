@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.papers.claims import Claim, Outcome, interval, judge, mean_and_error
-from hessdiag.engine.curvature import Curvature
-from hessdiag.generalization.shift.experiments import augmented, covariate_shift, other_source
-from hessdiag.generalization.shift.images import correct, scorer
-from hessdiag.generalization.shift.results import ShiftCurve
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.problem import Problem
 from hessdiag.regularizers import SpectralRadius
 from hessdiag.samples import draw
+from hessdiag.shift.experiments import augmented, covariate_shift, other_source
+from hessdiag.shift.images import correct, scorer
+from hessdiag.shift.results import ShiftCurve
 from hessdiag.sources import datasets
 from hessdiag.spectral import extremes
 

@@ -11,7 +11,7 @@ from hessdiag.analysis.needs import needs_square, planned, uses_trace
 from hessdiag.analysis.population import by_batch, data_error
 from hessdiag.analysis.traces import ModelTrace
 from hessdiag.closed_form import ClosedForm, Recognized, affordable, exact_traces
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.settings import PAIRED, Settings
 
 FREE = 1e10  # multiply-adds: about a second on one core, not worth an error bar

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hessdiag.closed_form import ClosedForm
-from hessdiag.engine.records import Record
+from hessdiag.engine.products.records import Record
 from hessdiag.results import Bound, Convergence, Layer, Metric, RitzValue, Spectrum
 from hessdiag.spectral import Forms, Krylov
 

@@ -18,8 +18,8 @@ from hessdiag.analysis.so_far import Account, SoFar
 from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.closed_form import Recognized
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.preflight import Preflight, preflight, require_sound
+from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost
@@ -50,7 +50,7 @@ def analyze(
 
     Raises:
         UsageError: an option that does not exist or contradicts another.
-        MeasurementError: the products cannot be believed (`hessdiag.engine.preflight` says why).
+        MeasurementError: the products cannot be believed (`hessdiag.engine.checks.preflight` says why).
     """
     if quantities is not None:
         options["quantities"] = (quantities,) if isinstance(quantities, str) else tuple(quantities)

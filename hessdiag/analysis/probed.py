@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.analysis.population import batch_error
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.records import Record
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.records import Record
 from hessdiag.results import Estimate, Kind, Layer
 from hessdiag.spectral import Forms, Krylov, trace_from
 from hessdiag.spectral.interval import mean_interval

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hessdiag import __version__
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.preflight import Preflight
+from hessdiag.engine.checks.preflight import Preflight
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.settings import Settings
 
 COMPUTED_BY = ("hessdiag", "torch", "device", "device_name", "batches")

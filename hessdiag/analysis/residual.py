@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.records import Record
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.records import Record
 from hessdiag.settings import Settings
 from hessdiag.spectral import rademacher
 from hessdiag.spectral.deflation import FEWEST

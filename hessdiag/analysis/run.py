@@ -10,9 +10,9 @@ from hessdiag.accuracy import Accuracy
 from hessdiag.analysis.found import Found
 from hessdiag.analysis.needs import DEFLATION_STEPS, needs_square, wants_density
 from hessdiag.analysis.population import batch_error
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.memory import free_bytes
-from hessdiag.engine.records import Record
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.memory import free_bytes
+from hessdiag.engine.products.records import Record
 from hessdiag.settings import Settings
 from hessdiag.spectral import (
     Extremes,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hessdiag.accuracy import Budget
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 
 RUN_SHARE = 0.6  # of a budget for the run where probes follow: one product of it tells more than one probe
 MODEL_GRADIENTS = 18  # of the trace by way of the model: 17.6 of a ResNet with 10 outputs

@@ -17,7 +17,7 @@ from hessdiag.analysis.so_far import Account
 from hessdiag.analysis.spending import RUN_SHARE, Spending
 from hessdiag.analysis.traces import ModelTrace, OpenTrace, model_trace
 from hessdiag.closed_form import ClosedForm, Recognized
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.results import Estimate
 from hessdiag.settings import Settings
 from hessdiag.spectral import (

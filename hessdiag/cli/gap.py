@@ -20,9 +20,9 @@ from hessdiag.shown import csv_text
 from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
-    from hessdiag.generalization.record import CheckpointRecord
-    from hessdiag.generalization.report import GapReport
-    from hessdiag.generalization.survey import Survey
+    from hessdiag.gap.record import CheckpointRecord
+    from hessdiag.gap.report import GapReport
+    from hessdiag.gap.survey import Survey
 
 CACHE = Path(".hessdiag") / "cache" / "gap"
 OWNED = ("gap.html", "gap.csv", "gap.json")  # in the folder of -o
@@ -97,7 +97,7 @@ def gap(
         require_place(target)
     how = _survey(factory, jobs, asked)
 
-    from hessdiag.generalization.report import GapReport
+    from hessdiag.gap.report import GapReport
     from hessdiag.present.text import plain
     from hessdiag.sources.many import checkpoints
 
@@ -115,7 +115,7 @@ def gap(
     if as_json:
         stdout.result(result.to_json(), nl=False)
     else:
-        from hessdiag.present.gap_text import gap_tables
+        from hessdiag.gap.text import gap_tables
 
         draw(lambda _: gap_tables(result), width=140)
     if unwritten is not None:
@@ -131,7 +131,7 @@ def _measure(
     files: list[tuple[str, str]], how: Survey, jobs: int, *, quiet: bool, debug: bool
 ) -> tuple[tuple[CheckpointRecord, ...], dict[str, str]]:
     """Records in the order of the files, and why the others have none."""
-    from hessdiag.generalization.survey import survey
+    from hessdiag.gap.survey import survey
 
     records, failures, kept = {}, {}, 0
     reserve()
@@ -168,8 +168,8 @@ def _targets(folder: Path | None, html: Path | None, table: Path | None) -> dict
 
 
 def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
-    from hessdiag.generalization.examine import CURVATURE, Examination
-    from hessdiag.generalization.survey import Survey
+    from hessdiag.gap.examine import CURVATURE, Examination
+    from hessdiag.gap.survey import Survey
 
     names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "way", "block")
     measured = {name: asked[name] for name in (*names, "rtol", "probes", "confidence")}
@@ -235,6 +235,6 @@ def _write(result: GapReport, targets: dict[str, Path], folder: Path | None) -> 
 def _page(result: GapReport) -> str:
     import shlex
 
-    from hessdiag.present.gap_page import gap_page
+    from hessdiag.gap.page import gap_page
 
     return gap_page(result, f"hessdiag {shlex.join(click.get_current_context().obj)}")

@@ -17,7 +17,7 @@ from hessdiag.errors import HessdiagError, MeasurementError, UsageError, one_lin
 from hessdiag.shown import csv_text
 
 if TYPE_CHECKING:
-    from hessdiag.generalization.shift.report import ShiftReport
+    from hessdiag.shift.report import ShiftReport
 
 TESTING = (
     click.option("--tests", metavar="A,B", help="Of covariate, augmented, distance, other.  [all that can be]"),
@@ -58,7 +58,7 @@ def shift(
         require_writable(folder)
     quiet = quiet or as_json
 
-    from hessdiag.generalization.shift.report import TESTS, Prepared, ShiftReport, ShiftSettings, shift_curves
+    from hessdiag.shift.report import TESTS, Prepared, ShiftReport, ShiftSettings, shift_curves
     from hessdiag.sources.many import checkpoints
 
     named = tuple(part.strip() for part in tests.split(",")) if tests else TESTS[: 4 if other else 3]
@@ -95,7 +95,7 @@ def shift(
 
 def _show(result: ShiftReport, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
     from hessdiag.folders import write_together
-    from hessdiag.present.shift import shift_page, shift_tables
+    from hessdiag.shift.page import shift_page, shift_tables
 
     if folder is not None:
         contents = {

@@ -20,9 +20,9 @@ from hessdiag.sources.many import CheckpointFile, checkpoints
 if TYPE_CHECKING:
     from hessdiag.analysis import Measurement
     from hessdiag.results import Analysis
-    from hessdiag.results.trajectory import Point, Trajectory
     from hessdiag.sources.factory import Built
     from hessdiag.spectral.warm import Warm
+    from hessdiag.track.trajectory import Point, Trajectory
 
 CACHE = Path(".hessdiag") / "cache"
 KEPT = "checkpoints"  # in the folder of -o
@@ -71,9 +71,9 @@ def _followed(
     *,
     quiet: bool,
 ) -> Trajectory:
-    from hessdiag.analysis.trajectory import Follower
     from hessdiag.cli.measuring import measured
-    from hessdiag.results.trajectory import Trajectory
+    from hessdiag.track.follow import Follower
+    from hessdiag.track.trajectory import Trajectory
 
     follower = Follower(asked, lr, kept.recall, kept.keep, lambda line: say([line], quiet=quiet))
     points: list[Point] = []
@@ -109,9 +109,9 @@ def _outcome(point: Point) -> str:
 
 
 def _show(trajectory: Trajectory, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
-    from hessdiag.present.trajectory import evolution
-    from hessdiag.present.trajectory_page import evolution_caption, terminal_trajectory, trajectory_page
     from hessdiag.present.vector import svg
+    from hessdiag.track.page import evolution_caption, terminal_trajectory, trajectory_page
+    from hessdiag.track.plots import evolution
 
     if folder is not None:
         contents = {"trajectory.csv": csv_text(trajectory.to_frame())}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hessdiag.engine.derivatives import derivatives
+from hessdiag.engine.products.derivatives import derivatives
 from hessdiag.errors import UsageError
 
 Derivatives = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -11,7 +11,7 @@ from hessdiag.closed_form.network import ThreeLayer
 from hessdiag.closed_form.recognize import Recognized, recognize
 from hessdiag.closed_form.rows import counting
 from hessdiag.closed_form.traces import Plan, Traces, plan, three_layer
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.results import Bound, Estimate, Layer, Provenance
 from hessdiag.spectral.companions import blockwise_ws
 

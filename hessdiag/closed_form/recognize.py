@@ -13,8 +13,8 @@ from hessdiag.closed_form.gradient import Gradients
 from hessdiag.closed_form.network import ThreeLayer
 from hessdiag.closed_form.rows import Batch, Rows
 from hessdiag.criteria import align_classes, target_of
-from hessdiag.engine.functional import Functional
-from hessdiag.engine.slopes import gradient
+from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.slopes import gradient
 from hessdiag.errors import HessdiagError, UsageError, one_line
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, leaves, map_tensors

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hessdiag.analysis import Measurement
-from hessdiag.engine.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import one_line
 from hessdiag.results import Analysis, Estimate
 

@@ -51,12 +51,12 @@ def picture(ax: Axes, text: str, frame: pd.DataFrame, key: str, file: str, title
     )
 
 
-def environment() -> Environment:
-    """The templates, every value escaped and none missing."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment(room: str = "hessdiag.present") -> Environment:
+    """The templates of a room, on top of those that all pages share; every value escaped and none missing."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("hessdiag.present", "templates"),
+        loader=ChoiceLoader([PackageLoader(name, "templates") for name in (room, "hessdiag.present")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

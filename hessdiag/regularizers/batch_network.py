@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hessdiag.closed_form import Gradients, Recognized, ThreeLayer, Traces, plan, recognize, three_layer
-from hessdiag.engine.batch_loss import BatchLoss
-from hessdiag.engine.ranks import Pieces, ranks
-from hessdiag.engine.seen import Seen
+from hessdiag.engine.checks.seen import Seen
+from hessdiag.engine.products.ranks import Pieces, ranks
+from hessdiag.engine.training.batch_loss import BatchLoss
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from hessdiag.engine.batch_loss import BatchLoss
-from hessdiag.engine.ranks import Pieces
-from hessdiag.engine.training import dot
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.training.batch_loss import BatchLoss
+from hessdiag.engine.training.training import dot
 from hessdiag.regularizers.curvature_penalty import CurvaturePenalty
 
 Bounded = Literal["upper", "spread"]

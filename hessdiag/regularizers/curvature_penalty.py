@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hessdiag.engine.batch_loss import SECOND_STEP, BatchLoss, Method
-from hessdiag.engine.ranks import Pieces
-from hessdiag.engine.training import Curved, norm
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.training.batch_loss import SECOND_STEP, BatchLoss, Method
+from hessdiag.engine.training.training import Curved, norm
 from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
 from hessdiag.operator import SymmetricOperator
 from hessdiag.regularizers.wrapper import Regularizer, Schedule

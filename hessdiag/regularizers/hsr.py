@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hessdiag.engine.batch_loss import BatchLoss, Method
-from hessdiag.engine.ranks import Pieces
-from hessdiag.engine.real_pairs import real
-from hessdiag.engine.training import norm
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.products.real_pairs import real
+from hessdiag.engine.training.batch_loss import BatchLoss, Method
+from hessdiag.engine.training.training import norm
 from hessdiag.errors import UsageError
 from hessdiag.regularizers.batch_network import BatchNetwork
 from hessdiag.regularizers.bound_by_probes import BOUNDS, Bounded, bound_by_probes

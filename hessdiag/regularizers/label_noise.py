@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hessdiag.engine.batch_loss import BatchLoss
-from hessdiag.engine.ranks import Pieces, ranks
+from hessdiag.engine.products.ranks import Pieces, ranks
+from hessdiag.engine.training.batch_loss import BatchLoss
 from hessdiag.errors import UsageError
 from hessdiag.regularizers.wrapper import Regularizer, Schedule
 from hessdiag.spectral.probes import stream

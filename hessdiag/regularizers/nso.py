@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-from hessdiag.engine.batch_loss import BatchLoss
-from hessdiag.engine.ranks import Pieces
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.training.batch_loss import BatchLoss
 from hessdiag.errors import UsageError
 from hessdiag.regularizers.wrapper import Regularizer, Schedule
 from hessdiag.spectral.probes import stream

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hessdiag.engine.batch_loss import BatchLoss
-from hessdiag.engine.ranks import Pieces
-from hessdiag.engine.training import norm
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.training.batch_loss import BatchLoss
+from hessdiag.engine.training.training import norm
 from hessdiag.errors import UsageError
 from hessdiag.regularizers.wrapper import Regularizer, Schedule
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hessdiag.engine.batch_loss import BatchLoss, Method
-from hessdiag.engine.ranks import Pieces
-from hessdiag.engine.training import Curved
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.training.batch_loss import BatchLoss, Method
+from hessdiag.engine.training.training import Curved
 from hessdiag.errors import UsageError
 from hessdiag.regularizers.curvature_penalty import BatchHessian, CurvaturePenalty
 from hessdiag.regularizers.wrapper import Schedule

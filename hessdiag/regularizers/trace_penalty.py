@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from hessdiag.engine.batch_loss import BatchLoss, Method
-from hessdiag.engine.ranks import Pieces
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.training.batch_loss import BatchLoss, Method
 from hessdiag.regularizers.curvature_penalty import CurvaturePenalty
 from hessdiag.regularizers.wrapper import Schedule
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from hessdiag.engine.batch_loss import BatchLoss
-from hessdiag.engine.ranks import Pieces
-from hessdiag.engine.real_pairs import like
-from hessdiag.engine.training import Closures
+from hessdiag.engine.products.ranks import Pieces
+from hessdiag.engine.products.real_pairs import like
+from hessdiag.engine.training.batch_loss import BatchLoss
+from hessdiag.engine.training.training import Closures
 from hessdiag.errors import NonFiniteError, UsageError
 
 Schedule = float | Callable[[int], float]

@@ -1,0 +1,250 @@
+"""Chooses how products are formed, by what works on a few examples; never by a clock, so that a run repeats."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessdiag.engine.checks.kept_weights import first_pass
+from hessdiag.engine.checks.kinks import kinks
+from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
+from hessdiag.engine.products.failures import is_out_of_memory
+from hessdiag.engine.products.graphs import GradientGraph, StackGraph
+from hessdiag.engine.products.slopes import Kind, depends, gradient
+from hessdiag.engine.products.stacking import batching_rules_only, stacks
+from hessdiag.engine.products.ways import EXACT_WAYS, WAYS
+from hessdiag.errors import MeasurementError, one_line
+from hessdiag.problem import Problem
+from hessdiag.samples import divide, draw, row_count
+
+TRIAL_VECTORS = 1
+LONG_TRIAL = 0.02  # seconds: a call that takes as long is not repeated
+TRIALS = 4
+WORTH_STACKING = 100  # products: vmap of a cross-entropy makes torch import sympy, a quarter of a CPU second
+PAIR = 8  # examples of each of two batches that are tried together
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
+"""Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way chosen and why.
+
+    Attributes:
+        way: its name.
+        reason: one line.
+        agreement: largest relative difference between products formed in two ways; None if only one ran.
+        seconds: trial time per product of each way, from a kept graph where a sweep will keep it.
+        gradient_seconds: trial time of a gradient of the same examples.
+    """
+
+    way: str
+    reason: str
+    agreement: float | None
+    seconds: dict[str, float]
+    gradient_seconds: float = 0.0
+
+
+def hessian(
+    problem: Problem,
+    *,
+    operator: Kind = "hessian",
+    split: str = "train",
+    samples: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    way: str = "auto",
+    **options: Any,
+) -> Curvature:
+    """H, G or R of a problem as an operator: ``H @ v`` on vectors (P,) and blocks (P, k).
+
+    No self-test is made; ``analyze`` makes one. The operator works on copies: the model may train on.
+
+    Args:
+        problem: what to measure.
+        operator: "hessian", "ggn" or "residual".
+        split: which of its data.
+        samples: how many examples, see `hessdiag.draw`; likewise ``seed`` and ``batch_size``.
+        seed: of the draw.
+        batch_size: examples per batch.
+        way: one of `ways.WAYS`; "auto" tries the exact ones on a few examples.
+        **options: dtype, device, block of `Curvature`.
+
+    Raises:
+        MeasurementError: no exact way works.
+    """
+    drawn = draw(problem.data[split], split=split, samples=samples, seed=seed, batch_size=batch_size)
+    first = EXACT_WAYS[0] if way == "auto" else way
+    curvature = Curvature(problem, drawn, kind=operator, way=first, **options)
+    first_pass(curvature)
+    curvature.way = choose(curvature, fixed=way != "auto").way
+    curvature.notes += (*drawn.warnings, *drawn.notes)
+    return curvature
+
+
+def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> Plan:
+    """Try the exact ways on a vector; costs about 3 products and 3 gradients of 16 examples.
+
+    Double backward comes first. Forward mode, which is slower on every network tried and makes torch load its
+    compiler (1.5 CPU seconds of a process), is tried where double backward fails; and for G and R, which no
+    difference of gradients can check. A way that fails is left out and noted; ways that disagree mean that a
+    derivative formula is wrong, and the self-test will say which tensor it concerns.
+
+    Small batches go together where `Curvature.stackable` says that it pays and two of them agree with each alone;
+    not for fewer ``products`` (how many will be formed) than pay for it, and not through convolutions, which
+    vmap turns into convolutions in groups: 2 to 4 times slower.
+
+    Raises:
+        MeasurementError: no way works, or the loss does not depend on the parameters.
+    """
+    piece = operator.function.place(operator.trial)
+    rows = trial_vectors(operator, TRIAL_VECTORS)
+    results: dict[str, Tensor] = {}
+    seconds: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    candidates = (operator.way,) if fixed else ("retained_graph", "forward_over_reverse")
+    with operator.function.measuring():
+        _require_dependence(operator)
+        for name in candidates:
+            if results and operator.kind == "hessian":
+                break
+            try:
+                if name == "retained_graph" and operator.kind != "ggn":
+                    results["anew"], results[name], seconds[name] = _replayed(operator, piece, rows)
+                else:
+                    call = partial(_try, operator, name, piece, rows)
+                    results[name], seconds[name] = _timed(call, least=2)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                failures[name] = one_line(error, 120)
+        gradient_seconds = _timed(lambda: gradient(operator.function, piece)[None])[1]
+    if not results:
+        why = "; ".join(f"{name}: {text}" for name, text in failures.items())
+        if fixed:
+            msg = f"--way {operator.way} does not work here ({why}): --way auto takes one that does"
+        else:
+            found = kinks(operator.function, piece)
+            also = f"; differences fail at the kinks of {found[0]}" if found else ", or --way finite_difference"
+            msg = f"no exact product works here ({why}): replace the operation{also}"
+        raise MeasurementError(msg)
+    agreements = [_agreement(list(results.values()))]
+    way = next(iter(seconds))
+    many = products is None or products >= WORTH_STACKING
+    if many and way == "retained_graph" and not fixed and _together_pays(operator, piece):
+        agreements.append(_stacked(operator, rows, seconds, failures))
+        way = "stacked_graph" if "stacked_graph" in seconds else way
+    known = [off for off in agreements if off is not None]
+    reason = _reason(way, seconds, failures, fixed=fixed)
+    return Plan(way, reason, max(known, default=None), seconds, gradient_seconds)
+
+
+def _reason(way: str, seconds: dict[str, float], failures: dict[str, str], *, fixed: bool) -> str:
+    taken = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items())
+    said = f"--way {way}" if fixed else f"{taken} a trial product"
+    return said + "".join(f"; {name} does not work here" for name in failures)
+
+
+def _replayed(operator: Curvature, piece: Any, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Products from a new graph and again from the same, and seconds: of the latter, where graphs will be kept."""
+    begun = time.perf_counter()
+    graph = GradientGraph(operator.function, operator.kind, piece)
+    building = time.perf_counter() - begun
+    anew = graph.products(rows)
+    again, seconds = _timed(lambda: graph.products(rows))
+    kept = graph.held * trials_in(operator) <= operator.graphs.room
+    return anew, again, seconds if kept else seconds + building
+
+
+def trials_in(operator: Curvature) -> float:
+    """How many times the trial's examples the sample set has."""
+    examples = operator.samples.examples
+    return examples / (row_count(operator.trial) or examples)
+
+
+def _together_pays(operator: Curvature, piece: Any) -> bool:
+    if operator.kind == "ggn" or not operator.stackable:
+        return False
+    return not any(name.startswith("Convolution") for name in operator.function.operations(piece))
+
+
+def _stacked(
+    operator: Curvature, rows: Tensor, seconds: dict[str, float], failures: dict[str, str]
+) -> float | None:
+    """Try a few examples of two batches together; adds the seconds, on the scale of the trial's, where it works.
+
+    Returns:
+        The relative difference from the two one by one; None if it does not work here.
+    """
+    pieces = [next(divide(batch, PAIR)) for batch in operator.batches]
+    pair = next((stack for stack in stacks(pieces, 2) if len(stack.indices) > 1), None)
+    if pair is None:
+        return None
+    function, kind = operator.function, operator.kind
+    try:
+        with function.measuring(), batching_rules_only():
+            stack = StackGraph(function, kind, pair)
+            together, taken = _timed(lambda: stack.products(rows), least=2)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        failures["stacked_graph"] = one_line(error, 120)
+        return None
+    with function.measuring():
+        graphs = [GradientGraph(function, kind, pieces[index]) for index in pair.indices]
+        apart, alone = zip(*(_timed(partial(one.products, rows), least=2) for one in graphs), strict=True)
+    seconds["stacked_graph"] = seconds["retained_graph"] * taken / sum(alone)
+    return _agreement([torch.stack(apart, dim=1), together])
+
+
+def _require_dependence(operator: Curvature) -> None:
+    pieces = (next(divide(batch, TRIAL_EXAMPLES)) for batch in operator.batches)
+    if not any(depends(operator.function, piece) for piece in pieces):
+        msg = "the loss does not depend on the parameters: use the model given to forward(model, batch), "
+        raise MeasurementError(msg + "without no_grad or detach")
+
+
+def trial_vectors(operator: Curvature, number: int) -> Tensor:
+    """Random signs times sizes in [½, 1½), (number, P): every weight of every tensor takes part about alike.
+
+    Signs alone can be a null vector of H: of logistic regression with two classes, one in four is.
+    """
+    generator = torch.Generator().manual_seed(20_261_121)
+    shape = (number, operator.size)
+    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    sizes = torch.rand(shape, generator=generator, dtype=operator.dtype) + 0.5
+    return (signs * sizes).to(operator.device, operator.dtype)
+
+
+def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:
+    return WAYS[name](operator.function, operator.kind, piece, rows)
+
+
+def _timed(call: Callable[[], Tensor], least: int = 1) -> tuple[Tensor, float]:
+    """The result and its seconds per row, the best of a few calls; of ``least``, if they take long."""
+    trials: list[float] = []
+    while len(trials) < least or (len(trials) < TRIALS and sum(trials) < LONG_TRIAL):
+        begun = time.perf_counter()
+        result = call()
+        if result.is_cuda:
+            torch.cuda.synchronize()
+        trials.append(time.perf_counter() - begun)
+    return result, min(trials) / len(result)
+
+
+def _agreement(results: list[Tensor]) -> float | None:
+    if len(results) < 2:
+        return None
+    reference = results[0].double()
+    scale = max(float(reference.norm()), 1e-300)
+    return max(float((other.double() - reference).norm()) / scale for other in results[1:])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

@@ -1,0 +1,1 @@
+"""Losses and gradients around the checkpoint, for measures that move the weights."""

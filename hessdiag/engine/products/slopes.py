@@ -1,0 +1,64 @@
+"""First derivatives of a batch, and the scalar functions of θ whose Hessians are H and R."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hessdiag.engine.products.failures import KEPT_GRAPH, is_kept_graph
+from hessdiag.engine.products.functional import Functional
+from hessdiag.errors import MeasurementError
+
+Kind = Literal["hessian", "ggn", "residual"]
+
+
+def gradient(function: Functional, batch: Any, theta: tuple[Tensor, ...] | None = None) -> Tensor:
+    """The gradient (P,) of the batch's summed loss at ``theta``, by default at the checkpoint."""
+    theta = function.theta if theta is None else theta
+    return function.flat(slopes(function.total(theta, batch), theta))
+
+
+def slopes(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = False) -> tuple[Tensor, ...]:
+    """The gradient in pieces, zero for parameters that take no part."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(tensor) for tensor in theta)
+    try:
+        return torch.autograd.grad(total, theta, create_graph=create_graph, materialize_grads=True)
+    except RuntimeError as error:
+        if not is_kept_graph(error):
+            raise
+        raise MeasurementError(KEPT_GRAPH) from error
+
+
+def depends(function: Functional, batch: Any) -> bool:
+    """Whether any parameter takes part in the batch's loss."""
+    total = function.total(function.theta, batch)
+    slopes = torch.autograd.grad(total, function.theta, allow_unused=True) if total.requires_grad else ()
+    return any(slope is not None for slope in slopes)
+
+
+def scalar_of(function: Functional, kind: Kind, batch: Any) -> Callable[..., Tensor]:
+    """The function of θ whose Hessian is H, or R: the outputs weighted by the loss's gradient, held constant."""
+    if kind == "hessian":
+        return lambda *theta: function.total(theta, batch)
+    cotangent = output_gradient(function, batch)
+    return lambda *theta: (function.outputs(theta, batch) * cotangent).sum()
+
+
+def output_gradient(function: Functional, batch: Any) -> Tensor:
+    """d(summed loss) / d(outputs), detached, shaped like the outputs."""
+    with torch.no_grad():
+        outputs = function.outputs(function.theta, batch)
+    leaf = outputs.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf)
+    return slope
+
+
+def loss_slope(function: Functional, outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+    """The outputs as a leaf, and the summed loss's gradient by them with its graph."""
+    leaf = outputs.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf, create_graph=True)
+    return leaf, slope

@@ -1,0 +1,1 @@
+"""Squares of per-example gradients, and the exact trace of G made of them."""

@@ -1,0 +1,258 @@
+"""tr(G) without probes, and where tr(H) = tr(G).
+
+G = (1/W) Σ_n J_nᵀ S_n J_n with S_n = d²loss/doutputs² of example n. With S_n = Σ_c s_c u_c u_cᵀ,
+tr(J_nᵀ S_n J_n) = Σ_c s_c ‖J_nᵀ u_c‖²: exact, from one backward pass per example and class, and the sums split
+per tensor and per example for free. With many outputs (a language model) S_n = A_n A_nᵀ takes random signs z
+instead: E‖J_nᵀ A_n z‖² has the same mean. Labels drawn from the model's own distribution would do as well, but
+spread 3.5 times as far (a one-block GPT, 46% of the trace a draw against 13%), and jump from weights to weights.
+
+R = H − G has no diagonal block for a tensor the outputs are piecewise linear in (ReLU, max-pool, BatchNorm in
+evaluation mode, convolutions). Whether that is so is decided per tensor by `curved_tensors`, not by trust.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessdiag.criteria import CRITERIA
+from hessdiag.engine.products.composition import beside_outputs
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.precision import in_double
+from hessdiag.engine.products.slopes import output_gradient
+from hessdiag.engine.products.stacking import vmapped
+from hessdiag.engine.products.tangents import load_forward_mode
+from hessdiag.engine.squares.loss_roots import root, signed_root
+from hessdiag.engine.squares.pullbacks import Pullbacks, pullbacks
+from hessdiag.errors import one_line
+from hessdiag.samples import divide, map_tensors, row_count
+
+EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, random signs cost less
+OUTPUT_DRAWS = 16  # draws of signs at the outputs, a backward pass of the sample set each
+CHUNK_BYTES = 32 * 2**20  # for the signs at the outputs
+CURVED = 1e-6  # relative: piecewise linear tensors give exactly 0 or rounding, curved ones 1e-3 and more
+PROBED_EXAMPLES = 4
+KNOWN = f"{', '.join(CRITERIA[:-1])} and {CRITERIA[-1]}"
+SLOWER = 1.5  # the first piece is
+DEPENDENT = 1e-3  # relative: rounding leaves 1e-5, batch statistics 1e-1
+
+
+@dataclass(frozen=True)
+class GaussNewtonTrace:
+    """tr(G), per example and per tensor.
+
+    Attributes:
+        exact: whether no signs were drawn.
+        per_example: (draws, examples) float64, unnormalised; one draw if exact.
+        per_tensor: (draws, tensors) float64, of the mean loss.
+        counts: what each example stands for in the mean, (examples,) float64.
+        gradients: backward passes over the sample set it took.
+    """
+
+    exact: bool
+    per_example: Tensor
+    per_tensor: Tensor
+    counts: Tensor
+    gradients: int
+
+    @property
+    def draws(self) -> Tensor:
+        """tr(G) of each draw, (draws,) float64."""
+        return self.per_example.sum(1) / self.counts.sum()
+
+
+class Ended(Exception):
+    """The budget is spent."""
+
+
+def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPUT_DRAWS) -> GaussNewtonTrace | str:
+    """tr(G) on the operator's sample set.
+
+    Cost: one forward and C backward passes of per-example gradients, C the number of outputs per example
+    (at most 32); else one forward and ``draws`` backward passes. Without ``draws``, exactly or not at all.
+
+    Returns:
+        The trace; or, where it cannot be had this way, one line saying why.
+    """
+    if why := beside_outputs(operator):
+        return why
+    if operator.problem.weight is not None:
+        return "the loss has a weight of its own, so that examples cannot be taken apart"
+    if any(row_count(batch) is None for batch in operator.batches):
+        return "examples cannot be taken out of their batches"
+    try:
+        with operator.timed():
+            outputs = outputs_per_example(operator)
+            if isinstance(outputs, str):
+                return outputs
+            exact = outputs <= EXACT_OUTPUTS
+            if not exact and not draws:
+                return f"{outputs} outputs per example, more than {EXACT_OUTPUTS}"
+            if not exact and operator.problem.criterion not in CRITERIA:
+                return f"{outputs} outputs per example, and the root of its curvature is known for {KNOWN} only"
+            pulled = pullbacks(operator)
+            try:
+                per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
+            except Ended:
+                return "the budget ended before all per-example gradients were formed"
+            except (RuntimeError, IndexError) as error:
+                if pulled.all_slow:
+                    raise
+                pulled.give_up(error)
+                per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
+            operator.notes.extend(f"tr(G): {reason}" for reason in pulled.reasons)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        return f"per-example gradients fail here ({one_line(error, 100)})"
+    singles = [one for batch in operator.batches for one in divide(batch, 1)]
+    counts = torch.tensor([operator.problem.count(one) for one in singles], dtype=torch.float64)
+    return GaussNewtonTrace(
+        exact, per_example, per_tensor / operator.total_weight, counts, outputs if exact else draws
+    )
+
+
+def curved_tensors(operator: Curvature) -> tuple[str, ...]:
+    """Names of the tensors whose diagonal block of R does not vanish.
+
+    For a random v inside one tensor, the block applied to v is the double backward of c·outputs, c the loss's
+    gradient by the outputs, weighted at random per example: zero where the outputs are piecewise linear in the
+    tensor, and where only a log-softmax curves them, since the entries of c sum to zero. Costs one second backward
+    pass of 4 examples per tensor; tensors these do not reach (an expert nobody was sent to) are looked at again on
+    the next. What autograd gets wrong here the self-test has refused before.
+    """
+    generator = torch.Generator().manual_seed(7)
+    function = in_double(operator) or operator.function
+    curved: dict[str, bool] = {}
+    pieces = (piece for batch in operator.batches for piece in divide(batch, PROBED_EXAMPLES))
+    with operator.timed():
+        for piece in pieces:
+            curved |= _curved_in(function, function.place(piece), curved, generator)
+            if len(curved) == len(operator.function.names):
+                break
+    return tuple(name for name in operator.function.names if curved.get(name, False))
+
+
+def _curved_in(
+    function: Functional, piece: Any, decided: dict[str, bool], generator: torch.Generator
+) -> dict[str, bool]:
+    """Of the tensors not decided yet and reached by these examples, whether they are curved."""
+    outputs = function.outputs(function.theta, piece)
+    cotangent = _cotangent(function, outputs, piece, generator)
+    if not outputs.requires_grad:
+        return {}
+    slopes = torch.autograd.grad(
+        (outputs * cotangent).sum(), function.theta, create_graph=True, materialize_grads=True
+    )
+    typical = float(function.flat(function.theta).detach().double().norm()) / math.sqrt(function.size)
+    found = {}
+    for name, theta, slope in zip(function.names, function.theta, slopes, strict=True):
+        length = float(slope.detach().double().norm())
+        if name in decided or length == 0:
+            continue
+        found[name] = False
+        if slope.requires_grad:
+            v = torch.randn(theta.shape, generator=generator).to(theta)
+            (block,) = torch.autograd.grad(slope, theta, v, retain_graph=True, materialize_grads=True)
+            # biases often begin at zero: their size is then that of a typical weight
+            size = max(float(theta.detach().double().norm()), typical * math.sqrt(theta.numel())) or 1.0
+            scale = length / size
+            found[name] = float(block.double().norm()) > CURVED * scale * float(v.double().norm())
+    return found
+
+
+def _cotangent(function: Functional, outputs: Tensor, piece: Any, generator: torch.Generator) -> Tensor:
+    if function.dtype != torch.float64:
+        # in single precision a confident example's p − y does not sum to zero: any cotangent is the safe choice
+        return torch.randn(outputs.shape, generator=generator).to(outputs)
+    weights = 0.5 + torch.rand(len(outputs), generator=generator).to(outputs)
+    return output_gradient(function, piece) * weights.view(-1, *[1] * (outputs.dim() - 1))
+
+
+def outputs_per_example(operator: Curvature) -> int | str:
+    """Outputs per example; or why examples cannot be taken one by one."""
+    function = operator.function
+    piece = next(divide(operator.batches[0], 2))
+    with torch.no_grad():
+        together = function.outputs(function.theta, piece)
+        if together.dim() < 2 or together.shape[0] != row_count(piece):
+            return f"outputs of shape {tuple(together.shape)} do not hold one example per row"
+        ones = list(divide(piece, 1))
+        alone = [function.outputs(function.theta, one) for one in ones]
+        whole = float(operator.problem.loss_sum(together, piece))
+        parts = sum(float(operator.problem.loss_sum(out, one)) for out, one in zip(alone, ones, strict=True))
+    scale = float(together.abs().max()) or 1.0
+    if float((together - torch.cat(alone)).abs().max()) > DEPENDENT * scale:
+        return "an example's outputs depend on the others in its batch"
+    if not operator.divisible or abs(whole - parts) > DEPENDENT * abs(whole):
+        return "the loss of a batch is not the sum over its examples"
+    return together[0].numel()
+
+
+def _accumulate(
+    operator: Curvature, pulled: Pullbacks, exact: bool, seed: int, draws: int
+) -> tuple[Tensor, Tensor]:
+    """Per (draw, example) and per (draw, tensor), of the summed loss."""
+    function = operator.function
+    seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(seed)).tolist()
+    # a stream per draw: the same signs whatever the batches, and a longer run begins with a shorter one's
+    generators = [torch.Generator().manual_seed(number) for number in seeds]
+    examples, tensors = [], torch.zeros(1 if exact else draws, len(function.names), dtype=torch.float64)
+    room, done = operator.left, 0
+    for batch in operator.batches:
+        for piece in divide(batch, pulled.rows()):
+            if operator.stopped or _too_slow(room - operator.left, done / operator.samples.examples, room):
+                raise Ended
+            done += row_count(piece) or 0
+            squares = _exact(pulled, piece) if exact else _drawn(pulled, piece, generators)
+            squares = squares.detach()  # a criterion's own parameters
+            examples.append(squares.sum(2))
+            tensors += squares.sum(1)
+    return torch.cat(examples, dim=1), tensors
+
+
+def _too_slow(taken: float, share: float, room: float) -> bool:
+    """Whether the rest, at the pace of what is done, would take more than there is: then it need not go on."""
+    return math.isfinite(room) and share > 0 and taken / share > SLOWER * room
+
+
+def _exact(pulled: Pullbacks, piece: Any) -> Tensor:
+    """Σ_c s_c ‖J_nᵀ u_c‖² per example and tensor, (1, examples, tensors) float64."""
+    captured = pulled.forward(piece)
+    signs, columns = _loss_curvature(pulled.function, captured.outputs.detach(), piece)
+    return torch.einsum("nc,nct->nt", signs.cpu(), pulled.squares(captured, piece, columns))[None]
+
+
+def _drawn(pulled: Pullbacks, piece: Any, generators: list[torch.Generator]) -> Tensor:
+    """‖J_nᵀ A_n z‖² per draw, example and tensor, (draws, examples, tensors) float64."""
+    captured = pulled.forward(piece)
+    outputs = captured.outputs.detach()
+    group = max(1, CHUNK_BYTES // (outputs.numel() * 8))
+    parts = []
+    for begin in range(0, len(generators), group):
+        some = generators[begin : begin + group]
+        roots = [signed_root(pulled.function.problem, outputs, piece, one) for one in some]
+        parts.append(pulled.squares(captured, piece, torch.stack(roots, dim=1)))
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[Tensor, Tensor]:
+    """Signs (n, c) and √|s_c| u_c (n, c, outputs) of every S_n, without columns zero throughout."""
+    known = root(function.problem, outputs, piece)
+    if known is not None:
+        return torch.ones(known.shape[:2], dtype=torch.float64), known
+    shape = outputs.shape[1:]
+
+    def loss(flat: Tensor, example: Any) -> Tensor:
+        row = map_tensors(example, lambda leaf: leaf[None])
+        return function.problem.loss_sum(flat.reshape(1, *shape), row)
+
+    load_forward_mode()
+    curvatures = vmapped(torch.func.hessian(loss), outputs.flatten(1), piece)
+    values, vectors = torch.linalg.eigh(curvatures.double())
+    keep = values.abs().amax(0) > 1e-12 * values.abs().max().clamp(min=1e-300)
+    columns = (vectors * values.abs().sqrt()[:, None, :]).transpose(1, 2)[:, keep]
+    return values.sign()[:, keep], columns.to(outputs.dtype).reshape(len(outputs), -1, *shape)

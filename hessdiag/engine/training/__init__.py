@@ -1,0 +1,1 @@
+"""Gradients of training steps, for regularizers."""

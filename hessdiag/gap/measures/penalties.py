@@ -1,0 +1,96 @@
+"""What the terms that regularizers add to the loss would be at this checkpoint, read off its analysis.
+
+The strengths are the defaults of `hessdiag.regularizers`; ``more`` holds the term's share of the loss. SAM's and
+NSO's own terms are `sam_sharpness` and `noise_stability`.
+"""
+
+from __future__ import annotations
+
+from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.measures.perturbations import NSO_SIGMA
+from hessdiag.gap.registry import Reading, measure
+from hessdiag.results import Metric
+
+MU = 0.01  # of SpectralRadius and HSR
+TRACE_MU = 1e-3  # of TracePenalty
+
+
+@measure(
+    "nso_penalty",
+    title="NSO's penalty, second order",
+    family="curvature",
+    formula="sigma²/2 tr H, sigma = 0.01",
+    source="Zhang, Li and Ju (arXiv 2306.08553), section 1",
+    invariant=("permutation",),
+    cost="none beyond the analysis",
+)
+def nso_penalty(checkpoint: Checkpoint) -> Reading | str:
+    """σ²/2 · tr H, what averaging over Gaussian noise adds to the loss, to second order. Cost: none of its own."""
+    return _scaled(checkpoint, "trace", NSO_SIGMA**2 / 2)
+
+
+@measure(
+    "trace_penalty",
+    title="Trace penalty",
+    family="curvature",
+    formula="mu tr H, mu = 0.001",
+    source="Gatmiry et al. (arXiv 2306.13239), section 1",
+    invariant=("permutation",),
+    cost="none beyond the analysis",
+)
+def trace_penalty(checkpoint: Checkpoint) -> Reading | str:
+    """μ tr H. Cost: none of its own."""
+    return _scaled(checkpoint, "trace", TRACE_MU)
+
+
+@measure(
+    "hsr_penalty",
+    title="Hessian spectral range penalty",
+    family="curvature",
+    formula="mu U, U the upper Wolkowicz-Styan bound, mu = 0.01",
+    source="Omae et al. (arXiv 2606.28662), abstract",
+    invariant=("permutation",),
+    cost="none beyond the analysis",
+)
+def hsr_penalty(checkpoint: Checkpoint) -> Reading | str:
+    """μ (m + s √(P − 1)) of the whole sample set. Cost: none of its own."""
+    return _scaled(checkpoint, "ws_upper", MU)
+
+
+@measure(
+    "spectral_radius_penalty",
+    title="Spectral radius penalty",
+    family="curvature",
+    formula="mu max(0, rho - K), rho = max |lambda_i|, mu = 0.01, K = 0",
+    source="Sandler, Klabjan and Luo (arXiv 2102.11210), section 3",
+    invariant=("permutation",),
+    cost="none beyond the analysis",
+)
+def spectral_radius_penalty(checkpoint: Checkpoint) -> Reading | str:
+    """μ ρ of the whole sample set; training penalises each batch's own, which is larger on average. Cost: none."""
+    top, bottom = _metric(checkpoint, "lambda_max"), _metric(checkpoint, "lambda_min")
+    if isinstance(top, str) or isinstance(bottom, str):
+        return top if isinstance(top, str) else str(bottom)
+    ends = [
+        max(high, -low, 0.0) for high, low in ((top.value, bottom.value), (top.lo, bottom.hi), (top.hi, bottom.lo))
+    ]
+    return _reading(checkpoint, MU * ends[0], MU * ends[1], MU * ends[2])
+
+
+def _metric(checkpoint: Checkpoint, quantity: str) -> Metric | str:
+    if checkpoint.analysis is None:
+        return "there is no analysis of this checkpoint to read it off"
+    metric = checkpoint.analysis.metrics.get(quantity)
+    return metric or f"the analysis does not hold {quantity}"
+
+
+def _scaled(checkpoint: Checkpoint, quantity: str, strength: float) -> Reading | str:
+    metric = _metric(checkpoint, quantity)
+    if isinstance(metric, str):
+        return metric
+    return _reading(checkpoint, strength * metric.value, strength * metric.lo, strength * metric.hi)
+
+
+def _reading(checkpoint: Checkpoint, value: float, lo: float, hi: float) -> Reading:
+    loss = checkpoint.loss
+    return Reading(value, lo, hi, "interval", more={"share_of_loss": value / loss} if loss > 0 else {})

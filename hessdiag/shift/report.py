@@ -1,0 +1,243 @@
+"""Shift tests of one or several checkpoints on the same shifted examples, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hessdiag.errors import HessdiagError, UsageError, one_line
+from hessdiag.problem import Problem
+from hessdiag.samples import SampleSet, draw
+from hessdiag.shift.experiments import (
+    CurveDifference,
+    ShiftCurve,
+    augmented,
+    by_distance,
+    compare,
+    covariate_shift,
+    other_source,
+)
+from hessdiag.shift.features import Weighted, nearest
+from hessdiag.shift.images import correct, scorer
+from hessdiag.shift.inputs import digest, rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TESTS = ("covariate", "augmented", "distance", "other")
+SAMPLES = 2000  # of each split: the error of an accuracy of 90% is then 0.7 points
+FEATURES = 100  # beyond so many features a shift takes principal components: those of pictures are correlated
+COMPONENTS = 50
+COLUMNS = ("checkpoint", "test", "shift", "score", "stderr", "lo", "hi", "effective")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftSettings:
+    """What is tested, and on what.
+
+    Attributes:
+        tests: names out of `TESTS`; "other" needs ``other``.
+        train: the split that features and distances are taken from.
+        test: the split that is shifted.
+        other: a split from another source.
+        samples: most examples of each split.
+        components: principal components to shift; None: the features themselves up to 100, else 50 components.
+        seed: names every random stream.
+        confidence: of the intervals.
+    """
+
+    tests: Sequence[str] = TESTS[:3]
+    train: str = "train"
+    test: str = "test"
+    other: str | None = None
+    samples: int = SAMPLES
+    components: int | None = None
+    seed: int = 0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Refuse what does not exist.
+
+        Raises:
+            UsageError: an unknown test, or "other" without a split.
+        """
+        for name in self.tests:
+            if name not in TESTS:
+                msg = f"--tests {name}: allowed are {', '.join(TESTS)}"
+                raise UsageError(msg)
+        if "other" in self.tests and self.other is None:
+            msg = "--tests other needs the split of another source: --other SPLIT"
+            raise UsageError(msg)
+        if self.samples < 1 or not 0 < self.confidence < 1:
+            msg = f"--samples {self.samples}, --confidence {self.confidence}: allowed are 1 and more, and (0, 1)"
+            raise UsageError(msg)
+
+
+@dataclass(frozen=True)
+class ShiftReport:
+    """Curves by checkpoint and test, and what could not be tested.
+
+    Attributes:
+        curves: checkpoint to test to curve.
+        refused: checkpoint to test to the reason why there is none.
+        failures: checkpoints that could not be loaded, and why.
+        reference: the checkpoint the others are compared with.
+        settings: as asked.
+    """
+
+    curves: Mapping[str, Mapping[str, ShiftCurve]]
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    reference: str | None = None
+    settings: ShiftSettings = field(default_factory=ShiftSettings)
+
+    def of_test(self, test: str) -> dict[str, ShiftCurve]:
+        """The curves of one test, by checkpoint."""
+        return {name: curves[test] for name, curves in self.curves.items() if test in curves}
+
+    def differences(self, test: str) -> tuple[CurveDifference, ...]:
+        """Each checkpoint against the reference in one test; none with fewer than two.
+
+        Raises:
+            UsageError: there is no such reference.
+        """
+        curves = self.of_test(test)
+        if self.reference is not None and self.reference not in self.curves:
+            msg = f"--reference {self.reference}: there are {', '.join(self.curves)}"
+            raise UsageError(msg)
+        if len(curves) < 2 or (self.reference is not None and self.reference not in curves):
+            return ()
+        return compare(curves, reference=self.reference, seed=self.settings.seed)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy: a row per checkpoint, test and level (columns `COLUMNS`)."""
+        import pandas as pd
+
+        rows = [
+            (name, test, p.shift, p.score, p.stderr, p.lo, p.hi, p.effective)
+            for name, curves in self.curves.items()
+            for test, one in curves.items()
+            for p in one.points
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def to_json(self) -> str:
+        """One document: points, slopes, differences, refusals."""
+        tests = [test for test in TESTS if self.of_test(test)]
+        plain = {
+            "schema": 1,
+            "settings": asdict(self.settings),
+            "curves": {
+                name: {test: _plain(one) for test, one in curves.items()} for name, curves in self.curves.items()
+            },
+            "differences": {test: [asdict(one) for one in self.differences(test)] for test in tests},
+            "refused": {name: dict(why) for name, why in self.refused.items()},
+            "failures": dict(self.failures),
+        }
+        return json.dumps(plain, sort_keys=True, indent=1) + "\n"
+
+
+class Prepared:
+    """What the tests need of inputs alone: made once while inputs and settings stay the same."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._made: dict[str, Any] = {}
+
+    def get(self, name: str, of: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        """What ``make`` gives for ``of``, or gave before."""
+        if of != self._of:
+            self._of, self._made = of, {}
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+
+def shift_curves(
+    problem: Problem, settings: ShiftSettings, prepared: Prepared | None = None
+) -> Iterator[tuple[str, ShiftCurve | str]]:
+    """Every test asked for, or why it cannot be made.
+
+    Cost: forward passes: one of the test split, one per strength of distortion, one of the other source. Principal
+    components, weights and distances do not depend on the checkpoint: with one ``prepared`` for all of them they
+    are computed once.
+
+    Args:
+        problem: the checkpoint and its data.
+        settings: what is tested.
+        prepared: shared by checkpoints.
+
+    Raises:
+        UsageError: a split is missing.
+        ProblemError: the model gives no classes.
+    """
+    prepared = prepared or Prepared()
+    train, test = (_samples(problem, split, settings) for split in (settings.train, settings.test))
+    inputs, score = scorer(problem, test)
+    known, _ = scorer(problem, train)
+    scores = score(inputs)
+    said = (*train.warnings, *train.notes, *test.warnings, *test.notes)
+    common: dict[str, Any] = {"seed": settings.seed, "confidence": settings.confidence, "notes": said}
+    of = (train.digest, test.digest, settings)
+
+    def covariate() -> ShiftCurve:
+        def make() -> Weighted:
+            x, y = rows(inputs, "inputs"), rows(known, "reference")
+            return Weighted.of(x, y, components=_components(inputs, settings), seed=settings.seed)
+
+        made = prepared.get("weights", of, make)
+        return covariate_shift(inputs, scores, reference=known, weighted=made, **common)
+
+    def distance() -> ShiftCurve:
+        made = prepared.get(
+            "distance", of, lambda: nearest(rows(inputs, "inputs"), rows(known, "reference"), "euclidean")
+        )
+        return by_distance(inputs, scores, reference=known, distance=made, **common)
+
+    def other() -> ShiftCurve:
+        source = _samples(problem, str(settings.other), settings)
+        both = digest(inputs) + source.digest
+        told = {**common, "notes": (*said, *source.warnings, *source.notes)}
+        return other_source(scores, correct(problem, source.batches), identity=both, **told)
+
+    tests = {
+        "covariate": covariate,
+        "augmented": lambda: augmented(inputs, score, **common),
+        "distance": distance,
+        "other": other,
+    }
+    for name in settings.tests:
+        try:
+            yield name, tests[name]()
+        except HessdiagError as error:
+            yield name, one_line(error)
+
+
+def _samples(problem: Problem, split: str, settings: ShiftSettings) -> SampleSet:
+    if split not in problem.data:
+        msg = f"split {split}: the problem has {', '.join(problem.data)}"
+        raise UsageError(msg)
+    return draw(problem.data[split], split=split, samples=settings.samples, seed=settings.seed)
+
+
+def _components(inputs: torch.Tensor, settings: ShiftSettings) -> int | None:
+    if settings.components is not None:
+        return settings.components
+    return COMPONENTS if inputs[0].numel() > FEATURES else None
+
+
+def _plain(one: ShiftCurve) -> dict[str, Any]:
+    """Without the examples behind the curve, which are many."""
+    return {
+        "parameter": one.parameter,
+        "points": [asdict(point) for point in one.points],
+        "slope": asdict(one.slope) if one.slope else None,
+        "cannot_tell": one.cannot_tell,
+        "left_out": one.left_out,
+        "confidence": one.confidence,
+        "notes": list(one.notes),
+    }

@@ -1,0 +1,1 @@
+"""The spectrum along training: measured checkpoint by checkpoint, drawn and told."""

@@ -1,0 +1,228 @@
+"""A trajectory as a table, in words, and as one HTML file that needs no script and no network."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from hessdiag.present.density import shared_grid
+from hessdiag.present.inputs import facts, threshold, widest
+from hessdiag.present.pictures import environment, picture
+from hessdiag.present.reproduce import reproduce
+from hessdiag.present.text import format_interval, format_metric, format_number, listed, plain
+from hessdiag.present.words import CAVEAT
+from hessdiag.results import Analysis
+from hessdiag.shown import csv_text
+from hessdiag.track.plots import evolution, limit_name, panel_frame, spectra_of
+from hessdiag.track.trajectory import Point, Trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+EDGE = (
+    "2/η is where full-batch gradient descent with learning rate η becomes unstable on a quadratic (the edge of "
+    "stability, Cohen et al. 2021); with momentum β it lies at (2+2β)/η, with Nesterov's at (2+2β)/((1+2β)η). "
+    "Mini-batch noise keeps λ_max lower, weight decay adds to every eigenvalue what these numbers leave out, and "
+    "for Adam and its kin the line means nothing."
+)
+DECADES = 3  # of the symlog axis that have a column of their own under the picture
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table: (value, interval) per column, or why there is none."""
+
+    name: str
+    cells: list[tuple[str, str]]
+    error: str
+
+
+def columns(trajectory: Trajectory) -> list[str]:
+    """Heads of the table; the last names the limit where it is known for some checkpoint."""
+    names = list(dict.fromkeys(limit_name(point.rate) for point in trajectory.points if point.rate is not None))
+    if not names:
+        relative = []
+    elif names == ["2/η"]:
+        relative = ["λ_max·η/2"]
+    else:
+        relative = ["λ_max over " + " or ".join(names)]
+    return ["checkpoint", "loss", "λ_max", "λ_min", "trace", *relative]
+
+
+def rows(trajectory: Trajectory) -> list[Row]:
+    """One row per checkpoint, under `columns`."""
+    related = any(point.rate is not None for point in trajectory.points)
+    return [
+        Row(plain(point.name), _cells(point, related=related), plain(point.error)) for point in trajectory.points
+    ]
+
+
+def _cells(point: Point, *, related: bool) -> list[tuple[str, str]]:
+    if point.analysis is None:
+        return []
+    loss = point.value("loss")
+    cells = [("—" if math.isnan(loss) else f"{loss:.4g}", "")]
+    for name in ("lambda_max", "lambda_min", "trace"):
+        metric = point.analysis.metrics.get(name)
+        cells.append(("—", "") if metric is None else format_metric(metric))
+    relative = point.relative()
+    if related:
+        cells.append(("—", "") if relative is None else (format_number(*relative), format_interval(*relative)))
+    return cells
+
+
+def reading(trajectory: Trajectory) -> list[str]:
+    """Sentences a newcomer can act on; the last one says what must not be concluded."""
+    count, done = len(trajectory.points), len(trajectory.measured)
+    if not done:
+        return [f"None of {count} checkpoints could be measured."]
+    said = [f"{done} of {count} checkpoints were measured, all on the same samples and parameters."]
+    known = [(p, a.metrics["lambda_max"]) for p, a in trajectory.measured if "lambda_max" in a.metrics]
+    if len(known) > 1:
+        (first, begin), (last, end) = known[0], known[-1]
+        apart = begin.hi < end.lo or end.hi < begin.lo
+        way = ("rose" if end.value > begin.value else "fell") if apart else "did not measurably move"
+        top, highest = max(known, key=lambda pair: pair[1].value)
+        said.append(
+            f"λ_max {way} from {format_metric(begin)[0]} ({plain(first.name)}) to {format_metric(end)[0]} "
+            f"({plain(last.name)}); its largest value is {format_metric(highest)[0]}, at {plain(top.name)}."
+        )
+    relatives = [(point, relative) for point, _ in trajectory.measured if (relative := point.relative())]
+    if relatives:
+        beyond = [point.name for point, (_, lo, _) in relatives if lo > 1]
+        names = " or ".join(dict.fromkeys(limit_name(point.rate) for point, _ in relatives if point.rate))
+        where = f"at {listed(beyond)}" if beyond else "nowhere"
+        said.append(f"λ_max lies beyond {names} {where}. {EDGE}")
+    return [*said, CAVEAT]
+
+
+def terminal_trajectory(trajectory: Trajectory) -> Table:
+    """A rich table, one line per checkpoint, what it says below."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption_style="", pad_edge=False)
+    for name in columns(trajectory):
+        first = name == "checkpoint"
+        table.add_column(name, overflow="fold", no_wrap=not first, justify="left" if first else "right")
+    for row in rows(trajectory):
+        cells = row.cells or [("failed", "")]
+        shown = [Text(value, style="bold") for value, _ in cells]
+        if len(cells) > 1:
+            shown[1].append(f" {cells[1][1]}", style="not bold")  # the page and the files have every interval
+        table.add_row(Text(row.name), *shown)
+    lines = ["• " + sentence for sentence in reading(trajectory)] + [
+        "! " + plain(note) for note in trajectory.notes
+    ]
+    table.caption = Text("\n".join(lines + [f"! {warning}" for warning in warnings(trajectory)]))
+    return table
+
+
+def warnings(trajectory: Trajectory) -> list[str]:
+    """Every warning once, with the checkpoints it is about."""
+    about: dict[str, list[str]] = {}
+    for point, analysis in trajectory.measured:
+        for warning in analysis.warnings:
+            about.setdefault(plain(" ".join(warning.split())), []).append(point.name)
+    failed = [f"{plain(point.name)} was not measured: {plain(point.error)}" for point in trajectory.failed]
+    return failed + [f"{listed(names)}: {warning}" for warning, names in about.items()]
+
+
+def evolution_frame(trajectory: Trajectory) -> pd.DataFrame:
+    """What the picture shows, a row per measured checkpoint.
+
+    Beside the panels' values there are shares of the eigenvalues (raw quadrature, no kernel) below zero, around
+    it, and per decade above: the heat map in numbers.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame({"checkpoint": [point.name for point, _ in trajectory.measured]})
+    for of in ("loss", "lambda_max", "trace"):
+        one = panel_frame(trajectory, of).rename(columns={"value": of, "limit": "limit of λ_max"})
+        kept = [column for column in ("checkpoint", of, "limit of λ_max") if column in one]
+        frame = frame if one.empty else frame.merge(one[kept].drop_duplicates("checkpoint"), "left", "checkpoint")
+    frame = frame.dropna(axis="columns", how="all")
+    spectra = spectra_of(trajectory)
+    if not spectra:
+        return frame
+    step = max(threshold(*spectra), widest(spectra))  # no count begins where signs are not resolved
+    ends = [-math.inf, -step, step, *(step * 10.0**k for k in range(1, DECADES)), math.inf]
+    for lo, hi in pairwise(ends):
+        name = f"share {_bound(lo, hi)}"
+        frame[name] = [_share(analysis, lo, hi) for _, analysis in trajectory.measured]
+    return frame
+
+
+def _bound(lo: float, hi: float) -> str:
+    if lo == -math.inf:
+        return f"λ<{hi:.2g}"
+    return f"λ>{lo:.2g}" if hi == math.inf else f"{lo:.2g} to {hi:.2g}"
+
+
+def _share(analysis: Analysis, lo: float, hi: float) -> float:
+    if analysis.spectrum is None:
+        return math.nan
+    return analysis.spectrum.mass(lo, math.nextafter(hi, -math.inf))
+
+
+def evolution_caption(trajectory: Trajectory) -> str:
+    """What is needed to repeat and to read the picture, in one paragraph."""
+    first = trajectory.measured[0][1]
+    spectra = spectra_of(trajectory)
+    text = f"{len(trajectory.measured)} checkpoints, each: {' · '.join(facts(first))}. "
+    if spectra:
+        smooth = shared_grid(spectra)
+        linear = format_number(smooth.scale.linthresh, 0, smooth.scale.linthresh)
+        text += (
+            f"Top: density, Gaussian kernel of {smooth.sigma:.2g} decades, for the eye only; axis linear within "
+            f"±{linear}; empty below {smooth.floor:.1e}, a tenth of a lone eigenvalue's peak. "
+        )
+        if widest(spectra):
+            text += "Between the dotted levels signs are not resolved; shares in the table begin beyond them. "
+    text += "Bars: intervals, where wider than the dot. The loss is that of these samples."
+    limits = dict.fromkeys(limit_name(point.rate) for point in trajectory.points if point.rate is not None)
+    if not limits:
+        return text
+    names = " or ".join(limits)
+    return f"{text} Dashed: {names}, the edge of stability of full-batch descent, and of no other (see Summary)."
+
+
+def trajectory_page(trajectory: Trajectory, command: str = "") -> str:
+    """The whole report as HTML text, the same bytes for the same trajectory.
+
+    Args:
+        trajectory: measured or not.
+        command: what was typed to make it, shown under Reproduce.
+    """
+    measured = trajectory.measured
+    pictures = []
+    if measured:
+        drawn = evolution(trajectory)
+        name = "Spectrum, λ_max, trace and loss along training"
+        frame = evolution_frame(trajectory)
+        ax = drawn.axes[0]
+        pictures = [picture(ax, evolution_caption(trajectory), frame, "evolution", "trajectory.csv", name)]
+    csv = base64.b64encode(csv_text(trajectory.to_frame()).encode()).decode()
+    return (
+        environment("hessdiag.track")
+        .get_template("trajectory.html.j2")
+        .render(
+            title=f"{len(trajectory.points)} checkpoints along training",
+            columns=columns(trajectory),
+            rows=rows(trajectory),
+            reading=reading(trajectory),
+            notes=[plain(note) for note in trajectory.notes],
+            warnings=warnings(trajectory),
+            pictures=pictures,
+            command=plain(command),
+            products=f"{trajectory.products:,}",
+            facts=reproduce(measured[0][1]) if measured else [],
+            first=plain(measured[0][0].name) if measured else "",
+            csv=f"data:text/csv;base64,{csv}",
+        )
+    )
