@@ -31,6 +31,7 @@ ROOMS = [
     "present",
     "track",
     "gap",
+    "generalization",
     "shift",
     "check",
     "regularizers",
@@ -120,6 +121,24 @@ def test_imports_run_one_way():
     assert upward(trees()) == []
 
 
+def families_apart(paths_and_trees):
+    """Imports between families of the engine: all stand on products, and on nothing else."""
+    found = []
+    for path, tree in paths_and_trees:
+        own = path.parts[1] if len(path.parts) > 2 and path.parts[0] == "engine" else None
+        for node in ast.walk(tree):
+            if own and isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hessdiag.engine."):
+                other = node.module.split(".")[2]
+                found += [(own, other)] if other not in (own, "products") else []
+    return found
+
+
+def test_the_families_of_the_engine_stand_on_products_alone():
+    assert families_apart((p.relative_to(ROOT), ast.parse(p.read_text())) for p in files()) == []
+    upwards = ast.parse("from hessdiag.engine.checks.selftest import self_test")
+    assert families_apart([(Path("engine/products/curvature.py"), upwards)]) == [("products", "checks")]
+
+
 def test_no_verb_imports_another():
     assert between_verbs(trees()) == []
 
@@ -144,6 +163,16 @@ def test_files_and_functions_are_short():
 def test_the_public_face_is_small_and_true():
     assert len(hessdiag.__all__) <= 25
     assert all(getattr(hessdiag, name) is not None for name in hessdiag.__all__)
+
+
+def test_old_places_still_work_and_name_the_new_ones():
+    from hessdiag import gap, generalization
+    from hessdiag.check.pytest.pytest_plugin import HessdiagWarning
+    from hessdiag.integrations import pytest_plugin
+
+    assert pytest_plugin.HessdiagWarning is HessdiagWarning
+    with pytest.warns(DeprecationWarning, match=r"hessdiag\.gap\.report now"):
+        assert generalization.report is gap.report
 
 
 BROKEN = {
