@@ -1,15 +1,13 @@
-"""The old name of `hessdiag.gap`; kept for one version."""
+"""The old place of `hessdiag.gap`, for measures of others that import from it; kept for one version."""
 
 from __future__ import annotations
 
+import sys
 import warnings
 from importlib import import_module
-from typing import Any
 
+warnings.warn("hessdiag.generalization is hessdiag.gap now", DeprecationWarning, stacklevel=2)
 
-def __getattr__(name: str) -> Any:
-    """What `hessdiag.gap` has, with a warning that names the new place."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    warnings.warn(f"hessdiag.generalization.{name} is hessdiag.gap.{name} now", DeprecationWarning, stacklevel=2)
-    return getattr(import_module("hessdiag.gap"), name)
+__path__: list[str] = []  # what stands in sys.modules below is imported as from a package
+for _name in ("registry", "checkpoint", "record"):
+    globals()[_name] = sys.modules[f"{__name__}.{_name}"] = import_module(f"hessdiag.gap.{_name}")
