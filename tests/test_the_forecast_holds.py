@@ -14,10 +14,10 @@ import pytest
 from benchmarks.gate_subjects import mean_loss
 from benchmarks.workloads import digits_mlp
 from hessdiag import Problem
-from hessdiag.analysis import Measurement, needs
-from hessdiag.engine import costs, graphs
-from hessdiag.engine.costs import bytes_of, price
-from hessdiag.engine.facts import Finding
+from hessdiag.analysis import Measurement, costs, needs
+from hessdiag.analysis.costs import bytes_of, price
+from hessdiag.engine.checks.facts import Finding
+from hessdiag.engine.products import graphs
 from hessdiag.settings import Settings
 
 WITHIN = 1.5

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hessdiag.analysis.costs import bytes_of, exact_trace_likely, price, seconds_of
 from hessdiag.analysis.needs import shares, uses_trace
 from hessdiag.closed_form import Recognized, foreseen
-from hessdiag.engine.costs import bytes_of, exact_trace_likely, price, seconds_of
-from hessdiag.engine.preflight import Preflight
+from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.settings import Settings
 
 TRACE_GRADIENTS = 10  # of per-example gradients: 9 on MLPs, 21 on a ResNet-20

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hessdiag.engine.composition import beside_outputs
-from hessdiag.engine.curvature import Curvature
-from hessdiag.engine.gauss_newton import EXACT_OUTPUTS, outputs_per_example
-from hessdiag.engine.planner import trial_vectors
+from hessdiag.engine.checks.planner import trial_vectors
+from hessdiag.engine.products.composition import beside_outputs
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, outputs_per_example
 
 BASIS_SECONDS = {"cpu": 1e-9, "cuda": 1e-11}
 """Per number of a basis that a vector is orthogonalized against, both passes."""
