@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.engine.training.training import batch_loss
+from hessdiag.engine.training import batch_loss
 from hessdiag.errors import UsageError
 from hessdiag.regularizers import ASAM, HSR, NSO, SAM, LabelNoise, SpectralRadius, TracePenalty, wrapper
 from tests.training_runs import KINDS, X, Y, loss_of, net, same, state

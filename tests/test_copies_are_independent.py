@@ -17,7 +17,7 @@ from torch.optim import lr_scheduler
 import hessdiag.regularizers
 from hessdiag.closed_form import flattest_factors
 from hessdiag.engine.products.real_pairs import real
-from hessdiag.engine.training.training import batch_loss, training
+from hessdiag.engine.training import batch_loss, training
 from hessdiag.errors import HessdiagError, UsageError
 from hessdiag.regularizers import ASAM, HSR, NSO, SAM, LabelNoise, SpectralRadius, TracePenalty, nso, wrapper
 from tests.models import generator, randn

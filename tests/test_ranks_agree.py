@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessdiag.engine.training.training import batch_loss
+from hessdiag.engine.training import batch_loss
 from hessdiag.regularizers import LabelNoise
 from tests.models import randn
 from tests.training_runs import KINDS, X, Y, loss_of, near, net, same, sgd, state

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from hessdiag.engine.products import restoring
-from hessdiag.engine.training.training import batch_loss
+from hessdiag.engine.training import batch_loss
 from hessdiag.errors import HessdiagError, NonFiniteError
 from hessdiag.regularizers import NSO, SAM, TracePenalty
 from tests.models import randn
