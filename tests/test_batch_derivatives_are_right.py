@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hessdiag.engine.training import training
 from hessdiag.engine.training.batch_loss import BatchLoss
-from hessdiag.engine.training.training import Curved, training
+from hessdiag.engine.training.training import Curved
 from tests.models import Attention, generator, randn
 from tests.training_runs import DIFFERENCE, Net, close, flat
 

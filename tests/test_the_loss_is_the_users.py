@@ -21,7 +21,8 @@ from hessdiag.analysis.traces import model_trace
 from hessdiag.engine.checks import candidates, weighting
 from hessdiag.engine.checks.preflight import preflight, require_sound
 from hessdiag.engine.checks.readings import reading_of
-from hessdiag.engine.landscape.landscape import Landscape, passes
+from hessdiag.engine.landscape import passes
+from hessdiag.engine.landscape.landscape import Landscape
 from hessdiag.engine.products import composition
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
