@@ -385,7 +385,7 @@ def test_this_promise_would_notice(breakage: str, problems: Path, monkeypatch: p
 WARNED = """
 import sys, warnings
 import torch
-from hessdiag.engine import ways
+from hessdiag.engine.products import ways
 
 script = torch.jit.script  # deprecated from torch 2.14 on, and used by it where forward mode begins
 

@@ -156,18 +156,20 @@ def test_jobs_give_the_same_numbers(zoo):
         for record in plain["records"]:
             for name in ("seconds", "model_seconds"):
                 del record[name]
-    assert same(one, two)
+    assert apart(one, two) == []
 
 
-def same(one: object, two: object) -> bool:
-    """Equal, numbers to rounding: a busy machine may choose another way, other threads add in another order."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(same(value, two[name]) for name, value in one.items())
-    if isinstance(one, list) and isinstance(two, list):
-        return len(one) == len(two) and all(map(same, one, two))
+def apart(one: object, two: object, place: str = "") -> list[str]:
+    """Where they differ, numbers by more than rounding: other threads add in another order."""
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        return [text for name in one for text in apart(one[name], two[name], f"{place}.{name}")]
+    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        pairs = enumerate(zip(one, two, strict=True))
+        return [text for index, pair in pairs for text in apart(*pair, f"{place}[{index}]")]
     if isinstance(one, float) and isinstance(two, float):
-        return one == pytest.approx(two, rel=1e-4, abs=1e-6, nan_ok=True)
-    return one == two
+        near = one == pytest.approx(two, rel=1e-4, abs=1e-6, nan_ok=True)
+        return [] if near else [f"{place}: {one} and {two}"]
+    return [] if one == two else [f"{place}: {one} and {two}"]
 
 
 def test_records_survive_their_file():

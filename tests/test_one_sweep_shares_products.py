@@ -238,6 +238,14 @@ def test_the_same_seed_gives_the_same_numbers():
     assert numbers(everything(1))["metrics"] != numbers(everything(0))["metrics"]
 
 
+@pytest.mark.parametrize("options", [{}, {"steps": 25}, {"quantities": ("lambda_max", "frobenius_squared")}])
+def test_who_watches_changes_no_number(options):
+    subject = Measurement(digits_like(), Settings(**{**SMALL, **options}))
+    seen: list[object] = []
+    watched = subject.run(look=seen.append)
+    assert seen and numbers(watched) == numbers(subject.run())
+
+
 def test_other_batches_give_the_same_numbers():
     a, b = (analyze(digits_like(), "lambda_max", **{**SMALL, "batch_size": size}) for size in (7, 80))
     assert a.metrics["lambda_max"].value == pytest.approx(b.metrics["lambda_max"].value, rel=1e-10)

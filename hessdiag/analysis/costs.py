@@ -37,7 +37,8 @@ class Price:
 
 
 def price(operator: Curvature) -> Price:
-    """The price of a product; costs one or two, and the graphs, which stay for the run."""
+    """The price of a product; costs one or two, none of the run's own, and the graphs, which stay for it."""
+    counted = operator.products, operator.seconds
     rows, graphs = trial_vectors(operator, 1), operator.graphs
     graphs.largest, graphs.building = 0, 0.0
     clock, seconds = _timed(operator, rows)
@@ -47,6 +48,7 @@ def price(operator: Curvature) -> Price:
         seconds = min(seconds, _timed(operator, rows)[1])
     # a product from a kept graph fills about half of what that holds once more
     passing = graphs.largest // (2 if graphs.held else 1)
+    operator.products, operator.seconds = counted
     return Price(seconds, graphs.held, passing)
 
 

@@ -113,8 +113,6 @@ def _grow(watch: Watch, wanted: Wanted, max_steps: int, on_step: Callable[[Watch
             if excess <= 1 and step >= wanted.least and not (run.faint and run.op.size <= max_steps):
                 break
             next_look = step + _pause(step, excess, *before)
-            if on_step is None:  # nobody sees what is not needed yet
-                next_look = max(next_look, wanted.least)
             before = (step, excess)
 
 
