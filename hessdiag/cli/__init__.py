@@ -99,8 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if not sys.warnoptions:
         leave_out_torchs_own()
     code = run(given, last=arguments is None)
-    with suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python tidies up would be a traceback
+    if arguments is None:  # the process ends here: Ctrl-C while Python tidies up would be a traceback
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 
