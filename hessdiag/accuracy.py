@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from hessdiag.errors import UsageError
+from hessdiag.option import Fault, OptionError, refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,7 @@ EFFORTS: Mapping[str, Accuracy] = {
     ),
 }
 """Three named sets of accuracies."""
+WRITTEN = "written as name=share, trace=0.5%,lambda_max=1e-4 say"
 
 
 def accuracy(effort: str, changes: str | Mapping[str, float] | None = None) -> Accuracy:
@@ -55,23 +56,22 @@ def accuracy(effort: str, changes: str | Mapping[str, float] | None = None) -> A
         changes: "trace=0.5%,lambda_max=1e-4", or the same as a mapping of shares.
 
     Raises:
-        UsageError: a name or a share that does not exist.
+        OptionError: a name or a share that does not exist.
     """
     if effort not in EFFORTS:
-        msg = f"--effort {effort}: allowed are {', '.join(EFFORTS)}"
-        raise UsageError(msg)
+        refuse(Fault("effort", effort, f"allowed are {', '.join(EFFORTS)}"))
     found = EFFORTS[effort]
     if not changes:
         return found
+    if not isinstance(changes, str | Mapping):
+        refuse(Fault("accuracy", changes, WRITTEN))
     pairs = _pairs(changes) if isinstance(changes, str) else dict(changes)
     names = tuple(field.name for field in fields(Accuracy))
     for name, share in pairs.items():
         if name not in names:
-            msg = f"--accuracy {name}: allowed are {', '.join(names)}"
-            raise UsageError(msg)
+            refuse(Fault("accuracy", name, f"allowed are {', '.join(names)}"))
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            msg = f"--accuracy {name}={share}: a share between 0 and 1 is needed, 0.01 or 1% say"
-            raise UsageError(msg)
+            refuse(Fault("accuracy", f"{name}={share}", "a share between 0 and 1 is needed, 0.01 or 1% say"))
     return replace(found, **{name: float(share) for name, share in pairs.items()})
 
 
@@ -84,8 +84,7 @@ def _pairs(text: str) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals:
-            msg = f"--accuracy {part.strip()}: written as name=share, trace=0.5%,lambda_max=1e-4 say"
-            raise UsageError(msg)
+            refuse(Fault("accuracy", part.strip(), WRITTEN))
         found[name.strip()] = share
     return found
 
@@ -116,9 +115,9 @@ def budget(text: str) -> Budget:
     """Read "60s", "5m", "2h", "200p" (products) or "500g" (gradients).
 
     Raises:
-        UsageError: anything else, or nothing to spend.
+        OptionError: anything else, or nothing to spend.
     """
-    number, unit = text.strip(), ""
+    number, unit = str(text).strip(), ""
     while number and number[-1].isalpha():
         number, unit = number[:-1], number[-1] + unit
     try:
@@ -132,5 +131,5 @@ def budget(text: str) -> Budget:
             return Budget(amount, "p")
         if unit == "g":
             return Budget(amount, "g")
-    msg = f"--budget {text}: allowed are a time (60s, 5m, 2h), products (200p) or gradients (500g)"
-    raise UsageError(msg)
+    allowed = "allowed are a time (60s, 5m, 2h), products (200p) or gradients (500g)"
+    raise OptionError([Fault("budget", text, allowed)])

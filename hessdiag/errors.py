@@ -5,6 +5,9 @@ Every error carries the exit code its command ends with (README, "Exit codes").
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from hessdiag.shown import visible
 
 
@@ -20,6 +23,23 @@ class HessdiagError(Exception):
 
 class UsageError(HessdiagError):
     """What was asked for contradicts itself or does not exist (exit code 2)."""
+
+
+class FaultsError(UsageError):
+    """Several faults at once (exit code 2).
+
+    Attributes:
+        faults: all of them; the text says the first, and how many more there are.
+    """
+
+    def __init__(self, faults: Iterable[Any]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(self.faults)  # so that it can be pickled
+
+    def __str__(self) -> str:
+        """The first fault."""
+        more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
+        return visible(f"{self.faults[0]}{more}")
 
 
 class BudgetError(UsageError):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
-from hessdiag.accuracy import Accuracy, Budget, accuracy, budget
-from hessdiag.errors import UsageError
-from hessdiag.results import QUANTITIES, at_least
+from hessdiag.accuracy import EFFORTS, Accuracy, Budget, accuracy, budget
+from hessdiag.option import Fault, documented, faults_of, option, refuse
+from hessdiag.results import QUANTITIES
 
-OPERATORS = ("hessian", "ggn")
+Operator = Literal["hessian", "ggn"]
+OPERATORS = get_args(Operator)
 DTYPES = ("float32", "float64")
 WAYS = (
     "auto",
@@ -26,104 +26,139 @@ UNPAIRED = ("effort", "accuracy", "budget")
 """Options that no check and no comparison has: pairs need probes of one number."""
 MOST_PROBES = 64
 """Where an accuracy decides, at most: 1% of the trace of a 2-layer GPT takes about as many."""
-PAIRED: Mapping[str, Any] = {"rtol": 1e-3, "probes": 32}
+PAIRED: Mapping[str, Any] = {"rtol": EFFORTS["normal"].lambda_max, "probes": 32}
 """What checks and comparisons ask for where nothing is said: pairs need probes of one number. 32 know the trace of
 a trained network to 1%, and are enough for t intervals to cover."""
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Options of `hessdiag.analyze`, and of the command of the same name.
 
-    Attributes:
-        quantities: names out of `results.QUANTITIES`.
-        samples: examples to measure on; None: 1,024, or all if there are fewer.
-        batch_size: examples per batch; None: an eighth of the samples, at most 128.
-        seed: names every random stream, and the draw of the samples.
-        split: which of the problem's data.
-        params: globs on parameter names, instead of the problem's own.
-        operator: "hessian", or "ggn" for the generalized Gauss-Newton matrix.
-        dtype: "float32" or "float64"; None: the model's, half precision in float32 copies.
-        device: "cpu", "cuda", "cuda:1"; None: where the model is.
-        way: how products are formed; "auto" tries and chooses.
-        effort: "quick", "normal" or "thorough": how well everything is to be known (`hessdiag.accuracy.EFFORTS`).
-        accuracy: single accuracies instead, "trace=0.5%,lambda_max=1e-4" or a mapping.
-        budget: the most to spend, "60s", "200p" (products) or "500g" (gradients); None: what the accuracies take.
-        rtol: relative width to which both extremes are certified (λ_min: relative to the spectral radius), instead
-            of the accuracies'.
-        probes: random quadratic forms, for trace, ‖H‖_F² and what follows from them; None: as many as the
-            accuracies take, 8 to 64.
-        density_probes: random starts of the density beside the run's own.
-        steps: Lanczos steps of each of these, and of the run at least; None: what the density's accuracy takes.
-        max_steps: most products for the extremes.
-        top: how many of the largest eigenvalues to verify.
-        confidence: of intervals over probes and data.
-        block: vectors that share one graph.
-        second_opinion: compare the measured loss and gradient with those of the user's own model first; costs one
-            gradient.
+    Each is defined here and nowhere else: flags, the tables of a configuration and this text come from it.
     """
 
-    quantities: Sequence[str] = QUANTITIES
-    samples: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    split: str = "train"
-    params: Sequence[str] | None = None
-    operator: Literal["hessian", "ggn"] = "hessian"
-    dtype: str | None = None
-    device: str | None = None
-    way: str = "auto"
-    effort: str = "normal"
-    accuracy: str | Mapping[str, float] | None = None
-    budget: str | None = None
-    rtol: float | None = None
-    probes: int | None = None
-    density_probes: int = 0
-    steps: int | None = None
-    max_steps: int = 160
-    top: int = 1
-    confidence: float = 0.95
-    block: int = 8
-    second_opinion: bool = True
+    quantities: Sequence[str] = option(
+        QUANTITIES,
+        help=f"Of {', '.join(QUANTITIES)}.",
+        metavar="A,B",
+        instead="all",
+        choices=QUANTITIES,
+        many=True,
+    )
+    samples: int | None = option(
+        None, help="Examples to measure on.", metavar="N", instead="1024, or all", at_least=1
+    )
+    batch_size: int | None = option(
+        None,
+        help="Examples per batch; does not change the numbers.",
+        more="None: an eighth of the samples, at most 128.",
+        metavar="N",
+        at_least=1,
+    )
+    seed: int = option(0, help="Names every random stream.", more="The draw of the samples too.")
+    split: str = option("train", help="Which of the problem's data.")
+    params: Sequence[str] | None = option(
+        None,
+        help="Parameters that count; !GLOB leaves out.",
+        more="None: the problem's own.",
+        metavar="GLOB",
+        many=True,
+    )
+    operator: Operator = option("hessian", help="The Hessian, or its Gauss-Newton part.", choices=OPERATORS)  # noqa: RUF009  (a field)
+    dtype: str | None = option(
+        None,
+        help="Precision of the products.",
+        instead="the model's",
+        more="Half precision is measured in float32 copies.",
+        choices=DTYPES,
+    )
+    device: str | None = option(None, help="cpu, cuda, cuda:1.", instead="where the model is")
+    way: str = option("auto", help="How products are formed.", more='"auto" tries and chooses.', choices=WAYS)
+    effort: str = option(
+        "normal",
+        help="How well everything is to be known: three named sets of accuracies.",
+        more="They are `hessdiag.accuracy.EFFORTS`.",
+        choices=tuple(EFFORTS),
+    )
+    accuracy: str | Mapping[str, float] | None = option(
+        None,
+        help="Single accuracies instead: trace=0.5%,lambda_max=1e-4 say.",
+        more="In Python a mapping too.",
+        metavar="A=X,B=Y",
+        read=lambda value: accuracy("normal", value),
+    )
+    budget: str | None = option(
+        None,
+        help="The most to spend: a time, products (200p) or gradients (500g).",
+        more="None: what the accuracies take.",
+        metavar="N[s|m|h|p|g]",
+        read=budget,
+    )
+    rtol: float | None = option(
+        None,
+        help="Relative width of both extremes.",
+        instead=f"by accuracy, {PAIRED['rtol']:.0e}".replace("e-0", "e-"),
+        more="λ_min: relative to the spectral radius.",
+        above=0,
+        below=1,
+    )
+    probes: int | None = option(
+        None,
+        help="Random quadratic forms.",
+        instead="as many as the accuracy takes",
+        more="For trace, ‖H‖_F² and what follows from them; as many are 8 to 64.",
+        at_least=2,
+        needed_by="a standard error",
+    )
+    density_probes: int = option(
+        0,
+        help="Starts of the density beside the run's.",
+        instead="none",
+        at_least=2,
+        or_zero=True,
+        needed_by="a band over probes",
+    )
+    steps: int | None = option(
+        None,
+        help="Lanczos steps of each start.",
+        instead="by accuracy, about 60",
+        more="Of the run at least.",
+        at_least=2,
+        needed_by="a density",
+    )
+    max_steps: int = option(160, help="Most products for the run.", at_least=1)
+    top: int = option(1, help="Largest eigenvalues to verify.", at_least=1)
+    confidence: float = option(0.95, help="Of the intervals.", more="Over probes and data.", at_least=0.5, below=1)
+    block: int = option(8, help="Vectors that share one graph.", at_least=1)
+    second_opinion: bool = option(
+        True,
+        help="Compare loss and gradient with the model's own first.",
+        more="Costs one gradient.",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what does not exist or contradicts itself.
 
         Raises:
-            UsageError: an unknown name or a value out of range.
-            BudgetError: too few probes or steps for a spread.
+            OptionError: an unknown name or a value out of range; all faults at once.
+            BudgetError: the first fault is too few probes or steps for a spread.
         """
-        if isinstance(self.quantities, str) or not self.quantities:
-            msg = "no quantities asked: give at least one of " + ", ".join(QUANTITIES)
-            raise UsageError(msg)
-        for name in self.quantities:
-            if name not in QUANTITIES:
-                near = get_close_matches(name, QUANTITIES, 1)
-                hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(QUANTITIES)}"
-                msg = f"--quantities {name}: no such quantity; {hint}"
-                raise UsageError(msg)
-        self._one_of("operator", self.operator, OPERATORS)
-        self._one_of("way", self.way, WAYS)
-        if self.dtype is not None:
-            self._one_of("dtype", self.dtype, DTYPES)
-        for option in ("samples", "batch_size", "max_steps", "top", "block"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                msg = f"--{option.replace('_', '-')} {value}: at least 1 is needed"
-                raise UsageError(msg)
-        if self.rtol is not None and not 0 < self.rtol < 1:
-            msg = f"--rtol {self.rtol}: allowed is more than 0 and less than 1"
-            raise UsageError(msg)
-        self.known_to, self.spending  # noqa: B018  (each refuses what it cannot read)
-        if not 0.5 <= self.confidence < 1:
-            msg = f"--confidence {self.confidence}: allowed is 0.5 to less than 1"
-            raise UsageError(msg)
-        at_least(2 if self.probes is None else self.probes, 2, "--probes", "a standard error")
-        at_least(self.density_probes or 2, 2, "--density-probes", "a band over probes")
-        at_least(2 if self.steps is None else self.steps, 2, "--steps", "a density")
-        if self.operator == "ggn" and self.way == "finite_difference":
-            msg = "--operator ggn with --way finite_difference: differences give the Hessian only; drop one"
-            raise UsageError(msg)
+        refuse(*self.faults({one.name: getattr(self, one.name) for one in fields(self)}))
+
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> tuple[Fault, ...]:
+        """All that is wrong with some options, so that each surface may say it in its own spelling.
+
+        Args:
+            given: values by name; what is left out has its default.
+        """
+        found = faults_of(cls, given)
+        if (given.get("operator"), given.get("way")) == ("ggn", "finite_difference"):
+            text = "the way finite_difference gives the Hessian only; drop one of the two"
+            found.append(Fault("operator", "ggn", text))
+        return tuple(found)
 
     @property
     def known_to(self) -> Accuracy:
@@ -152,9 +187,3 @@ class Settings:
     def wants(self, *names: str) -> bool:
         """Whether any of these quantities was asked for."""
         return any(name in self.quantities for name in names)
-
-    @staticmethod
-    def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-        if value not in allowed:
-            msg = f"--{option} {value}: allowed are {', '.join(allowed)}"
-            raise UsageError(msg)

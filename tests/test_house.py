@@ -14,6 +14,7 @@ ROOT = Path(hessdiag.__file__).parent
 ROOMS = [
     "shown",
     "errors",
+    "option",
     "multiplicity",
     "files",
     "folders",

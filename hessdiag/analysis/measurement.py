@@ -21,6 +21,7 @@ from hessdiag.closed_form import Recognized
 from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
+from hessdiag.option import refuse
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost
 from hessdiag.samples import SampleSet, draw
@@ -43,7 +44,7 @@ def analyze(
         progress: called with (stage, done, total).
         **options: the other fields of `Settings`: samples, batch_size, seed, split, params, operator, dtype,
             device, way, effort, accuracy, budget, rtol, probes, density_probes, steps, max_steps, top, confidence,
-            block.
+            block, second_opinion.
 
     Returns:
         The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 90 products.
@@ -54,12 +55,8 @@ def analyze(
     """
     if quantities is not None:
         options["quantities"] = (quantities,) if isinstance(quantities, str) else tuple(quantities)
-    try:
-        settings = Settings(**options)
-    except TypeError as error:
-        msg = f"analyze: {str(error).split('()')[-1].strip()}; allowed are {', '.join(Settings.__slots__)}"
-        raise UsageError(msg) from error
-    return Measurement(problem, settings).run(progress=progress)
+    refuse(*Settings.faults(options))  # names that do not exist too
+    return Measurement(problem, Settings(**options)).run(progress=progress)
 
 
 class Measurement:

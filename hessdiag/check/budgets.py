@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
+from hessdiag.option import hint
 from hessdiag.results import QUANTITIES
 
 Level = Literal["off", "warn", "error"]
@@ -113,9 +113,7 @@ def parse_key(key: str, split: str) -> tuple[str, Scope]:
         raise ValueError(msg)
     metric = found["metric"]
     if metric not in METRICS:
-        near = get_close_matches(metric, METRICS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(METRICS)}"
-        msg = f"no metric {metric!r}; {hint}"
+        msg = f"no metric {metric!r}; {hint(metric, METRICS)}"
         raise ValueError(msg)
     return metric, Scope(found["split"] or split, found["glob"] or "")
 

@@ -11,7 +11,7 @@ from typing import Any
 from hessdiag.check.render import dotted
 from hessdiag.check.schema import Fault
 from hessdiag.check.toml_lines import line_of
-from hessdiag.errors import UsageError, one_line
+from hessdiag.errors import FaultsError, UsageError, one_line
 from hessdiag.sources.spec import split_key, split_spec
 
 PYPROJECT = "pyproject.toml"
@@ -20,17 +20,12 @@ AT_LINE = re.compile(r" *\(at (?:line (?P<line>\d+), column \d+|end of document)
 TWICE = ("Cannot overwrite a value", "Cannot declare", "Duplicate inline table key")
 
 
-class ConfigError(UsageError):
+class ConfigError(FaultsError):
     """A configuration with faults (exit code 2).
 
     Attributes:
         faults: all of them, each one line, ``FILE:LINE: key: what is wrong; what is allowed``.
     """
-
-    def __init__(self, faults: Iterable[str]) -> None:
-        self.faults = tuple(faults)
-        more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
-        super().__init__(self.faults[0] + more)
 
 
 class Origin:

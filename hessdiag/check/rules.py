@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from datetime import date, time
 from typing import Any
@@ -18,12 +17,12 @@ from hessdiag.check.budgets import (
     parse_key,
     parse_limit,
 )
-from hessdiag.check.schema import SCHEMA, BudgetTable, Fault, Sheet, hint, shown
-from hessdiag.errors import UsageError, one_line
+from hessdiag.check.schema import SCHEMA, BudgetTable, Fault, Sheet, shown
+from hessdiag.errors import UsageError
+from hessdiag.option import hint
 from hessdiag.settings import PAIRED, Settings
 from hessdiag.sources.spec import split_spec
 
-FLAG = re.compile(r"--([a-z][a-z-]*)")
 DEFAULT = Settings()
 MAX_PROBES = 128  # four times the default probes: halves an interval
 
@@ -93,28 +92,19 @@ class Rules:
                 self._fault("run", "metrics", str(index), text=f"{shown(name)} is named twice; keep one")
 
     def _run(self) -> dict[str, Any]:
-        """The settings of the run; `Settings` itself says what is wrong, one fault at a time."""
+        """The settings of the run that are right; the others are faults at their keys."""
         given = {k: v for k, v in self.sheet.run.model_dump(exclude_unset=True).items() if k != "metrics"}
-        dropped = {fault.path[1] for fault in self.faults if len(fault.path) > 1 and fault.path[0] == "run"}
-        while True:
-            try:
-                Settings(**given)
-            except UsageError as error:
-                named = [flag.replace("-", "_") for flag in FLAG.findall(str(error))]
-                key = next(name for name in named if name in given)
-                if not dropped.intersection(named):
-                    text = FLAG.sub(lambda found: found[1].replace("-", "_"), one_line(error))
-                    self._fault("run", key, text=re.sub(f"^{key}[ =]", "", text).replace(": ", "; ", 1))
-                dropped.add(key)
-                del given[key]
-            else:
-                return given
+        for fault in Settings.faults(given):
+            self._fault("run", fault.field, text=f"{shown(fault.given)}; {fault.text}")
+            given.pop(fault.field, None)
+        return given
 
     def _confidence(self) -> None:
         ours, runs = self.sheet.check.confidence, self.run.pop("confidence", None)
-        if ours is not None and not 0.5 <= ours < 1:
-            self._fault("check", "confidence", text=f"{shown(ours)}; allowed is 0.5 to less than 1")
-        elif None not in (ours, runs) and ours != runs:
+        wrong = () if ours is None else Settings.faults({"confidence": ours})
+        for fault in wrong:
+            self._fault("check", "confidence", text=f"{shown(ours)}; {fault.text}")
+        if not wrong and None not in (ours, runs) and ours != runs:
             text = f"{shown(runs)} differs from check.confidence, {shown(ours)}; keep one"
             self._fault("run", "confidence", text=text)
         self.confidence: float = next(c for c in (ours, runs, DEFAULT.confidence) if c is not None)

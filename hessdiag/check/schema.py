@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hessdiag.check.budgets import CLAIMS, LEVELS, Claim, Level
-from hessdiag.settings import DTYPES, OPERATORS, UNPAIRED, WAYS, Settings
+from hessdiag.option import hint, options_of
+from hessdiag.settings import UNPAIRED, Settings
 
 SCHEMA = 1
 STRICT = ConfigDict(extra="forbid", strict=True)
-SETTINGS = tuple(field for field in fields(Settings) if field.name not in ("quantities", *UNPAIRED))
 HINTS = get_type_hints(Settings)
+RUN = {name: one for name, one in options_of(Settings).items() if name not in ("quantities", *UNPAIRED)}
 RunTable: Any = create_model(
     "RunTable",
     __config__=STRICT,
     metrics=(list[str], Field(default_factory=list)),
-    **{field.name: (HINTS[field.name], field.default) for field in SETTINGS},  # type: ignore[call-overload]
+    **{
+        name: (HINTS[name], Field(one.default, description=one.help, json_schema_extra=one.schema()))
+        for name, one in RUN.items()
+    },  # type: ignore[call-overload]
 )
 
 
@@ -73,9 +75,7 @@ class Fault(NamedTuple):
 CHOICES = {
     "level": LEVELS,
     "claim": CLAIMS,
-    "operator": OPERATORS,
-    "way": WAYS,
-    "dtype": DTYPES,
+    "operator": RUN["operator"].choices,
     "on_unsure": ("escalate", "report"),
 }
 WANTED = {
@@ -156,12 +156,6 @@ def _unknown(table: tuple[str, ...], name: str) -> str:
     if others:
         return f"no such key here; it belongs {TABLES[others[0]]}"
     return f"no such key; {hint(name, allowed)}"
-
-
-def hint(name: str, allowed: tuple[str, ...]) -> str:
-    """The nearest allowed name, or all of them."""
-    near = get_close_matches(name, allowed, 1)
-    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
 
 
 def shown(value: Any, limit: int = 60) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli import stdout
-from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, options, settings
+from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, click_options, options, settings
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import message, reserve
@@ -46,11 +46,7 @@ MEASURES = (
     click.option("--test", default="test", show_default=True, help="The split generalization is judged by."),
     click.option("--evaluate", type=int, default=5000, show_default=True, help="Most examples of a split."),
     click.option("--init", "start", metavar="FILE", help="Weights before training, for distances from them."),
-    click.option("--rtol", type=float, default=1e-3, show_default=True, help="Relative width for the extremes."),
-    click.option(
-        "--probes", type=int, default=PAIRED["probes"], show_default=True, help="Random quadratic forms."
-    ),
-    click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
+    *click_options("rtol", "probes", "confidence", **PAIRED),
 )
 RANKING = (
     click.option("--gap", type=click.Choice(["error", "loss"]), help="What to rank against.  [error, if classes]"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hessdiag.cli.options import load
+from hessdiag.cli.options import click_options, load
 from hessdiag.cli.output import say
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import UsageError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 CACHE = Path(".hessdiag") / "cache"
+RUN_FLAGS = ("samples", "batch_size", "device", "probes")
 CONFIG = (
     click.option(
         "--config",
@@ -32,12 +33,9 @@ CONFIG = (
     click.option("-P", "options", metavar="KEY=VALUE", multiple=True, help="Option of the factory."),
     click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code. Only for files you made."),
     click.option("--baseline", metavar="FILE", help="Recorded values, instead of the configured file."),
-    click.option("--samples", type=int, metavar="N", help="Examples to measure on."),
-    click.option("--batch-size", type=int, metavar="N", help="Examples per batch; does not change the numbers."),
-    click.option("--device", help="cpu, cuda, cuda:1."),
-    click.option("--probes", type=int, metavar="N", help="Random probes of the first look."),
+    *click_options(*RUN_FLAGS, instead="as configured"),
     click.option("--max-probes", type=int, metavar="N", help="Most probes, where nobody can tell."),
-    click.option("--confidence", type=float, metavar="P", help="Of every interval."),
+    *click_options("confidence", instead="as configured"),
     click.option("--fresh", is_flag=True, help="Measure again what was measured before."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
     click.option("--debug", is_flag=True, help="Show the traceback of a refusal."),
@@ -68,7 +66,6 @@ level                       error fails, warn is only said, off is not measured
 claim                       samples, or population: of lambda_max, lambda_min
                             and trace, what the samples were drawn from
 """
-RUN_FLAGS = ("samples", "batch_size", "device", "probes")
 CHECK_FLAGS = ("baseline", "confidence", "max_probes")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hessdiag.cli.options import FACTORY, PROBLEM
+from hessdiag.cli.options import FACTORY, PROBLEM, click_options
 from hessdiag.cli.options import options as on_command
 from hessdiag.cli.output import say
 from hessdiag.cli.stdout import result
@@ -39,10 +39,7 @@ Commit {config} and {baseline}; when a change is meant: hessdiag baseline update
 @click.command(epilog=FACTORY)
 @on_command(PROBLEM)
 @click.option("--metrics", default=",".join(DEFAULT_METRICS), show_default=True, metavar="A,B", help="To budget.")
-@click.option("--samples", type=int, metavar="N", help="Examples to measure on.  [1024, or all]")
-@click.option("--split", default="train", show_default=True, help="Which of the problem's data.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Names every random stream.")
-@click.option("--device", help="cpu, cuda, cuda:1.  [where the model is]")
+@on_command(click_options("samples", "split", "seed", "device"))
 @click.option("--baseline", default="tests/hessdiag-baseline.json", show_default=True, help="Recorded values.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
 @click.option("--debug", is_flag=True, help="Show the traceback of a refusal.")
@@ -64,6 +61,7 @@ def init(
 ) -> None:
     """Set up the check of a repository: measure once, write budgets and the first baseline."""
     from hessdiag.check.render import append_to, render
+    from hessdiag.check.rules import DEFAULT, MAX_PROBES
     from hessdiag.files import require_writable, write_whole
     from hessdiag.sources.spec import parse_options
 
@@ -87,7 +85,7 @@ def init(
     limits = {name: _limits(name, entry.metrics[name]) for name in names}
     comments = {n: _comment(entry.metrics[n]) for n in names}
     run["samples"] = int(entry.fingerprint["samples"])
-    check = {"baseline": baseline, "confidence": 0.95, "max_probes": 128, "budgets": limits}
+    check = {"baseline": baseline, "confidence": DEFAULT.confidence, "max_probes": MAX_PROBES, "budgets": limits}
     block = render({**table, "run": run, "check": check}, comments, prefix=prefix)
     from hessdiag.check.baseline import updated
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hessdiag.accuracy import EFFORTS
-from hessdiag.errors import LoadError, UsageError
-from hessdiag.results import QUANTITIES
-from hessdiag.settings import DTYPES, OPERATORS, WAYS, Settings
+from hessdiag.errors import FaultsError, LoadError, UsageError
+from hessdiag.option import Fault, Option, OptionError, options_of
+from hessdiag.settings import Settings
 from hessdiag.sources.spec import exists, parse_options, split_key, split_spec
 
 if TYPE_CHECKING:
@@ -21,8 +22,49 @@ F = TypeVar("F", bound=Callable[..., Any])
 FACTORY = "FACTORY is path/file.py:function or package.module:function, returning a hessdiag.Problem."
 
 
-def _quantities(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return QUANTITIES if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+Decorator = Callable[[F], F]
+
+
+def click_options(
+    *names: str, of: type = Settings, instead: str | None = None, **defaults: Any
+) -> tuple[Decorator[Any], ...]:
+    """The flags of some options, as their class defines them.
+
+    Args:
+        *names: of the options.
+        of: the class.
+        instead: where a flag that is not given leaves what is configured: what to say so.
+        **defaults: of this verb, where they differ.
+    """
+    return tuple(_click_option(options_of(of)[name], instead, defaults) for name in names)
+
+
+def _click_option(one: Option, instead: str | None, defaults: dict[str, Any]) -> Decorator[Any]:
+    default = None if instead else defaults.get(one.name, one.default)
+    shown = instead or (one.instead if one.name not in defaults else None)
+    words: dict[str, Any] = {
+        "metavar": one.metavar,
+        "help": one.help + (f"  [{shown}]" if shown else ""),
+        "show_default": default is not None and shown is None,
+    }
+    if one.many and one.choices:
+        return click.option(spelled(one.name), callback=partial(_names, default), **words)
+    if one.many:
+        return click.option(spelled(one.name), multiple=True, **words)
+    if one.kind is bool:
+        name = spelled(one.name)
+        return click.option(f"{name}/--no-{name[2:]}", default=default, **words)
+    kind = click.Choice(one.choices) if one.choices else one.kind
+    return click.option(spelled(one.name), type=kind, default=default, **words)
+
+
+def _names(default: Any, _: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return default if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def spelled(name: str) -> str:
+    """The flag of an option."""
+    return f"--{name.replace('_', '-')}"
 
 
 PROBLEM = (
@@ -54,57 +96,23 @@ PROBLEMS = (
     ),
     *PROBLEM[2:],
 )
-SAMPLES = (
-    click.option("--samples", type=int, metavar="N", help="Examples to measure on.  [1024, or all]"),
-    click.option("--batch-size", type=int, metavar="N", help="Examples per batch; does not change the numbers."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Names every random stream."),
-    click.option("--split", default="train", show_default=True, help="Which of the problem's data."),
-    click.option("--params", metavar="GLOB", multiple=True, help="Parameters that count; !GLOB leaves out."),
-    click.option(
-        "--operator",
-        type=click.Choice(OPERATORS),
-        default="hessian",
-        show_default=True,
-        help="The Hessian, or its Gauss-Newton part.",
-    ),
-    click.option("--dtype", type=click.Choice(DTYPES), help="Precision of the products.  [the model's]"),
-    click.option("--device", help="cpu, cuda, cuda:1.  [where the model is]"),
-    click.option(
-        "--way", type=click.Choice(WAYS), default="auto", show_default=True, help="How products are formed."
-    ),
-    click.option("--block", type=int, default=8, show_default=True, help="Vectors that share one graph."),
-    click.option(
-        "--second-opinion/--no-second-opinion",
-        default=True,
-        show_default=True,
-        help="Compare loss and gradient with the model's own first.",
-    ),
+SAMPLES = click_options(
+    "samples",
+    "batch_size",
+    "seed",
+    "split",
+    "params",
+    "operator",
+    "dtype",
+    "device",
+    "way",
+    "block",
+    "second_opinion",
 )
-MEASUREMENT = (
-    click.option("--quantities", callback=_quantities, metavar="A,B", help=f"Of {', '.join(QUANTITIES)}.  [all]"),
-    click.option("--rtol", type=float, help="Relative width of both extremes.  [by accuracy, 1e-3]"),
-    click.option("--probes", type=int, help="Random quadratic forms.  [as many as the accuracy takes]"),
-    click.option("--density-probes", type=int, default=0, help="Starts of the density beside the run's.  [none]"),
-    click.option("--steps", type=int, help="Lanczos steps of each start.  [by accuracy, about 60]"),
-    click.option("--max-steps", type=int, default=160, show_default=True, help="Most products for the run."),
-    click.option("--top", type=int, default=1, show_default=True, help="Largest eigenvalues to verify."),
-    click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
+MEASUREMENT = click_options(
+    "quantities", "rtol", "probes", "density_probes", "steps", "max_steps", "top", "confidence"
 )
-SPENDING = (
-    click.option(
-        "--effort",
-        type=click.Choice(list(EFFORTS)),
-        default="normal",
-        show_default=True,
-        help="How well everything is to be known: three named sets of accuracies.",
-    ),
-    click.option(
-        "--accuracy", metavar="A=X,B=Y", help="Single accuracies instead: trace=0.5%,lambda_max=1e-4 say."
-    ),
-    click.option(
-        "--budget", metavar="N[s|m|h|p|g]", help="The most to spend: a time, products (200p) or gradients (500g)."
-    ),
-)
+SPENDING = click_options("effort", "accuracy", "budget")
 OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
@@ -112,7 +120,7 @@ OUTPUT = (
 )
 
 
-def options(*groups: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+def options(*groups: tuple[Decorator[F], ...]) -> Decorator[F]:
     """Put groups of options on a command, in the order written."""
 
     def decorate(function: F) -> F:
@@ -127,10 +135,28 @@ def settings(**values: Any) -> Settings:
     """The options of a command as checked `Settings`.
 
     Raises:
-        UsageError: they contradict themselves or do not exist.
+        FaultsError: they contradict themselves or do not exist; each fault names its flag.
     """
     values["params"] = values["params"] or None
-    return Settings(**values)
+    with flags():
+        return Settings(**values)
+
+
+@contextmanager
+def flags() -> Iterator[None]:
+    """Say faults of options as they are typed.
+
+    Raises:
+        FaultsError: what was an OptionError.
+    """
+    try:
+        yield
+    except OptionError as error:
+        raise FaultsError(map(_typed, error.faults)) from error
+
+
+def _typed(fault: Fault) -> str:
+    return f"{spelled(fault.field)}{'' if fault.given is None else f' {fault.given}'}: {fault.text}"
 
 
 def load(

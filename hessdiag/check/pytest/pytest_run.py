@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hessdiag.check.rules import MAX_PROBES, Rules
 from hessdiag.check.schema import SCHEMA, faults_of_form
 from hessdiag.check.subject import Subject, entry_of
 from hessdiag.errors import UsageError
+from hessdiag.option import hint
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Metric
 from hessdiag.settings import PAIRED, UNPAIRED, Settings
@@ -146,9 +146,7 @@ def measured(
 def _settings(asked: dict[str, Any]) -> Settings:
     for name in asked:
         if name not in OPTIONS:
-            near = get_close_matches(name, OPTIONS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(OPTIONS)}"
-            msg = f"hessdiag.run has no option {name!r}; {hint}"
+            msg = f"hessdiag.run has no option {name!r}; {hint(name, OPTIONS)}"
             raise UsageError(msg)
     quantities = asked.get("quantities", QUANTITIES)
     asked["quantities"] = (quantities,) if isinstance(quantities, str) else tuple(quantities)

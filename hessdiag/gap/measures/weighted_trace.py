@@ -11,10 +11,11 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Reading
+from hessdiag.settings import PAIRED
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.probes import rademacher
 
-PROBES = 32  # as `Settings.probes`: enough for t intervals to cover
+PROBES = PAIRED["probes"]
 CONFIDENCE = 0.95
 COST = f"C gradients for C outputs up to 32 an example; else {PROBES} products"
 
