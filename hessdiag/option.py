@@ -6,7 +6,7 @@ made from `options_of`; each of them spells the name and the value of a `Fault` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
@@ -107,7 +107,7 @@ class Option:
             missing = Fault(self.name, None, "None is no value; leave it out for the default")
             return [] if self.default is None else [missing]
         if self.many:
-            return self._faults_of_names(value) if self.choices else []
+            return self._faults_of_names(value)
         if self.choices and value not in self.choices:
             return [Fault(self.name, value, f"allowed are {', '.join(self.choices)}")]
         if self.read is not None:
@@ -118,12 +118,15 @@ class Option:
         return self._faults_of_number(value) if self.kind in NUMBERS else []
 
     def _faults_of_names(self, value: Any) -> list[Fault]:
-        if isinstance(value, str):
-            return [Fault(self.name, value, f"a list of names is needed, [{value!r}] say")]
+        single = isinstance(value, str) or not isinstance(value, Collection)  # of a text each letter would be one
+        if single or not all(isinstance(name, str) for name in value):
+            example = f", [{value!r}] say" if isinstance(value, str) else ""
+            return [Fault(self.name, value, f"a list of names is needed{example}")]
+        if not self.choices:
+            return []
         if not value:
-            return [
-                Fault(self.name, None, f"no {self.name} asked; give at least one of {', '.join(self.choices)}")
-            ]
+            text = f"no {self.name} asked; give at least one of {', '.join(self.choices)}"
+            return [Fault(self.name, None, text)]
         wrong = [name for name in value if name not in self.choices]
         text = "there is none of this name; "
         return [Fault(self.name, name, text + hint(name, self.choices)) for name in wrong]

@@ -187,3 +187,7 @@ class Settings:
     def wants(self, *names: str) -> bool:
         """Whether any of these quantities was asked for."""
         return any(name in self.quantities for name in names)
+
+
+DEFAULT = Settings()
+"""What is measured where nothing is said."""

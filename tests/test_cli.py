@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import csv
 import functools
+import inspect
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,11 +28,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hessdiag import Problem, __version__, cli, folders, load_run
+from hessdiag.check import schema
+from hessdiag.check.config import ConfigError, load_config
 from hessdiag.cli.options import settings
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.errors import UsageError
+from hessdiag.option import Option, OptionError, faults_of, options_of
 from hessdiag.results import QUANTITIES, json_schema
 from hessdiag.samples import draw
-from hessdiag.settings import Settings
+from hessdiag.settings import UNPAIRED, Settings
 from hessdiag.sources import digits
 from tests.command import call
 from tests.models import dense_hessian
@@ -271,6 +277,131 @@ def test_every_setting_has_its_option_and_default(monkeypatch: pytest.MonkeyPatc
     options = cli.cli.get_command(click.Context(cli.cli), "analyze")
     assert options is not None
     assert set(Settings.__slots__) < {option.name for option in options.params}
+
+
+def check_one_definition() -> None:
+    """Help, flags, tables and signature agree on every option; ranges say what is refused."""
+    shown = " ".join(call("analyze", "--help")[1].split())
+    table = schema.Sheet.model_json_schema()["$defs"]["RunTable"]["properties"]
+    signature = inspect.signature(Settings).parameters
+    for name, one in options_of(Settings).items():
+        assert one.help.endswith("."), name
+        default = signature[name].default
+        typed = f"{'' if default else 'no-'}second-opinion" if name == "second_opinion" else default
+        said = f"[{one.instead}]" if one.instead else "" if default is None else f"[default: {typed}]"
+        assert f"--{name.replace('_', '-')} " in shown, name
+        assert f"{one.help} {said}".strip() in shown, name
+        assert repr(getattr(Settings(), name)) == repr(default), name
+        if name in ("quantities", *UNPAIRED):
+            assert name not in table
+            continue
+        told = table[name]
+        assert (repr(told["default"]), told["description"]) == (repr(default), one.help), name
+        lowest, highest = told.get("minimum"), told.get("exclusiveMaximum")
+        for wrong in ([] if lowest is None else [lowest - 1]) + ([] if highest is None else [highest]):
+            assert [fault.field for fault in Settings.faults({name: wrong})] == [name]
+        assert lowest is None or Settings.faults({name: lowest}) == ()
+        assert set(told.get("enum", [])) - {None} == set(one.choices)
+        bounded = isinstance(default, int | float) or one.kind in (int, float)
+        assert (
+            lowest is not None or "exclusiveMinimum" in told or not bounded or name in ("seed", "second_opinion")
+        )
+
+
+def test_every_setting_is_defined_once() -> None:
+    check_one_definition()
+
+
+WRONG = {"rtol": 2.0, "probes": 1, "density_probes": 1, "way": "magic", "max_steps": 0, "confidence": 1.0}
+
+
+def check_spelling(folder: Path) -> None:
+    """All faults are said at once, by the name that the option has where it was given."""
+    with pytest.raises(UsageError) as refused:
+        Settings(**WRONG)  # type: ignore[arg-type]
+    assert isinstance(refused.value, OptionError)
+    faults = refused.value.faults
+    assert [fault.field for fault in faults] == [name for name in Settings.__slots__ if name in WRONG]
+    assert str(refused.value) == f"{faults[0]} (and 5 more)"
+    assert not any("--" in str(fault) for fault in faults)
+    assert {str(fault).split(": ")[0] for fault in faults} == {f"{k}={v!r}" for k, v in WRONG.items()}
+
+    rest = {name: value for name, value in WRONG.items() if name != "way"}  # click knows the ways
+    flags = {f"--{name.replace('_', '-')} {value}" for name, value in rest.items()}
+    code, out, err = call("analyze", DIGITS, *shlex.split(" ".join(flags)))
+    assert (code, out) == (2, "")
+    assert {line.removeprefix("hessdiag: ").split(": ")[0] for line in err.splitlines()} == flags
+
+    file = folder / "hessdiag.toml"
+    file.write_text("problem = 'a:b'\n[run]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in WRONG.items()))
+    with pytest.raises(ConfigError) as listed:
+        load_config(file)
+    assert [fault.split(": ")[1] for fault in listed.value.faults] == [f"run.{name}" for name in WRONG]
+    said = {fault.field: fault.text for fault in faults}
+    assert all(fault.endswith(said[fault.split(": ")[1][4:]]) for fault in listed.value.faults)
+
+
+def test_each_surface_spells_all_faults_its_own_way(tmp_path: Path) -> None:
+    check_spelling(tmp_path)
+
+
+def test_values_of_no_sense_are_faults_and_no_traceback() -> None:
+    for name, one in options_of(Settings).items():
+        for value in ("", "x", -1, 0.5, float("nan"), True, [], {}, object(), None, 10**400):
+            faults = Settings.faults({name: value})
+            assert all(fault.field == name and fault.text for fault in faults), (name, value)
+            assert value is not None or bool(faults) == (one.default is not None), name
+    assert Settings.faults({"prbes": 3})[0].text == "no such option; did you mean probes?"
+
+
+def flag_says(patch: pytest.MonkeyPatch, name: str, what: str, value: object) -> None:
+    command = cli.cli.get_command(click.Context(cli.cli), "analyze")
+    assert command is not None
+    patch.setattr(next(one for one in command.params if one.name == name), what, value)
+
+
+def table_says(patch: pytest.MonkeyPatch, name: str, what: str, value: object) -> None:
+    told = schema.Sheet.model_json_schema()
+    told["$defs"]["RunTable"]["properties"][name][what] = value
+    patch.setattr(schema.Sheet, "model_json_schema", lambda: told)
+
+
+def first_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("hessdiag.settings.faults_of", lambda cls, given: faults_of(cls, given)[:1])
+
+
+def names_its_flag(patch: pytest.MonkeyPatch) -> None:
+    real = Option.faults
+    patch.setattr(
+        Option, "faults", lambda one, value: [f._replace(text=f"--{f.field}: {f.text}") for f in real(one, value)]
+    )
+
+
+def without_help(patch: pytest.MonkeyPatch) -> None:
+    options = {**options_of(Settings), "samples": replace(options_of(Settings)["samples"], help="")}
+    patch.setitem(globals(), "options_of", lambda _: options)
+
+
+APART: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], bool]] = {  # and whether it is seen in the spelling
+    "an option without help": (without_help, False),
+    "a flag with a default of its own": (lambda m: flag_says(m, "top", "default", 2), False),
+    "a flag with words of its own": (lambda m: flag_says(m, "block", "help", "Vectors."), False),
+    "a table with a default of its own": (lambda m: table_says(m, "max_steps", "default", 128), False),
+    "a table with words of its own": (lambda m: table_says(m, "seed", "description", "A number."), False),
+    "a table with a range of its own": (lambda m: table_says(m, "probes", "minimum", 1), False),
+    "a range that is not refused": (lambda m: m.setattr("hessdiag.settings.faults_of", lambda *_: []), False),
+    "only the first fault": (first_alone, True),
+    "a fault that names a flag": (names_its_flag, True),
+    "Python's spelling on the command line": (lambda m: m.setattr("hessdiag.cli.options._typed", str), True),
+}
+
+
+@pytest.mark.parametrize("breakage", APART)
+def test_one_definition_would_notice(breakage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it, in_spelling = APART[breakage]
+    break_it(monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check_spelling(tmp_path) if in_spelling else check_one_definition()
 
 
 def test_the_version_is_the_package_s() -> None:

@@ -121,7 +121,7 @@ def test_the_most_is_the_most():
 def test_tolerances_out_of_range_are_refused(rtol: float):
     with pytest.raises(UsageError, match="rtol"):
         asked(rtol)
-    with pytest.raises(UsageError, match="--accuracy trace"):
+    with pytest.raises(UsageError, match="accuracy='trace"):
         Settings(accuracy={"trace": rtol})
 
 

@@ -50,9 +50,9 @@ class Config:
     run: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     baseline: Path
-    confidence: float = 0.95
-    on_unsure: OnUnsure = "escalate"
-    max_probes: int = 128
+    confidence: float
+    on_unsure: OnUnsure
+    max_probes: int
     budgets: tuple[Budget, ...] = ()
 
 

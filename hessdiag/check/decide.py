@@ -10,6 +10,7 @@ from hessdiag.check.change import METHODS, change, level
 from hessdiag.check.numbers import interval_words
 from hessdiag.check.recorded import Recorded
 from hessdiag.check.verdict import Interval, Row, Verdict, either, lower, upper
+from hessdiag.settings import DEFAULT
 
 MOST_PROBES_TOLD = 100_000  # beyond, "no number of probes would tell" is the truer word
 MORE_PROBES_HELP = ("probes", "bound")  # kinds of metrics whose interval shrinks with the number of probes
@@ -32,7 +33,7 @@ class Evidence:
     baseline: Recorded | None
     same: bool = False
     missing: str = ""
-    confidence: float = 0.95
+    confidence: float = DEFAULT.confidence
     samples: int = 0
 
 

@@ -17,10 +17,11 @@ from hessdiag.check.comparable import differences, explain, reproduced, same_wei
 from hessdiag.check.config import Config, ConfigError
 from hessdiag.check.decide import Evidence, decide, needs_floor, probes_needed
 from hessdiag.check.recorded import Entry
+from hessdiag.check.rules import MAX_PROBES
 from hessdiag.check.subject import Source
 from hessdiag.check.verdict import Report, Row, Verdict
 from hessdiag.errors import MeasurementError, NoVerdictError, UsageError
-from hessdiag.settings import PAIRED
+from hessdiag.settings import DEFAULT, PAIRED
 
 LOOKS = 2
 SPARE = 1.3  # the spread that says how many probes are needed is itself an estimate
@@ -43,13 +44,13 @@ class Plan:
     """
 
     budgets: tuple[Budget, ...]
-    confidence: float = 0.95
-    probes: int = 32
-    max_probes: int = 128
+    confidence: float = DEFAULT.confidence
+    probes: int = PAIRED["probes"]
+    max_probes: int = MAX_PROBES
     escalate: bool = True
-    rtol: float = 1e-3
+    rtol: float = PAIRED["rtol"]
     metrics: tuple[str, ...] = ()
-    split: str = "train"
+    split: str = DEFAULT.split
 
     @classmethod
     def of(cls, config: Config, only: Sequence[str] = ()) -> Plan:
@@ -69,7 +70,7 @@ class Plan:
             escalate=config.on_unsure == "escalate",
             rtol=settings["rtol"],
             metrics=config.metrics,
-            split=settings.get("split", "train"),
+            split=settings.get("split", DEFAULT.split),
         )
 
     @property

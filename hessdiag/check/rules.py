@@ -20,11 +20,10 @@ from hessdiag.check.budgets import (
 from hessdiag.check.schema import SCHEMA, BudgetTable, Fault, Sheet, shown
 from hessdiag.errors import UsageError
 from hessdiag.option import hint
-from hessdiag.settings import PAIRED, Settings
+from hessdiag.settings import DEFAULT, PAIRED, Settings
 from hessdiag.sources.spec import split_spec
 
-DEFAULT = Settings()
-MAX_PROBES = 128  # four times the default probes: halves an interval
+MAX_PROBES = 4 * PAIRED["probes"]  # four times the default probes: halves an interval
 
 
 class Rules:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli import stdout
-from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, click_options, options, settings
+from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, click_options, flags, options, settings
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import message, reserve
 from hessdiag.errors import MeasurementError, OutputError
+from hessdiag.gap.settings import GapSettings
+from hessdiag.option import options_of
 from hessdiag.settings import PAIRED
 from hessdiag.shown import csv_text
 from hessdiag.sources.spec import parse_options
@@ -41,10 +43,7 @@ MANY = (
     *PROBLEM[2:],
 )
 MEASURES = (
-    click.option("--measures", metavar="GLOB", multiple=True, help="Measures to take; !GLOB leaves out.  [all]"),
-    click.option("--guard/--no-guard", default=True, show_default=True, help="Again after rescaling the layers."),
-    click.option("--test", default="test", show_default=True, help="The split generalization is judged by."),
-    click.option("--evaluate", type=int, default=5000, show_default=True, help="Most examples of a split."),
+    *click_options("measures", "guard", "test", "evaluate", of=GapSettings),
     click.option("--init", "start", metavar="FILE", help="Weights before training, for distances from them."),
     *click_options("rtol", "probes", "confidence", **PAIRED),
 )
@@ -170,18 +169,15 @@ def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
     names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "way", "block")
     measured = {name: asked[name] for name in (*names, "rtol", "probes", "confidence")}
     measured |= {"quantities": CURVATURE}
+    given = {name: asked[name] for name in options_of(GapSettings) if asked[name] != ()}
+    with flags():
+        examination = Examination(settings=settings(**measured), **given)
     return Survey(
         factory=factory,
         options=parse_options(asked["options"]),
         app_dir=asked["app_dir"],
         trust_pickle=asked["trust_pickle"],
-        asked=Examination(
-            settings=settings(**measured),
-            measures=asked["measures"] or ("*",),
-            test=asked["test"],
-            evaluate=asked["evaluate"],
-            guard=asked["guard"],
-        ),
+        asked=examination,
         start=asked["start"],
         from_name=asked["meta_from"],
         cache=CACHE,

@@ -13,6 +13,7 @@ from hessdiag.cli.options import options as on_command
 from hessdiag.cli.output import say
 from hessdiag.cli.stdout import result
 from hessdiag.errors import UsageError
+from hessdiag.settings import DEFAULT
 from hessdiag.shown import inert
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def init(
 ) -> None:
     """Set up the check of a repository: measure once, write budgets and the first baseline."""
     from hessdiag.check.render import append_to, render
-    from hessdiag.check.rules import DEFAULT, MAX_PROBES
+    from hessdiag.check.rules import MAX_PROBES
     from hessdiag.files import require_writable, write_whole
     from hessdiag.sources.spec import parse_options
 

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hessdiag.cli import stdout
 from hessdiag.cli.gap import MANY
-from hessdiag.cli.options import FACTORY, OUTPUT, load, options
+from hessdiag.cli.options import FACTORY, OUTPUT, click_options, flags, load, options
 from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import HessdiagError, MeasurementError, UsageError, one_line
+from hessdiag.shift.settings import TESTS, ShiftSettings
 from hessdiag.shown import csv_text
 
 if TYPE_CHECKING:
     from hessdiag.shift.report import ShiftReport
 
 TESTING = (
-    click.option("--tests", metavar="A,B", help="Of covariate, augmented, distance, other.  [all that can be]"),
-    click.option("--train", default="train", show_default=True, help="Split that shifts are measured from."),
-    click.option("--test", default="test", show_default=True, help="Split that is shifted."),
-    click.option("--other", metavar="SPLIT", help="Split of another source, tested against --test."),
+    *click_options("tests", "train", "test", "other", of=ShiftSettings),
     click.option("--reference", metavar="NAME", help="Checkpoint the others are compared with.  [the first]"),
-    click.option("--samples", type=int, default=2000, show_default=True, help="Most examples of each split."),
-    click.option("--components", type=int, help="Principal components to shift.  [50 beyond 100 features]"),
-    click.option("--seed", type=int, default=0, show_default=True, help="Names every random stream."),
-    click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the intervals."),
+    *click_options("samples", "components", "seed", "confidence", of=ShiftSettings),
     click.option("-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write page, CSV and JSON."),
 )
 
@@ -42,14 +37,14 @@ def shift(
     options: tuple[str, ...],
     trust_pickle: bool,
     app_dir: str | None,
-    tests: str | None,
+    tests: tuple[str, ...] | None,
     other: str | None,
     reference: str | None,
     folder: Path | None,
     as_json: bool,
     quiet: bool,
     debug: bool,  # noqa: ARG001  (read from the arguments, before anything can fail)
-    **asked: object,
+    **asked: Any,
 ) -> None:
     """Test checkpoints on shifted data: reweighted, distorted, far from training, or from another source."""
     from hessdiag.files import require_writable
@@ -58,11 +53,13 @@ def shift(
         require_writable(folder)
     quiet = quiet or as_json
 
-    from hessdiag.shift.report import TESTS, Prepared, ShiftReport, ShiftSettings, shift_curves
+    from hessdiag.shift.report import Prepared, ShiftReport, shift_curves
     from hessdiag.sources.many import checkpoints
 
-    named = tuple(part.strip() for part in tests.split(",")) if tests else TESTS[: 4 if other else 3]
-    settings = ShiftSettings(tests=named, other=other, **asked)  # type: ignore[arg-type]
+    with flags():
+        settings = ShiftSettings(
+            tests=TESTS[: 4 if other else 3] if tests is None else tests, other=other, **asked
+        )
     files = checkpoints(patterns)
     if reference is not None and reference not in (names := [one.name for one in files]):
         msg = f"--reference {reference}: there are {', '.join(names)}"

@@ -22,46 +22,28 @@ from hessdiag.gap.guard import attempted, guard, remade
 from hessdiag.gap.performance import FLOOR, Examples, Performance, performance
 from hessdiag.gap.record import CheckpointRecord, Moved
 from hessdiag.gap.registry import Measure, Reading, registry
+from hessdiag.gap.settings import GapSettings
 from hessdiag.problem import Problem, matching
 from hessdiag.results import QUANTITIES
 from hessdiag.samples import divide, draw
 from hessdiag.settings import Settings
 
 CURVATURE = tuple(name for name in QUANTITIES if name not in ("density", "negative_mass"))
-EVALUATED = 5000  # examples of a split: an accuracy of 95% is then known to ± 0.6 points
 
 Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
-    """What is asked of every checkpoint.
+class Examination(GapSettings):
+    """What is asked of every checkpoint: the options of a report, and how its curvature is measured.
 
     Attributes:
         settings: of the curvature; the split it is measured on is the training split.
-        measures: globs on names; "!glob" leaves out.
-        test: name of the other split.
-        evaluate: most examples of a split that loss and metric are taken on.
-        guard: whether every measure is taken again after rescaling.
         floor: training loss that counts as reached.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(quantities=CURVATURE))
-    measures: Sequence[str] = ("*",)
-    test: str = "test"
-    evaluate: int = EVALUATED
-    guard: bool = True
     floor: float = FLOOR
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be met.
-
-        Raises:
-            UsageError: evaluate below 1.
-        """
-        if self.evaluate < 1:
-            msg = f"--evaluate {self.evaluate}: at least 1 is needed"
-            raise UsageError(msg)
 
     def chosen(self) -> dict[str, Measure]:
         """The measures asked for.

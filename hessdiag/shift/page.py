@@ -10,7 +10,8 @@ from hessdiag.present.text import format_interval, format_number, format_p, list
 from hessdiag.shift.experiments import CurveDifference, ShiftCurve, Slope
 from hessdiag.shift.images import DEGREES, PADDING
 from hessdiag.shift.plots import MANY, MOST_CLOUDS, TITLES, shift_plot
-from hessdiag.shift.report import TESTS, ShiftReport
+from hessdiag.shift.report import ShiftReport
+from hessdiag.shift.settings import TESTS
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,57 +24,12 @@ from hessdiag.shift.experiments import (
 from hessdiag.shift.features import Weighted, nearest
 from hessdiag.shift.images import correct, scorer
 from hessdiag.shift.inputs import digest, rows
+from hessdiag.shift.settings import COMPONENTS, FEATURES, TESTS, ShiftSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TESTS = ("covariate", "augmented", "distance", "other")
-SAMPLES = 2000  # of each split: the error of an accuracy of 90% is then 0.7 points
-FEATURES = 100  # beyond so many features a shift takes principal components: those of pictures are correlated
-COMPONENTS = 50
 COLUMNS = ("checkpoint", "test", "shift", "score", "stderr", "lo", "hi", "effective")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShiftSettings:
-    """What is tested, and on what.
-
-    Attributes:
-        tests: names out of `TESTS`; "other" needs ``other``.
-        train: the split that features and distances are taken from.
-        test: the split that is shifted.
-        other: a split from another source.
-        samples: most examples of each split.
-        components: principal components to shift; None: the features themselves up to 100, else 50 components.
-        seed: names every random stream.
-        confidence: of the intervals.
-    """
-
-    tests: Sequence[str] = TESTS[:3]
-    train: str = "train"
-    test: str = "test"
-    other: str | None = None
-    samples: int = SAMPLES
-    components: int | None = None
-    seed: int = 0
-    confidence: float = 0.95
-
-    def __post_init__(self) -> None:
-        """Refuse what does not exist.
-
-        Raises:
-            UsageError: an unknown test, or "other" without a split.
-        """
-        for name in self.tests:
-            if name not in TESTS:
-                msg = f"--tests {name}: allowed are {', '.join(TESTS)}"
-                raise UsageError(msg)
-        if "other" in self.tests and self.other is None:
-            msg = "--tests other needs the split of another source: --other SPLIT"
-            raise UsageError(msg)
-        if self.samples < 1 or not 0 < self.confidence < 1:
-            msg = f"--samples {self.samples}, --confidence {self.confidence}: allowed are 1 and more, and (0, 1)"
-            raise UsageError(msg)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Reading
-from hessdiag.settings import PAIRED
+from hessdiag.settings import DEFAULT, PAIRED
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.probes import rademacher
 
 PROBES = PAIRED["probes"]
-CONFIDENCE = 0.95
+CONFIDENCE = DEFAULT.confidence
 COST = f"C gradients for C outputs up to 32 an example; else {PROBES} products"
 
 
