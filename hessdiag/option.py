@@ -18,6 +18,7 @@ from hessdiag.errors import BudgetError, FaultsError
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+FEW = 5  # so many names are all listed
 NUMBERS: Mapping[type, tuple[Any, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
 
 
@@ -128,8 +129,9 @@ class Option:
             text = f"no {self.name} asked; give at least one of {', '.join(self.choices)}"
             return [Fault(self.name, None, text)]
         wrong = [name for name in value if name not in self.choices]
+        listed = f"allowed are {', '.join(self.choices)}" if len(self.choices) <= FEW else None
         text = "there is none of this name; "
-        return [Fault(self.name, name, text + hint(name, self.choices)) for name in wrong]
+        return [Fault(self.name, name, text + (listed or hint(name, self.choices))) for name in wrong]
 
     def _faults_of_number(self, value: Any) -> list[Fault]:
         base, words = NUMBERS[self.kind]

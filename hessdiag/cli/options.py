@@ -41,7 +41,7 @@ def click_options(
 
 def _click_option(one: Option, instead: str | None, defaults: dict[str, Any]) -> Decorator[Any]:
     default = None if instead else defaults.get(one.name, one.default)
-    shown = instead or (one.instead if one.name not in defaults else None)
+    shown = instead or (one.instead if defaults.get(one.name) is None else None)
     words: dict[str, Any] = {
         "metavar": one.metavar,
         "help": one.help + (f"  [{shown}]" if shown else ""),
