@@ -11,7 +11,7 @@ from hessdiag.option import Fault, OptionError, refuse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """At which accuracy a measurement stops. Defaults are those of ``--effort normal``.
+    """At which accuracy a measurement stops. Defaults are those of the effort "normal".
 
     Attributes:
         lambda_max: width of its certified interval, relative. 1e-3: papers print three digits, and float32 has no

@@ -50,11 +50,11 @@ def analyze(
         The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 90 products.
 
     Raises:
-        UsageError: an option that does not exist or contradicts another.
+        OptionError: options that do not exist, are out of range or contradict each other: all of them.
         MeasurementError: the products cannot be believed (`hessdiag.engine.checks.preflight` says why).
     """
     if quantities is not None:
-        options["quantities"] = (quantities,) if isinstance(quantities, str) else tuple(quantities)
+        options["quantities"] = (quantities,) if isinstance(quantities, str) else quantities
     refuse(*Settings.faults(options))  # names that do not exist too
     return Measurement(problem, Settings(**options)).run(progress=progress)
 

@@ -149,7 +149,7 @@ def _settings(asked: dict[str, Any]) -> Settings:
             msg = f"hessdiag.run has no option {name!r}; {hint(name, OPTIONS)}"
             raise UsageError(msg)
     quantities = asked.get("quantities", QUANTITIES)
-    asked["quantities"] = (quantities,) if isinstance(quantities, str) else tuple(quantities)
+    asked["quantities"] = (quantities,) if isinstance(quantities, str) else quantities
     return Settings(**{**PAIRED, **asked})
 
 
