@@ -307,7 +307,7 @@ def test_progress_is_told_and_ends_at_its_total():
     ("options", "error", "text"),
     [
         ({"quantities": "lambda_mx"}, UsageError, "did you mean lambda_max"),
-        ({"probess": 3}, UsageError, "probess.*allowed are quantities"),
+        ({"probess": 3}, UsageError, "probess.*did you mean probes"),
         ({"split": "test"}, UsageError, "--split test: the problem has train"),
         ({"probes": 1}, BudgetError, "a standard error needs at least 2"),
         ({"device": "cuda:99"}, UsageError, "--device cuda:99: not to be had here"),
