@@ -13,6 +13,11 @@ pytest_plugins = ["pytester"]
 for name in [name for name in os.environ if name in ("CI", "GITLAB_CI") or name.startswith("GITHUB_")]:
     del os.environ[name]
 
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started in the background: children would not hear of Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="threads of torch, in the process of the tests")
