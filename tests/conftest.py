@@ -1,6 +1,7 @@
 """One thread, so that timings and sums do not depend on the machine; and a desk, unless a test says it is CI."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -13,9 +14,8 @@ pytest_plugins = ["pytester"]
 for name in [name for name in os.environ if name in ("CI", "GITLAB_CI") or name.startswith("GITHUB_")]:
     del os.environ[name]
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # started in the background: children would not hear of Ctrl-C
+# Started in the background, this process and its children would not hear of Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
