@@ -15,8 +15,8 @@ from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.ways import WAYS
 
 MARGIN = 8.0
-"""The largest rounding over the vectors of a run, against that of one trial vector on 16 examples: with 4 one value of
-656 passed the truth, by 1.4 floors (a transformer with a loss of 1e-5)."""
+"""The largest rounding over the vectors of a run, against that of one trial vector on 16 examples: with 4 one
+value of 656 passed the truth, by 1.4 floors (a transformer with a loss of 1e-5)."""
 SMALLEST = 32.0
 """Units of rounding. In 328 cases of small networks the value of lambda_max passed the truth by 11 at worst."""
 
