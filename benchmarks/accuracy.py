@@ -23,7 +23,7 @@ from benchmarks.ours import frozen
 from benchmarks.tables import Row
 from benchmarks.timing import bounded_memory, cpu_seconds, gradient_seconds, one_thread, unit
 from benchmarks.truth import Truth, truth
-from benchmarks.workloads import PEER_WORKLOADS, WORKLOADS, Workload
+from benchmarks.workloads import PEER_WORKLOADS, WORKLOADS, Workload, selected
 from hessdiag.errors import one_line
 from hessdiag.problem import Problem
 
@@ -52,7 +52,7 @@ def table(
     """All tools on the chosen workloads, by default all that the data allow."""
     one_thread()
     rows = []
-    for name in names or (("digits_mlp",) if quick or data is None else PEER_WORKLOADS):
+    for name in selected(names, data, quick, PEER_WORKLOADS):
         workload = WORKLOADS[name]
         known = truth(workload, data, device, keep=not quick)
         problem = workload.problem(data, device)

@@ -37,7 +37,7 @@ from benchmarks.methods import DENSITY_STEPS, METHODS, Method
 from benchmarks.tables import Row
 from benchmarks.timing import cpu_seconds, one_thread, unit
 from benchmarks.truth import Truth, truth
-from benchmarks.workloads import PEER_WORKLOADS, WORKLOADS, Workload
+from benchmarks.workloads import PEER_WORKLOADS, WORKLOADS, Workload, selected
 from hessdiag.engine.products.functional import Functional
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES
@@ -56,7 +56,7 @@ WHOLE = "whole analysis"
 def run(data: str | None, quick: bool = False, names: Sequence[str] = (), device: str = "cpu") -> list[Row]:
     """Per workload: every part by every peer, their sum, hessdiag, and its time outside autograd."""
     one_thread()
-    names = names or (("digits_mlp",) if quick or data is None else PEER_WORKLOADS)
+    names = selected(names, data, quick, PEER_WORKLOADS)
     return [row for name in names for row in compare(WORKLOADS[name], data, quick, device)]
 
 

@@ -11,7 +11,7 @@ from benchmarks.judged import ROUNDING, SIGMAS
 from benchmarks.tables import Row
 from benchmarks.timing import cpu_seconds, gradient_seconds, one_thread
 from benchmarks.truth import RESULTS, Fact, Truth, truth
-from benchmarks.workloads import CHECKPOINT_WORKLOADS, WORKLOADS, Workload
+from benchmarks.workloads import CHECKPOINT_WORKLOADS, WORKLOADS, Workload, selected
 from hessdiag.files import write_whole
 from hessdiag.present import png
 from hessdiag.results import QUANTITIES, Analysis, Bound, Metric
@@ -20,7 +20,7 @@ from hessdiag.results import QUANTITIES, Analysis, Bound, Metric
 def run(data: str | None, quick: bool = False, names: Sequence[str] = ()) -> list[Row]:
     """One row per checkpoint and quantity, and what the measurement cost."""
     one_thread()
-    names = names or (("digits_mlp",) if quick or data is None else ("digits_mlp", *CHECKPOINT_WORKLOADS))
+    names = selected(names, data, quick, ("digits_mlp", *CHECKPOINT_WORKLOADS))
     return [row for name in names for row in judge(WORKLOADS[name], data, quick)]
 
 

@@ -25,7 +25,7 @@ from benchmarks.readme_calls import CALLS, Call, Said
 from benchmarks.tables import Row
 from benchmarks.timing import bounded_memory, cpu_seconds, one_thread, unit
 from benchmarks.truth import Truth, truth
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Workload, selected
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES, Analysis
 
@@ -56,7 +56,7 @@ class Scene:
 def run(data: str | None, quick: bool = False, names: Sequence[str] = (), device: str = "cpu") -> list[Row]:
     """Per workload, every call: one row of its cost, and one for each number that it answers."""
     one_thread()
-    names = names or (("digits_mlp",) if quick or data is None else HEADLINE)
+    names = selected(names, data, quick, HEADLINE)
     return [row for name in names for row in compare(WORKLOADS[name], data, quick, device)]
 
 

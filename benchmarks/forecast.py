@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import ours
 from benchmarks.tables import Row
 from benchmarks.timing import GIVING_BACK, one_thread, peak_mib
-from benchmarks.workloads import FORECAST_WORKLOADS, WORKLOADS
+from benchmarks.workloads import FORECAST_WORKLOADS, WORKLOADS, selected
 from hessdiag.analysis import Measurement
 from hessdiag.errors import one_line
 from hessdiag.results import QUANTITIES, Analysis
@@ -36,7 +36,7 @@ LEAST = {"products": 1.0, "seconds": 0.05, "MiB": 10.0}  # what counts as least:
 
 def run(data: str | None, quick: bool = False, names: Sequence[str] = ()) -> list[Row]:
     """Three rows per workload and options; value is the forecast over what was taken."""
-    names = names or (("digits_mlp",) if quick or data is None else FORECAST_WORKLOADS)
+    names = selected(names, data, quick, FORECAST_WORKLOADS)
     asked = list(ASKED)[:2] if quick else list(ASKED)
     return [row for name in names for text in asked for row in _rows(name, text, data)]
 

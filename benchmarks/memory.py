@@ -27,7 +27,7 @@ from benchmarks.ours import ask, frozen
 from benchmarks.tables import Row
 from benchmarks.timing import GIVING_BACK, gradient, one_thread, paired, peak_mib
 from benchmarks.truth import truth
-from benchmarks.workloads import MEMORY_WORKLOADS, WORKLOADS, Workload
+from benchmarks.workloads import MEMORY_WORKLOADS, WORKLOADS, Workload, selected
 from hessdiag.engine.products.ways import WAYS
 from hessdiag.errors import one_line
 
@@ -42,9 +42,9 @@ NOISE = 1.0  # MiB: ratios of less mean nothing
 
 def run(data: str | None, quick: bool = False, names: Sequence[str] = (), device: str = "cpu") -> list[Row]:
     """One row per workload and tool; then two rows, memory and time, per way and peer for the deep GPT."""
-    chosen = names or (("digits_mlp",) if quick or data is None else (*MEMORY_WORKLOADS, DEEP.name))
-    rows = [row for name in chosen if name in WORKLOADS for row in sweeps(WORKLOADS[name], data, device, quick)]
-    if quick or DEEP.name in chosen:
+    names = selected(names, data, quick, (*MEMORY_WORKLOADS, DEEP.name))
+    rows = [row for name in names if name in WORKLOADS for row in sweeps(WORKLOADS[name], data, device, quick)]
+    if quick or DEEP.name in names:
         rows += deep(device, quick)
     return rows
 

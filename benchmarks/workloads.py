@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -160,6 +160,11 @@ PEER_WORKLOADS = ("digits_mlp", "lightning_mlp_10000", "gpt", "resnet20")
 MEMORY_WORKLOADS = (*PEER_WORKLOADS, "gpt_14m")  # 14 million parameters on 512 characters: vectors decide
 FORECAST_WORKLOADS = ("digits_mlp", "lightning_mlp", "lightning_mlp_10000", "gpt", "resnet20_64", "wide_mlp")
 CHECKPOINT_WORKLOADS = ("lightning_mlp", "resnet20_512", "pyhessian_resnet20_512")
+
+
+def selected(names: Sequence[str], data: str | None, quick: bool, every: Sequence[str]) -> Sequence[str]:
+    """The workloads asked for; by default ``every``, or the one that needs no data and little time."""
+    return names or (("digits_mlp",) if quick or data is None else every)
 
 
 def load(model: nn.Module, path: Path) -> None:
