@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessdiag.criteria import TARGET_KEYS, target_of
 from hessdiag.engine.checks.readings import Reading, reading_of
-from hessdiag.engine.products.attributes import left_as_found
+from hessdiag.engine.products.attributes import left_as_found, put_back
 from hessdiag.engine.products.checkpointing import kept_activations
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory
@@ -87,7 +87,6 @@ class PlainModel:
         self.problem: Problem = operator.problem
         self.model = self.problem.bare_model()
         self.names = operator.function.names
-        self._put_back: Callable[[], None] = lambda: None
         self.batches, self.weights = operator.samples.batches, operator.weights.tolist()
         named = dict(self.model.named_parameters())
         self.parameters = [named[name] for name in self.names]
@@ -99,7 +98,7 @@ class PlainModel:
         cuda = [p.device for p in self.parameters[:1] if p.device.type == "cuda"]
         held = [_Held(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())]
         with ExitStack() as stack:
-            self._put_back = stack.enter_context(left_as_found(self.model))
+            stack.enter_context(left_as_found(self.model))
             stack.enter_context(random_states(cuda))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(kept_activations())  # a reentrant checkpoint knows backward() only
@@ -192,7 +191,7 @@ class PlainModel:
 
     def _mean(self, batch: Any) -> Tensor:
         """The mean loss of a batch as it comes; in the model's own precision where it does not take that."""
-        self._put_back()  # a weight that is folded and kept has lost its graph
+        put_back(self.model)  # a weight that is folded and kept has lost its graph
         try:
             return self._loss(self._place(batch, None))
         except RuntimeError as error:

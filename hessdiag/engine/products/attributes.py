@@ -22,23 +22,24 @@ _OPEN: dict[int, list[Callable[[], None]]] = {}
 """Of every model inside `left_as_found`, what puts it back, outermost first: functions may share a model."""
 
 
+def put_back(model: nn.Module) -> None:
+    """Put back all but the modes, within `left_as_found`: what one pass has kept is not for the next to find."""
+    for innermost in _OPEN.get(id(model), [])[-1:]:
+        innermost()
+
+
 @contextmanager
-def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
+def left_as_found(model: nn.Module) -> Iterator[None]:
     """A context at whose end every module has the attributes it had, and lists, dicts and sets their content.
 
     Forward passes leave traces: pruning and old-style weight normalization set ``weight`` anew, recurrent layers
     gather their weights in a list, models keep attention maps and caches. Tensors are not copied: what is written
     into a tensor in place stays, which is why the engine gives the model copies.
-
-    Yields:
-        A function that puts back all but the modes at once: what one pass has kept is not for the next to find.
     """
-    outer = _OPEN.setdefault(id(model), [])
-    if outer:
-        outer[-1]()  # what a pass has kept, of whichever function, is not to be found as the model's own
+    put_back(model)  # what a pass has kept, of whichever function, is not to be found as the model's own
     found = [(module, _state(module)) for module in model.modules()]
 
-    def put_back() -> None:
+    def restore() -> None:
         for module, (attributes, contents) in found:
             now = vars(module)
             for name in [name for name in now if name not in attributes and name not in _OF_TORCH]:
@@ -49,13 +50,14 @@ def left_as_found(model: nn.Module) -> Iterator[Callable[[], None]]:
             for container, content in contents:
                 _refill(container, content)
 
-    outer.append(put_back)
+    contexts = _OPEN.setdefault(id(model), [])
+    contexts.append(restore)
     try:
-        yield put_back
+        yield
     finally:
-        put_back()
-        outer.remove(put_back)
-        if not outer:
+        restore()
+        contexts.remove(restore)
+        if not contexts:
             del _OPEN[id(model)]
         for module, (attributes, _) in found:
             if "training" in attributes:

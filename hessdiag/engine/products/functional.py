@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from hessdiag.engine.products.attributes import left_as_found
+from hessdiag.engine.products.attributes import left_as_found, put_back
 from hessdiag.engine.products.checkpointing import kept_activations
 from hessdiag.engine.products.real_pairs import real
 from hessdiag.engine.products.restoring import random_states
@@ -63,7 +63,6 @@ class Functional:
         self.fixed = {n: self._copy(p) for n, p in named.items() if n not in chosen}
         self.fixed |= {n: self._copy(b) for n, b in model.named_buffers()}
         self._measuring = 0  # how many `measuring` contexts are open
-        self._put_back: Callable[[], None] = lambda: None
         self._differentiates = False  # whether the loss takes derivatives itself: of inputs, of inner steps
         self._everywhere = False  # whether anything reaches parameters past the module
         self._looked_at: set[str] = set()  # of what that is known: the loss may reach what outputs do not
@@ -143,7 +142,7 @@ class Functional:
         cuda = [self.device] if self.device.type == "cuda" else []
         has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
         with ExitStack() as stack:
-            before, self._put_back = self._put_back, stack.enter_context(left_as_found(self._model))
+            stack.enter_context(left_as_found(self._model))
             stack.enter_context(random_states(cuda))
             stack.enter_context(kept_activations())
             stack.enter_context(uncompiled())
@@ -161,7 +160,6 @@ class Functional:
                 yield
             finally:
                 self._measuring -= 1
-                self._put_back = before
 
     def tensors(self, theta: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         """What the model holds at ``theta``, by name: complex parameters as such, and all that does not count."""
@@ -172,7 +170,7 @@ class Functional:
         if not self._measuring:  # a pass in training mode would draw from the user's random streams
             with self.measuring():
                 return self._call(function, theta, batch)
-        self._put_back()  # weights that the last pass has folded and kept belong to other parameters
+        put_back(self._model)  # weights that the last pass has folded and kept belong to other parameters
         graph = torch.is_grad_enabled() or self._differentiates
         with swapped(self._model, self.tensors(theta), everywhere=self._everywhere), torch.set_grad_enabled(graph):
             try:
