@@ -76,7 +76,7 @@ class Subject:
         run: fields of `Settings`, without quantities, confidence.
         cache: folder of finished measurements; None keeps none.
         report: of progress, (stage, done, total).
-        say: takes lines for the reader, the forecast of the cost among them.
+        say: takes lines for the reader, the forecast of the cost among them; None: none is made.
         about: title of the checkpoint and sha256 of its file.
     """
 
@@ -91,7 +91,7 @@ class Subject:
         about: tuple[str, str | None] = ("", None),
     ) -> None:
         self.problem, self.run, self.cache = problem, dict(run), cache
-        self.report, self.say, self.about = report, say or (lambda _: None), about
+        self.report, self.say, self.about = report, say, about
         self.analyses: dict[str, Analysis] = {}
         self.products = 0
 
@@ -123,16 +123,21 @@ class Subject:
             try:
                 found = load_run(file)
             except UsageError:
-                self.say(f"{file} cannot be read: measured again")
+                self._tell(f"{file} cannot be read: measured again")
             else:
-                self.say(f"{scope.label}: taken from {file.name}, measured before; --fresh measures again")
+                self._tell(f"{scope.label}: taken from {file.name}, measured before; --fresh measures again")
                 return found
-        self.say(f"{scope.label}: {measurement.forecast()}")
+        if self.say is not None:
+            self.say(f"{scope.label}: {measurement.forecast()}")
         result = measurement.run(progress=self.report).about(self.about[0], (), self.about[1])
         self.products += result.cost.products
         if file is not None and measurement.repeatable and (why := keep(file, result.to_json())):
-            self.say(why)
+            self._tell(why)
         return result
+
+    def _tell(self, line: str) -> None:
+        if self.say is not None:
+            self.say(line)
 
 
 def entry_of(analysis: Analysis, reason: str = "", commit: str | None = None) -> Entry:

@@ -62,7 +62,8 @@ def analyze(
 
     say(built.notes, quiet=quiet)
     measurement_ = Measurement(built.problem, asked)
-    say([measurement_.forecast()], quiet=quiet)
+    if not quiet:  # a forecast forms products
+        say([measurement_.forecast()], quiet=quiet)
     found, _ = measured(measurement_, quiet=quiet)
     found = found.about(checkpoint or factory, built.notes, built.weights.sha256 if built.weights else None)
     if cross_check is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli.options import MEASUREMENT, OUTPUT, SAMPLES, load, options, settings
-from hessdiag.cli.output import draw, page_of, say
+from hessdiag.cli.output import draw, page_of, say, sayer
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
@@ -67,6 +67,7 @@ def compare(
             sources += [Recordings.of_runs([run], "the other was measured on it") for run in runs]
             analyses = dict(zip((first, second), runs, strict=True))
         else:
+            told = sayer(quiet=quiet or as_json)
             for checkpoint in (first, second):
                 built = load(factory, checkpoint, factory_options, trust_pickle, app_dir)
                 say(built.notes, quiet=quiet or as_json)
@@ -74,8 +75,7 @@ def compare(
                     k: v for k, v in measurement.items() if k not in ("quantities", "confidence", "rtol", "probes")
                 }
                 about = (checkpoint, built.weights.sha256 if built.weights else None)
-                say_line = _sayer(quiet=quiet or as_json)
-                sources.append(Subject(built.problem, run, report=report, say=say_line, about=about))
+                sources.append(Subject(built.problem, run, report=report, say=told, about=about))
         metrics = [name for name in METRICS if name in asked.quantities]
         wanted = {
             "probes": asked.probes or PAIRED["probes"],
@@ -96,10 +96,6 @@ def compare(
         from hessdiag.files import write_whole
 
         say([f"written: {write_whole(html, page_of(analyses))}"], quiet=quiet)
-
-
-def _sayer(*, quiet: bool) -> Any:
-    return lambda line: say([line], quiet=quiet)
 
 
 def _require_runs(*paths: str) -> None:

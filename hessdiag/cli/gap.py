@@ -187,13 +187,15 @@ def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
 
 
 def _once(*, quiet: bool) -> Any:
-    """Says the first line it is given: the forecast of the first checkpoint stands for all."""
+    """Says the first line it is given: the forecast of the first checkpoint stands for all; None for nobody."""
+    if quiet:
+        return None
     said: list[str] = []
 
     def talk(line: str) -> None:
         if not said:
             said.append(line)
-            say([line], quiet=quiet)
+            say([line], quiet=False)
 
     return talk
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hessdiag.cli.options import click_options, load
-from hessdiag.cli.output import say
+from hessdiag.cli.output import say, sayer
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import UsageError
 from hessdiag.sources.spec import parse_options
@@ -111,7 +111,7 @@ def subject_of(
         config.run,
         cache=None if fresh else cache_folder(config),
         report=report,
-        say=lambda line: say([line], quiet=quiet),
+        say=sayer(quiet=quiet),
         about=(title or weights_file or config.problem, built.weights.sha256 if built.weights else None),
     )
 

@@ -62,6 +62,11 @@ def say(lines: Any, *, quiet: bool) -> None:
             message(f"  {line}")
 
 
+def sayer(*, quiet: bool) -> Callable[[str], None] | None:
+    """What takes single lines for the reader; None where there is none, so that none is made for nobody."""
+    return None if quiet else lambda line: say([line], quiet=False)
+
+
 def write_run(analysis: Analysis, folder: Path, *, report: bool = False) -> None:
     """Write run.json, the tables and every plot there is data for; none of an earlier run stays beside them.
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hessdiag.cli.output import command_line, draw, say
+from hessdiag.cli.output import command_line, draw, say, sayer
 from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.files import keep, write_whole
@@ -75,7 +75,7 @@ def _followed(
     from hessdiag.track.follow import Follower
     from hessdiag.track.trajectory import Trajectory
 
-    follower = Follower(asked, lr, kept.recall, kept.keep, lambda line: say([line], quiet=quiet))
+    follower = Follower(asked, lr, kept.recall, kept.keep, sayer(quiet=quiet))
     points: list[Point] = []
     ended = False
 

@@ -82,7 +82,7 @@ class Follower:
         lr: learning rate that counts before all others.
         recall: finished measurement of a key, if there is one.
         keep: takes a key, the checkpoint's name and its finished measurement.
-        say: takes lines for the reader.
+        say: takes lines for the reader, the forecast of the cost among them; None: none is made.
         warm_start: start the extremes near the checkpoint before (`hessdiag.spectral.warm` has what it is worth).
     """
 
@@ -90,7 +90,7 @@ class Follower:
     lr: float | None = None
     recall: Callable[[str, str], Analysis | None] = lambda _key, _name: None
     keep: Callable[[str, str, Analysis], None] = lambda _key, _name, _analysis: None
-    say: Callable[[str], None] = lambda _line: None
+    say: Callable[[str], None] | None = None
     warm_start: bool = True
     notes: list[str] = field(default_factory=list)
     _warm: Warm | None = None
@@ -125,7 +125,8 @@ class Follower:
             warm = self._warm if self.warm_start else None
             if not self._measuring:
                 self._measuring = True
-                self.say(f"each: {measurement.forecast()}")
+                if self.say is not None:
+                    self.say(f"each: {measurement.forecast()}")
             result = run(measurement, warm=warm)
         except OF_ONE as error:
             return Point(name=name, path=path, error=one_line(error))
@@ -152,4 +153,5 @@ class Follower:
         for line in lines:
             if line and line not in self._told:
                 self._told.add(line)
-                self.say(line)
+                if self.say is not None:
+                    self.say(line)
