@@ -360,7 +360,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, tmp_path):
     arguments = ("analyze", "hessdiag.sources.digits:problem", "--samples", "64", "--quantities", "lambda_max")
     _, _, err = call(*arguments)
     assert "products, 0 s" not in err
-    monkeypatch.setattr(measuring, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
     _, again, err = call(*arguments)
     assert "products, 0 s" not in again and "products, 0 s: lambda_max" in err
     assert "products, 0 s" not in call(*arguments, "--quiet")[2]

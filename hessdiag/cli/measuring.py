@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hessdiag.cli.output import say
-from hessdiag.cli.progress import EVERY
+from hessdiag.cli.progress import Beat
 from hessdiag.cli.stdout import message
 from hessdiag.present.arriving import arriving, heartbeat
 
@@ -123,17 +123,14 @@ def _table(console: Any, ctrl_c: CtrlC, title: str) -> Iterator[Any]:
 
 @contextmanager
 def _beats(ctrl_c: CtrlC, title: str) -> Iterator[Any]:
-    begun = last = time.monotonic()
-    told = False
+    beat, told = Beat(), False
 
     def look(so_far: SoFar) -> None:
-        nonlocal last, told
-        now = time.monotonic()
+        nonlocal told
         if ctrl_c.pressed and not told:
             told = True
             message(f"  {ENDING}")
-        elif now - last >= EVERY:
-            last = now
-            message(f"  {title + ': ' if title else ''}{heartbeat(so_far, now - begun)}")
+        elif (seconds := beat.due()) is not None:
+            message(f"  {title + ': ' if title else ''}{heartbeat(so_far, seconds)}")
 
     yield look

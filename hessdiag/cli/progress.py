@@ -42,14 +42,26 @@ def display(*, quiet: bool) -> Iterator[Report]:
         yield report
 
 
+class Beat:
+    """Tells when the next line is due where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.monotonic()
+
+    def due(self) -> float | None:
+        """Seconds since the beginning, every `EVERY` seconds; None between."""
+        now = time.monotonic()
+        if now - self._last < EVERY:
+            return None
+        self._last = now
+        return now - self._begun
+
+
 def _beats() -> Report:
-    begun = last = time.monotonic()
+    beat = Beat()
 
     def report(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= EVERY:
-            last = now
-            message(f"  {stage}: {done} of {total}, {now - begun:.0f} s")
+        if (seconds := beat.due()) is not None:
+            message(f"  {stage}: {done} of {total}, {seconds:.0f} s")
 
     return report
