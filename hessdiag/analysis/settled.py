@@ -13,6 +13,7 @@ from hessdiag.analysis.found import Found
 from hessdiag.results import Convergence, Estimate, Metric
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms, trace_from
+from hessdiag.spectral.enough import size_of_trace
 from hessdiag.spectral.interval import mean_interval
 
 M = TypeVar("M", bound=Metric)
@@ -47,13 +48,17 @@ def shortfall(found: Found, settings: Settings, why: str) -> list[str]:
 
 
 def _wide(metrics: Mapping[str, Metric], settings: Settings, *, ended: bool) -> list[str]:
-    found = []
+    found: list[str] = []
+    if settings.probes is not None:
+        return found
     square = metrics.get("frobenius_squared")
     for name in ("trace", "frobenius_squared"):
         metric = metrics.get(name)
-        if settings.probes is not None or not isinstance(metric, Estimate) or metric.kind != "probes":
+        if not isinstance(metric, Estimate) or metric.kind != "probes":
             continue
-        size = max(abs(metric.value), math.sqrt(square.value) if name == "trace" and square is not None else 0.0)
+        size = metric.value
+        if name == "trace":
+            size = size_of_trace(size, square.value if square is not None else 0.0)
         asked, reached = getattr(settings.known_to, name), (metric.hi - metric.lo) / 2 / max(size, 1e-300)
         if reached > BEYOND * asked:
             needed = math.ceil(len(metric.per_probe) * (reached / asked) ** 2)

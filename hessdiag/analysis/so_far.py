@@ -13,6 +13,7 @@ from hessdiag.analysis.found import Found
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms, frobenius_squared_from, trace_from
 from hessdiag.spectral.certificate import Watch
+from hessdiag.spectral.enough import size_of_trace
 from hessdiag.spectral.interval import watched
 
 State = Literal["waiting", "narrowing", "known"]
@@ -130,7 +131,7 @@ class Account:
         self._probes = len(forms.trace)
         sure = watched(self.settings.confidence, self.looks)
         trace, square = trace_from(forms, confidence=sure), frobenius_squared_from(forms, confidence=sure)
-        sizes = {"trace": max(abs(trace.value), math.sqrt(square.value)), "frobenius_squared": square.value}
+        sizes = {"trace": size_of_trace(trace.value, square.value), "frobenius_squared": square.value}
         for estimate in (trace, square):
             name = estimate.quantity
             if name not in self._final:

@@ -29,7 +29,7 @@ class ModelTrace:
     Attributes:
         estimate: kind "exact" if no signs were drawn at the outputs and no tensor needed probes.
         layers: the same per tensor.
-        note: how it was had, for the reader.
+        note: how it was computed, for the reader.
     """
 
     estimate: Estimate
@@ -43,7 +43,7 @@ def model_trace(
     """tr(H), or tr(G), through per-example gradients.
 
     Cost: C backward passes of per-example gradients for C outputs, or 16 with signs there; where some tensor is
-    curved, ``settings.probes`` products with R, or what ``settings.trace_rtol`` needs of them.
+    curved, ``settings.probes`` products with R, or what the trace's accuracy takes of them.
 
     Args:
         operator: H or G.

@@ -12,6 +12,13 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
+def deviation(share: npt.ArrayLike, dimension: int) -> Array:
+    """Standard deviations of a start's weights on these shares of d eigenvalues, of any shape."""
+    p = np.asarray(share, dtype=np.float64)
+    spread: Array = np.sqrt(2 * p * (1 - p).clip(min=0) / (dimension + 2))
+    return spread
+
+
 def least_share(weights: npt.ArrayLike, dimension: int, tail: float) -> Array:
     """The smallest shares of d eigenvalues on which a start has these weights with a chance of ``tail``.
 

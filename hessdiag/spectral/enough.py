@@ -18,12 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtrit
 
 from hessdiag.operator import SymmetricOperator
 from hessdiag.spectral import deflation
 from hessdiag.spectral.deflation import Forms, forms
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.spectral.interval import mean_interval, quantile
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.measure import Measure, measure_of
 
@@ -52,8 +51,12 @@ class Goal:
 
     def allowed(self, trace: float, square: float) -> tuple[float, float]:
         """Half intervals of tr H and tr H² that are enough, absolute."""
-        size = max(abs(trace), math.sqrt(max(square, 0.0)))
-        return (self.trace or math.inf) * size, (self.square or math.inf) * square
+        return (self.trace or math.inf) * size_of_trace(trace, square), (self.square or math.inf) * square
+
+
+def size_of_trace(trace: float, square: float) -> float:
+    """What the accuracy of tr H is relative to: itself, or ‖H‖_F where that is larger."""
+    return max(abs(trace), math.sqrt(max(square, 0.0)))
 
 
 def probes_for(krylov: Krylov, goal: Goal) -> int | None:
@@ -73,7 +76,7 @@ def _unexplained(krylov: Krylov, measure: Measure) -> tuple[float, float]:
     nodes, weights, share = measure.rest
     left, mean = share * measure.dimension, float(np.dot(weights, nodes))
     others = krylov.ritz_values
-    for value in measure.values[measure.converged]:
+    for value in measure.counted:
         others = np.delete(others, np.argmin(np.abs(others - value)))
     spread = left * float(np.dot(weights, np.square(nodes - mean)))
     fourth = left * float(np.dot(weights, nodes**4))
@@ -106,8 +109,7 @@ def forms_for(
 def _number(spread: float, half: float, goal: Goal) -> int:
     number = FEWEST
     while number < goal.most:
-        quantile = float(stdtrit(number - 1, (1 + goal.confidence) / 2))
-        if quantile * spread <= half * math.sqrt(number):
+        if quantile(goal.confidence, number - 1) * spread <= half * math.sqrt(number):
             break
         number += 1
     return number

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit  # scipy.stats takes 1 s to import
+from scipy.special import stdtrit  # scipy.stats takes 1 s to import
 
 from hessdiag.errors import UsageError
 from hessdiag.results import at_least
@@ -46,12 +46,12 @@ def mean_interval(
     at_least(n, 2, what, "a standard error")
     mean = float(samples.mean())
     stderr = float(samples.std(ddof=1)) / math.sqrt(n)
-    quantile = _quantile(confidence, n - 1)
+    t = quantile(confidence, n - 1)
     skew = _skewness(samples) / math.sqrt(n)
     return (
         stderr,
-        mean - stderr * max(_untransformed(quantile, skew), 0.0),
-        mean - stderr * min(_untransformed(-quantile, skew), 0.0),
+        mean - stderr * max(_untransformed(t, skew), 0.0),
+        mean - stderr * min(_untransformed(-t, skew), 0.0),
     )
 
 
@@ -101,7 +101,7 @@ def block_spread(
     # the ratio estimator's variance: blocks of unequal weight vary in both
     spread = shares * (values - (shares * values).sum())
     stderr = math.sqrt(blocks / (blocks - 1) * float(np.square(spread).sum()))
-    return stderr, _quantile(confidence, blocks - 1) * stderr, blocks
+    return stderr, quantile(confidence, blocks - 1) * stderr, blocks
 
 
 def sum_half(sources: list[tuple[float, int]], confidence: float) -> float:
@@ -113,16 +113,12 @@ def sum_half(sources: list[tuple[float, int]], confidence: float) -> float:
     if variance == 0:
         return 0.0
     freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in sources)
-    return _quantile(confidence, freedom) * math.sqrt(variance)
-
-
-def quantile(confidence: float) -> float:
-    """Standard deviations of a normal law in half its interval."""
-    return float(ndtri((1 + confidence) / 2))
+    return quantile(confidence, freedom) * math.sqrt(variance)
 
 
 @cache
-def _quantile(confidence: float, freedom: float) -> float:
+def quantile(confidence: float, freedom: float = math.inf) -> float:
+    """Standard errors in half the interval of Student's t; by default those of a normal law."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 

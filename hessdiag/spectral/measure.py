@@ -23,6 +23,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.special import betainc
 
 from hessdiag.results import Quadrature, Spectrum
+from hessdiag.results.chance import deviation
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.quadrature import gauss
 from hessdiag.spectral.zone import unresolved
@@ -69,7 +70,7 @@ class Measure:
     def converged(self) -> NDArray[np.bool_]:
         """Which Ritz values are eigenvalues away from the rest, (m,)."""
         values, weights, residuals = self._ritz
-        if len(values) < 3:
+        if len(values) < FEWEST_NODES:
             return np.zeros(len(values), dtype=bool)
         steps = np.diff(values)
         gaps = np.minimum(np.append(steps, np.inf), np.append(np.inf, steps))
@@ -84,6 +85,11 @@ class Measure:
                 break
             outside |= found
         return outside
+
+    @cached_property
+    def counted(self) -> Array:
+        """The eigenvalues that have converged away from the rest, ascending."""
+        return self.values[self.converged]
 
     @property
     def simple(self) -> bool:
@@ -105,12 +111,11 @@ class Measure:
 
         Copies of values that were counted once are missing from it.
         """
-        counted = self.values[self.converged]
-        nodes, weights = _average(*self._rules)
-        mean, deviation = _moments(np.square(nodes), weights)
-        left = self.dimension - len(counted)
-        own = float(np.square(counted).sum()) + left * mean
-        return bool(abs(own - square) <= half + 3 * left * deviation * np.sqrt(2 / (left + 2)))
+        nodes, weights, _ = self.rest
+        mean, width = _moments(np.square(nodes), weights)
+        left = self.dimension - len(self.counted)
+        own = float(np.square(self.counted).sum()) + left * mean
+        return bool(abs(own - square) <= half + 3 * left * width * np.sqrt(2 / (left + 2)))
 
     @property
     def complete(self) -> bool:
@@ -121,34 +126,32 @@ class Measure:
     def _rules(self) -> tuple[Rule, Rule]:
         """The rest's Gauss rule of m − 1 nodes and its anti-Gauss rule of m, of mass 1; equal where exact."""
         values, weights, _ = self._ritz
-        counted = values[self.converged]
         if self.complete or len(values) < FEWEST_NODES:
-            rule = _without((values, weights), counted)
+            rule = _without((values, weights), self.counted)
             return rule, rule
         wider = self.betas[:-1].copy()
         wider[-1] *= np.sqrt(2)
         shorter = gauss(self.alphas[:-1], self.betas[:-2])
-        return _without(shorter, counted), _without(gauss(self.alphas, wider), counted)
-
-    @property
-    def _share(self) -> float:
-        """Of the eigenvalues that are not counted one by one."""
-        return 1 - int(self.converged.sum()) / self.dimension
+        return _without(shorter, self.counted), _without(gauss(self.alphas, wider), self.counted)
 
     @cached_property
     def rule(self) -> Rule:
         """Nodes, ascending, and weights of all eigenvalues, of mass 1."""
-        counted = self._ritz[0][self.converged]
-        nodes, weights = _average(*self._rules)
-        nodes = np.concatenate([nodes, counted])
-        weights = np.concatenate([weights * self._share, np.full(len(counted), 1 / self.dimension)])
+        nodes, weights, share = self.rest
+        nodes = np.concatenate([nodes, self.counted])
+        weights = np.concatenate([weights * share, self._ones])
         order = np.argsort(nodes)
         return nodes[order], weights[order]
 
-    @property
+    @cached_property
     def rest(self) -> tuple[Array, Array, float]:
         """Nodes and weights, of mass 1, of what is not counted one by one, and its share of all eigenvalues."""
-        return (*_average(*self._rules), self._share)
+        return (*_average(*self._rules), 1 - len(self.counted) / self.dimension)
+
+    @property
+    def _ones(self) -> Array:
+        """The weights of the eigenvalues that are counted."""
+        return np.full(len(self.counted), 1 / self.dimension)
 
     @cached_property
     def error(self) -> float:
@@ -156,19 +159,28 @@ class Measure:
 
         What is left of depth, and two standard deviations of the Beta law for chance, which no step makes smaller.
         """
-        x, first, second = _both(*self._rules)
-        middle = (first + second)[:-1] / 2
-        left = max(self.dimension - int(self.converged.sum()), 1)
-        spread = np.sqrt(2 * middle * (1 - middle).clip(min=0) / (left + 2))
-        return self.depth + self._share * 2 * float((spread * np.diff(x)).sum()) / self._size
+        x, first, second = self._stairs
+        left = max(self.dimension - len(self.counted), 1)
+        spread = deviation((first + second)[:-1] / 2, left)
+        return self.depth + self.rest[2] * 2 * float((spread * np.diff(x)).sum()) / self._size
 
     @cached_property
     def depth(self) -> float:
         """The part of `error` that further steps make smaller: half the distance of the two rules."""
         if len(self.alphas) < FEWEST_NODES and not self.complete:
             return UNKNOWN  # one rule cannot be held against itself
-        x, first, second = _both(*self._rules)
-        return self._share * float((np.abs(first - second)[:-1] * np.diff(x)).sum()) / 2 / self._size
+        x, first, second = self._stairs
+        return self.rest[2] * float((np.abs(first - second)[:-1] * np.diff(x)).sum()) / 2 / self._size
+
+    @cached_property
+    def _stairs(self) -> tuple[Array, Array, Array]:
+        """All nodes of both rules, ascending, and the cumulative weights of each from there on."""
+        x = np.unique(np.concatenate([nodes for nodes, _ in self._rules]))
+        first, second = (
+            np.append(0.0, np.cumsum(weights))[np.searchsorted(nodes, x, side="right")]
+            for nodes, weights in self._rules
+        )
+        return x, first, second
 
     @property
     def _size(self) -> float:
@@ -181,16 +193,13 @@ class Measure:
         Args:
             resolution: rounding of a product, absolute.
         """
-        counted = self._ritz[0][self.converged]
-        nodes, weights = _average(*self._rules)
+        nodes, weights, share = self.rest
         return Spectrum(
-            known=Quadrature(
-                nodes=tuple(counted.tolist()), weights=tuple(np.full(len(counted), 1 / self.dimension).tolist())
-            ),
-            probes=(Quadrature(nodes=tuple(nodes.tolist()), weights=tuple((weights * self._share).tolist())),),
+            known=Quadrature(nodes=tuple(self.counted.tolist()), weights=tuple(self._ones.tolist())),
+            probes=(Quadrature(nodes=tuple(nodes.tolist()), weights=tuple((weights * share).tolist())),),
             dimension=self.dimension,
             steps=len(self.alphas),
-            outliers=tuple(sorted(counted.tolist(), reverse=True)),
+            outliers=tuple(self.counted[::-1].tolist()),
             resolution=resolution,
             error=self.error,
             unresolved=unresolved([(self.alphas, self.betas, 1.0)], resolution),
@@ -236,10 +245,3 @@ def _average(first: Rule, second: Rule) -> Rule:
     nodes = np.concatenate([first[0], second[0]])
     order = np.argsort(nodes)
     return nodes[order], np.concatenate([first[1], second[1]])[order] / 2
-
-
-def _both(first: Rule, second: Rule) -> tuple[Array, Array, Array]:
-    """All nodes, ascending, and both cumulative weights from each node on."""
-    x = np.unique(np.concatenate([first[0], second[0]]))
-    below = [np.append(0.0, np.cumsum(w))[np.searchsorted(n, x, side="right")] for n, w in (first, second)]
-    return x, below[0], below[1]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results import Estimate, Provenance
-from hessdiag.results.chance import least_share
+from hessdiag.results.chance import deviation, least_share
 from hessdiag.spectral.density import DensityRun
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
@@ -89,5 +89,5 @@ def own_negative_mass(
             products=krylov.products,
             dtype=str(op.dtype).removeprefix("torch."),
         ),
-        stderr=float(np.sqrt(2 * low * (1 - low) / (d + 2))),
+        stderr=float(deviation(low, d)),
     )
