@@ -31,7 +31,7 @@ from hessdiag.check.budgets import Budget, Limit, Scope
 from hessdiag.check.gate import Gate, Plan
 from hessdiag.check.subject import Recordings, Subject
 from hessdiag.check.verdict import Verdict
-from hessdiag.engine.products.ways import EXACT_WAYS
+from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.errors import MeasurementError
 from hessdiag.files import write_whole
 from hessdiag.present import png
@@ -146,8 +146,10 @@ def plan_of(metrics: Sequence[str]) -> Plan:
 def machine(subject: GateSubject, rng: np.random.Generator, seed: int) -> dict[str, Any]:
     """Options of a measurement that must not matter, and the number of threads set."""
     torch.set_num_threads(int(rng.choice((1, 2, 3), p=THREADS)))
-    way = str(rng.choice(("auto", *EXACT_WAYS), p=(AUTO, *[(1 - AUTO) / len(EXACT_WAYS)] * len(EXACT_WAYS))))
-    return {"seed": seed, "batch_size": int(rng.choice(subject.sizes)), "way": way}
+    method = str(
+        rng.choice(("auto", *EXACT_METHODS), p=(AUTO, *[(1 - AUTO) / len(EXACT_METHODS)] * len(EXACT_METHODS)))
+    )
+    return {"seed": seed, "batch_size": int(rng.choice(subject.sizes)), "method": method}
 
 
 def baseline(subject: GateSubject, seed: int) -> Recordings:

@@ -28,13 +28,13 @@ from benchmarks.tables import Row
 from benchmarks.timing import GIVING_BACK, gradient, one_thread, paired, peak_mib
 from benchmarks.truth import truth
 from benchmarks.workloads import MEMORY_WORKLOADS, WORKLOADS, Workload, selected
-from hessdiag.engine.products.ways import WAYS
+from hessdiag.engine.products.methods import METHODS as OURS
 from hessdiag.errors import one_line
 
 SWEEPS = {"hessdiag": None} | {m.name: m for m in METHODS if m.quantity == "lambda_max"}
 SHALLOW = products.Subject("gpt, 2 layers", lambda: GPT(layers=2), products.characters, 16)
 DEEP = products.Subject("gpt, 12 layers", lambda: GPT(width=128, layers=12), products.characters, 16)
-TOOLS = ("hessdiag", *(f"hessdiag ({way})" for way in WAYS), *products.PEERS)
+TOOLS = ("hessdiag", *(f"hessdiag ({method})" for method in OURS), *products.PEERS)
 PEAK, TIME = "peak of one product [gradients' memory]", "time of one product [gradients]"
 ROUNDS = 3
 NOISE = 1.0  # MiB: ratios of less mean nothing
@@ -140,7 +140,7 @@ def _product(tool: str, device: str, quick: str) -> dict[str, Any]:
     ready = _ready(dict(products.tools(problem))[tool], row)
     below = max(peak_mib(measure)[0] for _ in range(ROUNDS))
     above = max(peak_mib(partial(_freshly, ready, row))[0] for _ in range(ROUNDS))
-    note = f"{ready.way()}{above:.3g} MiB where a gradient takes {below:.3g} MiB; {row.numel()} parameters"
+    note = f"{ready.method()}{above:.3g} MiB where a gradient takes {below:.3g} MiB; {row.numel()} parameters"
     return {PEAK: above / below, "note": note}
 
 

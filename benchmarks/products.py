@@ -27,7 +27,7 @@ from benchmarks.models import GPT, ResNet20
 from benchmarks.tables import Row
 from benchmarks.timing import cpu_seconds, gradient, median_seconds, one_thread, paired
 from hessdiag.engine.checks.planner import hessian
-from hessdiag.engine.products.ways import WAYS
+from hessdiag.engine.products.methods import METHODS
 from hessdiag.errors import one_line
 from hessdiag.problem import Problem
 
@@ -49,7 +49,7 @@ class Tool:
 
     products: Callable[[Tensor], Tensor]
     forget: Callable[[], object] = lambda: None
-    way: Callable[[], str] = lambda: ""
+    method: Callable[[], str] = lambda: ""
 
     def sweep(self, rows: Tensor, block: int = 1) -> None:
         """Products of all rows, a block at a time, from a fresh start."""
@@ -167,13 +167,13 @@ def tools(problem: Problem) -> Iterator[tuple[str, Callable[[], Tool]]]:
     data = problem.data["train"]
     samples = sum(len(batch[1]) for batch in data)
 
-    def of_way(way: str) -> Tool:
-        operator = hessian(problem, samples=samples, way=way, block=BLOCK)
-        return Tool(operator.rows, lambda: operator.graphs.release(), lambda: f"{operator.way}, ")
+    def of_method(method: str) -> Tool:
+        operator = hessian(problem, samples=samples, method=method, block=BLOCK)
+        return Tool(operator.rows, lambda: operator.graphs.release(), lambda: f"{operator.method}, ")
 
-    yield "hessdiag", lambda: of_way("auto")
-    for way in WAYS:
-        yield f"hessdiag ({way})", partial(of_way, way)
+    yield "hessdiag", lambda: of_method("auto")
+    for method in METHODS:
+        yield f"hessdiag ({method})", partial(of_method, method)
     case = adapters.classification(problem.model, data, whole=False)
     for name, build in PEERS.items():
         if installed(name):
@@ -191,7 +191,7 @@ def _first(
     again, _ = cpu_seconds(partial(tool.sweep, rows, BLOCK))
     off = float((found[0].double() - exact).norm() / exact.norm())
     setup = max(began + first - again, 0.0) / median_seconds(measure)
-    return tool, setup, f"{tool.way()}off by {off:.1g}, set-up {setup:.2g} gradients"
+    return tool, setup, f"{tool.method()}off by {off:.1g}, set-up {setup:.2g} gradients"
 
 
 def _rows(

@@ -6,6 +6,7 @@ made from `options_of`; each of them spells the name and the value of a `Fault` 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -84,6 +85,7 @@ class Option:
         needed_by: the uncertainty that `at_least` is for, "a standard error" say.
         or_zero: whether zero is allowed beside the range.
         read: raises OptionError for what cannot be read.
+        formerly: its name in earlier versions, still taken.
     """
 
     name: str = ""
@@ -101,6 +103,7 @@ class Option:
     needed_by: str = ""
     or_zero: bool = False
     read: Callable[[Any], Any] | None = None
+    formerly: str = ""
 
     def faults(self, value: Any) -> list[Fault]:
         """What is wrong with a value; None is allowed where it is the default."""
@@ -196,6 +199,21 @@ def faults_of(cls: type[Any], given: Mapping[str, Any]) -> list[Fault]:
         unknown = Fault(name, value, f"no such option; {hint(name, tuple(known))}")
         found += known[name].faults(value) if name in known else [unknown]
     return found
+
+
+def renamed(cls: type[Any], given: Mapping[str, Any], stacklevel: int = 3) -> dict[str, Any]:
+    """Options under the names of today; each former name is told of by one DeprecationWarning.
+
+    Args:
+        cls: the class of the options.
+        given: values by name.
+        stacklevel: as `warnings.warn` takes it; 3 is the caller of the caller.
+    """
+    known = options_of(cls).values()  # type: ignore[arg-type]  # a class can be hashed
+    former = {one.formerly: one.name for one in known if one.formerly}
+    for name in former.keys() & given.keys():
+        warnings.warn(f"{name} is {former[name]} now", DeprecationWarning, stacklevel=stacklevel)
+    return {former.get(name, name): value for name, value in given.items()}
 
 
 def hint(name: Any, allowed: Sequence[str]) -> str:

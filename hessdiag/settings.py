@@ -13,7 +13,7 @@ from hessdiag.results import QUANTITIES
 Operator = Literal["hessian", "ggn"]
 OPERATORS = get_args(Operator)
 DTYPES = ("float32", "float64")
-WAYS = (
+METHODS = (
     "auto",
     "retained_graph",
     "stacked_graph",
@@ -75,7 +75,13 @@ class Settings:
         choices=DTYPES,
     )
     device: str | None = option(None, help="cpu, cuda, cuda:1.", instead="where the model is")
-    way: str = option("auto", help="How products are formed.", more='"auto" tries and chooses.', choices=WAYS)
+    method: str = option(
+        "auto",
+        help="How products are formed.",
+        more='"auto" tries the exact methods and takes the fastest.',
+        choices=METHODS,
+        formerly="way",
+    )
     effort: str = option(
         "normal",
         help="How well everything is to be known: three named sets of accuracies.",
@@ -155,8 +161,8 @@ class Settings:
             given: values by name; what is left out has its default.
         """
         found = faults_of(cls, given)
-        if (given.get("operator"), given.get("way")) == ("ggn", "finite_difference"):
-            text = "the way finite_difference gives the Hessian only; drop one of the two"
+        if (given.get("operator"), given.get("method")) == ("ggn", "finite_difference"):
+            text = "the method finite_difference gives the Hessian only; drop one of the two"
             found.append(Fault("operator", "ggn", text))
         return tuple(found)
 

@@ -46,7 +46,7 @@ CONFIGS = {
         probes = 1  # ! run.probes | at least 2, 1 more
         rtol = nan  # ! run.rtol | less than 1
         operator = "hesian"  # ! run.operator | did you mean hessian?
-        way = "magic"  # ! run.way | forward_over_reverse
+        method = "magic"  # ! run.method | forward_over_reverse
         dtype = "float16"  # ! run.dtype | float32, float64
         metrics = ["trace", "loud", "trace"]  # ! run.metrics.1 | "loud" | lambda_max # ! run.metrics.2 | twice
     """,
@@ -60,7 +60,7 @@ CONFIGS = {
         samples = 3  # ! check.samples | into the table run
     """,
     "settings that contradict each other": """
-        run = { operator = "ggn", way = "finite_difference" }  # ! run.operator | drop one
+        run = { operator = "ggn", method = "finite_difference" }  # ! run.operator | drop one
     """,
     "a check out of range": """
         [tool.hessdiag.run]

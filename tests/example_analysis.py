@@ -144,7 +144,7 @@ def build_analysis(
             slope=1.3e-8,
             worst_tensor="layers.2.weight",
             precision="float64",
-            ways_agree=2.2e-7,
+            methods_agree=2.2e-7,
         ),
         fingerprint=FINGERPRINT,
         cost=Cost(products=482, gradients=911.4, seconds=14.2),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hessdiag.settings import WAYS as CHOICES
+from hessdiag.settings import METHODS as CHOICES
 
-WAYS = [way for way in CHOICES if way != "auto"]
+METHODS = [method for method in CHOICES if method != "auto"]
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ["workload", "tool", "quantity", "value", "ratio_to_best_peer", "accuracy"]
 LIMIT_SECONDS = 180  # of CPU time: about 45 are needed, 90 with all peers
@@ -40,7 +40,9 @@ def faults(rows: list[dict[str, str]]) -> list[str]:
     asked = [text for texts in QUESTIONS.values() for text in texts]
     found += [f"no {text}" for text in asked if not _any(ours, text, with_value=True)]
     found += [f"no peer's {text}" for text in asked if text not in OURS_ALONE and not _any(others, text)]
-    found += [f"no product by {way}" for way in WAYS if not _any(rows, "product", tool=f"hessdiag ({way})")]
+    found += [
+        f"no product by {method}" for method in METHODS if not _any(rows, "product", tool=f"hessdiag ({method})")
+    ]
     found += [f"hessdiag: {row['quantity']}: {row['accuracy']}" for row in ours if _bad(row)]
     found += [f"silent row {row}" for row in rows if not row["value"] and not row["accuracy"]]
     if not any("--help" in row["tool"] and row["ratio_to_best_peer"] for row in rows):

@@ -412,7 +412,7 @@ def interrupted(folder: Path, times: int, *, measuring: bool = True) -> tuple[in
         "slow.py:slow",
         "-o",
         "out",
-        "--way",
+        "--method",
         "double_backward",
     ]
     command += ["--batch-size", "20", "--no-second-opinion", "--accuracy", "lambda_min=1e-7"]

@@ -27,20 +27,21 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hessdiag import Problem, __version__, cli, folders, load_run
+from hessdiag import Problem, __version__, analyze, cli, folders, hessian, load_run
 from hessdiag.check import schema
 from hessdiag.check.config import ConfigError, load_config
 from hessdiag.cli.options import settings
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
 from hessdiag.option import Option, OptionError, faults_of, options_of
-from hessdiag.results import QUANTITIES, json_schema
+from hessdiag.results import QUANTITIES, json_schema, runfile
 from hessdiag.samples import draw
 from hessdiag.settings import UNPAIRED, Settings
 from hessdiag.sources import digits
 from tests.command import call
 from tests.models import dense_hessian
 
+RENAMED = runfile.RENAMED
 DIGITS = "hessdiag.sources.digits:problem"
 SMALL = ("--samples", "64", "--probes", "4", "--density-probes", "2", "--steps", "5")
 PLOTS = {"density.svg", "cumulative.svg", "convergence.svg", "layers.svg"}
@@ -253,6 +254,38 @@ def check_help(command: click.Command | None) -> list[str]:
     return [option.opts[0] for option in named if not option.help]
 
 
+def check_former_names(folder: Path) -> None:
+    """What was called way is taken as method: by the flag, in Python, in a configuration and in a run.json."""
+    few = ["--quantities", "lambda_max", "--samples", "64", "-q", "--json"]
+    code, out, err = call("analyze", DIGITS, *few, "--way", "double_backward")
+    assert (code, err) == (0, "hessdiag: --way is --method now\n")
+    document = json.loads(out)
+    assert document["environment"]["method"] == "double_backward"
+
+    problem = digits.problem()
+    with pytest.warns(DeprecationWarning, match="way is method now") as told:
+        analysis = analyze(problem, "lambda_max", samples=64, way="double_backward")
+        operator = hessian(problem, samples=64, way="double_backward")
+    assert len(told) == 2
+    assert (analysis.environment["method"], operator.method) == ("double_backward",) * 2
+
+    file = folder / "hessdiag.toml"
+    file.write_text("problem = 'a:b'\n[run]\nway = 'double_backward'\n[check.budgets]\ntrace = {max = 1}\n")
+    assert load_config(file).run["method"] == "double_backward"
+
+    for part, former, today in RENAMED:
+        document[part][former] = document[part].pop(today)
+    (folder / "run.json").write_text(json.dumps(document))
+    old = load_run(folder)
+    assert old.environment == json.loads(out)["environment"]
+    assert old.self_test is not None
+    assert old.self_test.methods_agree == json.loads(out)["self_test"]["methods_agree"]
+
+
+def test_former_names_are_taken(tmp_path: Path) -> None:
+    check_former_names(tmp_path)
+
+
 def test_help_lists_every_verb() -> None:
     code, out, _ = call()
     assert code == 0
@@ -312,7 +345,7 @@ def test_every_setting_is_defined_once() -> None:
     check_one_definition()
 
 
-WRONG = {"rtol": 2.0, "probes": 1, "density_probes": 1, "way": "magic", "max_steps": 0, "confidence": 1.0}
+WRONG = {"rtol": 2.0, "probes": 1, "density_probes": 1, "method": "magic", "max_steps": 0, "confidence": 1.0}
 
 
 def check_spelling(folder: Path) -> None:
@@ -326,7 +359,7 @@ def check_spelling(folder: Path) -> None:
     assert not any("--" in str(fault) for fault in faults)
     assert {str(fault).split(": ")[0] for fault in faults} == {f"{k}={v!r}" for k, v in WRONG.items()}
 
-    rest = {name: value for name, value in WRONG.items() if name != "way"}  # click knows the ways
+    rest = {name: value for name, value in WRONG.items() if name != "method"}  # click knows the methods
     flags = {f"--{name.replace('_', '-')} {value}" for name, value in rest.items()}
     code, out, err = call("analyze", DIGITS, *shlex.split(" ".join(flags)))
     assert (code, out) == (2, "")
@@ -492,6 +525,10 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
         lambda m: m.setattr("hessdiag.engine.checks.preflight.self_test", healthy),
         "test_doctor_names_the_fault",
     ),
+    "a file of before loses a number": (
+        lambda m: m.setattr("hessdiag.results.runfile.RENAMED", ()),
+        "check_former_names",
+    ),
     "data error from one batch": (
         lambda m: m.setattr("hessdiag.spectral.interval.FEWEST_BLOCKS", 0),
         "test_a_single_sample_is_measured",
@@ -516,7 +553,7 @@ def test_this_promise_would_notice(breakage: str, problems: Path, monkeypatch: p
 WARNED = """
 import sys, warnings
 import torch
-from hessdiag.engine.products import ways
+from hessdiag.engine.products import methods
 
 script = torch.jit.script  # deprecated from torch 2.14 on, and used by it where forward mode begins
 
@@ -526,9 +563,9 @@ def deprecated(*arguments, **options):
 
 torch.jit.script = deprecated
 if sys.argv[1] == "broken":
-    ways.load_forward_mode = lambda: None
+    methods.load_forward_mode = lambda: None
 from hessdiag.cli import run
-sys.exit(run("analyze p.py:deprecated --quantities lambda_max --way forward_over_reverse".split()))
+sys.exit(run("analyze p.py:deprecated --quantities lambda_max --method forward_over_reverse".split()))
 """
 
 

@@ -137,7 +137,7 @@ def test_memory_running_out_lets_them_go_first(monkeypatch):
 
 def test_a_measurement_leaves_none_behind():
     problem = models.mlp()
-    measurement = Measurement(problem, Settings(quantities=("lambda_max",), way="retained_graph", samples=20))
+    measurement = Measurement(problem, Settings(quantities=("lambda_max",), method="retained_graph", samples=20))
     measurement.run()
     assert measurement.operator.graphs.held == 0
 

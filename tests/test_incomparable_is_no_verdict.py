@@ -203,8 +203,8 @@ REPEATS = {
     ),
     "exact beside probes": (entry(trace=number(5.0)), entry(trace=number(5.2, 0.1, "probes"))),
     "differences of gradients": (
-        entry(env={"way": "finite_difference"}, lambda_max=number(9.0)),
-        entry(env={"way": "double_backward"}, lambda_max=number(9.2)),
+        entry(env={"method": "finite_difference"}, lambda_max=number(9.0)),
+        entry(env={"method": "double_backward"}, lambda_max=number(9.2)),
     ),
     "metrics of one side only": (entry(trace=number(5.0)), entry(lambda_max=number(9.0))),
     "other weights": (
@@ -227,8 +227,8 @@ DEPARTS = {
     ),
     "a share": (entry(negative_mass=number(0.1)), entry(negative_mass=number(0.2))),
     "differences of gradients": (
-        entry(env={"way": "finite_difference"}, lambda_max=number(9.0)),
-        entry(env={"way": "finite_difference"}, lambda_max=number(10.0)),
+        entry(env={"method": "finite_difference"}, lambda_max=number(9.0)),
+        entry(env={"method": "finite_difference"}, lambda_max=number(10.0)),
     ),
     "probes count of how": (
         entry(trace=number(5.0)),

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from hessdiag.analysis import analyze
 from hessdiag.engine.checks import planner
 from hessdiag.engine.checks.preflight import preflight
-from hessdiag.engine.products import curvature, ways
+from hessdiag.engine.products import curvature, methods
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
@@ -32,22 +32,22 @@ def limited(error, vectors=10_000, examples=10_000):
     """retained_graph on a machine that holds so many vectors and examples; ``seen`` is what got through."""
     seen = []
 
-    def way(function, kind, batch, rows):
+    def method(function, kind, batch, rows):
         if len(rows) > vectors or row_count(batch) > examples:
             raise error
         seen.append((len(rows), row_count(batch)))
-        return ways.retained_graph(function, kind, batch, rows)
+        return methods.retained_graph(function, kind, batch, rows)
 
-    return way, seen
+    return method, seen
 
 
 @pytest.fixture
 def small_machine(monkeypatch):
     def build(error=ERRORS["CUDA"], problem=None, **limits):
-        way, seen = limited(error, **limits)
-        monkeypatch.setitem(ways.WAYS, "limited", way)
+        method, seen = limited(error, **limits)
+        monkeypatch.setitem(methods.METHODS, "limited", method)
         problem = problem or models.attention()
-        return Curvature(problem, models.sample(problem, 7), way="limited", block=8), seen
+        return Curvature(problem, models.sample(problem, 7), method="limited", block=8), seen
 
     return build
 
@@ -150,14 +150,14 @@ def test_then_a_stack_of_blocks_goes_block_by_block(small_machine, uncut):
     op.divisible = not uncut
     assert difference(op @ block(op), reference(problem) @ block(op)) < TOLERANCE
     assert not seen
-    assert op.way == "layer_streamed"
+    assert op.method == "layer_streamed"
     assert "products go block by block (layer_streamed)" in op.notes[-1]
     assert (op.micro_batch == 1) != uncut
 
 
 def test_where_blocks_do_not_fit_either_it_is_refused(small_machine, monkeypatch):
     op, _ = small_machine(problem=stack(), examples=0)
-    monkeypatch.setitem(ways.WAYS, "layer_streamed", ways.WAYS["limited"])
+    monkeypatch.setitem(methods.METHODS, "layer_streamed", methods.METHODS["limited"])
     with pytest.raises(MeasurementError, match=r"one vector and one example .*--params"):
         _ = op @ block(op)
 
@@ -192,10 +192,10 @@ def test_a_whole_analysis_says_what_was_done(monkeypatch):
         "steps": 5,
         "probes": 4,
         "density_probes": 2,
-        "way": "retained_graph",
+        "method": "retained_graph",
     }
     whole = analyze(by_products(), "frobenius_squared", **options)
-    monkeypatch.setitem(ways.WAYS, "retained_graph", limited(ERRORS["CUDA"], vectors=2)[0])
+    monkeypatch.setitem(methods.METHODS, "retained_graph", limited(ERRORS["CUDA"], vectors=2)[0])
     small = analyze(by_products(), "frobenius_squared", **options)
     value, wanted = (a.metrics["frobenius_squared"].value for a in (small, whole))
     assert value == pytest.approx(wanted, rel=1e-10)

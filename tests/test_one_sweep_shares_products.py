@@ -22,7 +22,7 @@ from hessdiag.settings import Settings
 from hessdiag.spectral import lanczos
 from tests import models
 
-SMALL = {"batch_size": 10, "steps": 28, "probes": 10, "density_probes": 4, "way": "retained_graph"}
+SMALL = {"batch_size": 10, "steps": 28, "probes": 10, "density_probes": 4, "method": "retained_graph"}
 NUMBERS = tuple(name for name in QUANTITIES if name != "density")
 PRICE = 1.3  # of the dearest single quantity: what is not shared is a handful of fresh products
 
@@ -398,7 +398,7 @@ def test_a_whole_matrix_is_compared_with_an_iterated_one():
 
 def test_a_residual_of_few_coordinates_is_exact_too():
     problem = small()
-    trace = analyze(problem, "trace", probes=80, batch_size=10, way="retained_graph").metrics["trace"]
+    trace = analyze(problem, "trace", probes=80, batch_size=10, method="retained_graph").metrics["trace"]
     assert trace.kind == "exact" and trace.data is not None
     assert trace.value == pytest.approx(small_spectrum().sum(), rel=1e-10)
 

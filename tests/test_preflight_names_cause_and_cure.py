@@ -317,29 +317,29 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         lambda: problem(Apply(only_once)),
         {},
         MeasurementError,
-        f"no exact product works.*{ONLY_ONCE}.*--way finite_difference",
+        f"no exact product works.*{ONLY_ONCE}.*--method finite_difference",
     ),
     "no double backward, one way asked": (
         lambda: problem(Apply(only_once)),
-        {"way": "double_backward"},
+        {"method": "double_backward"},
         MeasurementError,
-        f"--way double_backward does not work here.*{ONLY_ONCE}",
+        f"--method double_backward does not work here.*{ONLY_ONCE}",
     ),
     "no forward mode": (
         lambda: problem(criterion=lambda o, b: F.huber_loss(o, F.one_hot(b[1], 3).to(o))),
-        {"way": "forward_over_reverse"},
+        {"method": "forward_over_reverse"},
         MeasurementError,
-        "--way forward_over_reverse does not work here.*--way auto",
+        "--method forward_over_reverse does not work here.*--method auto",
     ),
     "finite differences with kinks": (
         lambda: problem(net(nn.ReLU())),
-        {"way": "finite_difference"},
+        {"method": "finite_difference"},
         MeasurementError,
         "kinks .ReluBackward.*take an exact way",
     ),
     "finite differences with a soft kink": (
         lambda: problem(net(nn.Hardswish())),
-        {"way": "finite_difference"},
+        {"method": "finite_difference"},
         MeasurementError,
         "kinks .Hardswish.*take an exact way",
     ),
@@ -356,7 +356,7 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         "--operator residual needs criterion",
     ),
     "an operator that does not exist": (problem, {"kind": "fisher"}, UsageError, "allowed are hessian, ggn"),
-    "a way that does not exist": (problem, {"way": "magic"}, UsageError, "allowed are auto, retained_graph"),
+    "a way that does not exist": (problem, {"method": "magic"}, UsageError, "allowed are auto, retained_graph"),
     "G of two outputs": (
         lambda: problem(forward=lambda m, b: (m(b[0]), 1), criterion=lambda o, b: F.cross_entropy(o[0], b[1])),
         {"kind": "ggn"},
@@ -402,7 +402,7 @@ def test_a_weight_mends_a_custom_loss():
 
 
 def test_differences_are_allowed_where_there_is_no_kink():
-    require_sound(checked(problem(), way="finite_difference"))
+    require_sound(checked(problem(), method="finite_difference"))
 
 
 @pytest.mark.parametrize("wrapper", ["compile", "parallel"])

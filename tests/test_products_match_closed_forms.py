@@ -14,7 +14,7 @@ from hessdiag.engine.checks import planner
 from hessdiag.engine.products import graphs, stacking
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.ways import EXACT_WAYS
+from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.problem import Problem
 from tests import models
 
@@ -50,24 +50,24 @@ def misses(op, H):
     return off((op @ V.to(op.device)).cpu(), H @ V)
 
 
-def operator(problem, kind="hessian", way="retained_graph", dtype=torch.float64, batch_size=7):
-    return Curvature(problem, models.sample(problem, batch_size), kind=kind, way=way, dtype=dtype)
+def operator(problem, kind="hessian", method="retained_graph", dtype=torch.float64, batch_size=7):
+    return Curvature(problem, models.sample(problem, batch_size), kind=kind, method=method, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("way", EXACT_WAYS)
+@pytest.mark.parametrize("method", EXACT_METHODS)
 @pytest.mark.parametrize("name", [*CLOSED, *DENSE])
-def test_hessian(name, way, dtype):
+def test_hessian(name, method, dtype):
     problem, H = truth(name)
-    assert misses(operator(problem, way=way, dtype=dtype), H) < TOLERANCE[dtype]
+    assert misses(operator(problem, method=method, dtype=dtype), H) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("way", EXACT_WAYS)
+@pytest.mark.parametrize("method", EXACT_METHODS)
 @pytest.mark.parametrize("name", [*CLOSED, *DENSE])
-def test_hessian_is_gauss_newton_plus_residual(name, way):
+def test_hessian_is_gauss_newton_plus_residual(name, method):
     problem, H = truth(name)
     V = models.randn(len(H), 3, seed=11)
-    G, R = (operator(problem, kind, way) @ V for kind in ("ggn", "residual"))
+    G, R = (operator(problem, kind, method) @ V for kind in ("ggn", "residual"))
     assert off(G + R, H @ V) < TOLERANCE[torch.float64]
     if name in CLOSED:  # linear in the parameters: no residual
         assert float(R.abs().max()) < 1e-14 * float(G.abs().max())
@@ -79,7 +79,9 @@ def test_batches_passed_together_keep_each_its_own_form(name, kind):
     """What error bars over data are made of: v·H_b v of every batch, the last one shorter than the others."""
     problem, H = truth(name)
     V = models.randn(len(H), 5, seed=3)
-    together, apart = (operator(problem, kind, way, batch_size=3) for way in ("stacked_graph", "retained_graph"))
+    together, apart = (
+        operator(problem, kind, method, batch_size=3) for method in ("stacked_graph", "retained_graph")
+    )
     together.block = 2  # several graphs
     assert together.stackable
     assert sorted(len(stack.indices) for stack in together.stacks)[-1] > 1
@@ -94,7 +96,7 @@ def test_batches_passed_together_keep_each_its_own_form(name, kind):
 def test_the_planner_takes_batches_together_where_that_works():
     problem, _ = truth("mlp")
     plan = planner.choose(operator(problem), fixed=False)
-    assert plan.way == "stacked_graph"
+    assert plan.method == "stacked_graph"
     assert plan.agreement < 1e-12
 
 
@@ -105,7 +107,7 @@ def test_the_plan_is_the_same_whatever_the_clock_says(name, monkeypatch):
     for seconds in (1e-9, 1e-3, 10.0):
         ticks = itertools.accumulate(itertools.cycle((seconds, 1.0, 1e-6)))
         monkeypatch.setattr(planner.time, "perf_counter", lambda ticks=ticks: next(ticks))
-        found += [planner.choose(operator(problem, kind), fixed=False).way for kind in ("hessian", "ggn")]
+        found += [planner.choose(operator(problem, kind), fixed=False).method for kind in ("hessian", "ggn")]
     # of attention's two batches one is shorter; and vmap's convolutions are slow
     assert set(found[::2]) == {"stacked_graph" if name in ("mlp", "regression") else "retained_graph"}
     assert set(found[1::2]) == {"retained_graph"}
@@ -156,9 +158,9 @@ def test_batches_go_one_by_one_where_together_they_do_not_fit(monkeypatch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(graphs.StackGraph, "products", full)
-    op = operator(problem, way="stacked_graph")
+    op = operator(problem, method="stacked_graph")
     assert misses(op, H) < TOLERANCE[torch.float64]
-    assert op.way == "retained_graph"
+    assert op.method == "retained_graph"
     assert len(op.notes) == 1
 
 
@@ -170,8 +172,8 @@ def test_the_gauss_newton_matrix_is_positive_semidefinite():
 
 def test_finite_differences_are_what_they_say():
     problem, H = truth("mlp")
-    assert misses(operator(problem, way="finite_difference"), H) < 1e-7
-    assert 1e-8 < misses(operator(problem, way="finite_difference", dtype=torch.float32), H) < 2e-2
+    assert misses(operator(problem, method="finite_difference"), H) < 1e-7
+    assert 1e-8 < misses(operator(problem, method="finite_difference", dtype=torch.float32), H) < 2e-2
 
 
 @pytest.mark.parametrize("globs", [("0.*",), ("*.bias",), ("*", "!2.*")])
@@ -213,14 +215,14 @@ BROKEN = {
 
 
 def _equal_batches(op):
-    from hessdiag.engine.products import ways
+    from hessdiag.engine.products import methods
 
     def averaged(function, kind, batch, rows):
-        return ways.retained_graph(function, kind, batch, rows) / function.problem.count(batch)
+        return methods.retained_graph(function, kind, batch, rows) / function.problem.count(batch)
 
     op.total_weight = len(op.batches)
-    op.way = "averaged"
-    ways.WAYS["averaged"] = averaged
+    op.method = "averaged"
+    methods.METHODS["averaged"] = averaged
 
 
 def _lose_half(op):
@@ -229,7 +231,7 @@ def _lose_half(op):
 
 
 def _first_of_each_stack(op):
-    op.way = "stacked_graph"
+    op.method = "stacked_graph"
     op.stacks = tuple(
         type(s)(s.indices[:1], tuple(tensor[:1] for tensor in s.tensors), s.first) for s in op.stacks
     )

@@ -19,7 +19,7 @@ from hessdiag.engine.checks import differences, jumps, selftest
 from hessdiag.engine.checks import preflight as room
 from hessdiag.engine.checks.preflight import preflight, require_sound
 from hessdiag.engine.products import precision
-from hessdiag.engine.products.ways import WAYS
+from hessdiag.engine.products.methods import METHODS
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
 from tests import models
@@ -261,7 +261,7 @@ SILENT = {  # name: (problem, what the refusal must name, options of the preflig
     "padding_idx, forward mode": (
         lambda: padded(0),
         "u·Hv and v·Hu.*padding_idx = None",
-        {"way": "forward_over_reverse"},
+        {"method": "forward_over_reverse"},
     ),
     "functional dropout": (
         lambda: net(Apply(lambda x: F.dropout(x, 0.3, training=True))),
@@ -439,8 +439,8 @@ def test_on_a_kink_the_product_is_that_of_the_piece():
 def test_without_forward_mode_double_backward_is_enough():
     problem = net(Apply(RightTanh.apply))
     checked = preflight(problem, models.sample(problem))
-    assert checked.plan.way == "retained_graph"
-    assert checked.self_test.ways_agree < 1e-5
+    assert checked.plan.method == "retained_graph"
+    assert checked.self_test.methods_agree < 1e-5
 
 
 def test_forward_mode_is_tried_for_what_no_difference_can_check():
@@ -454,9 +454,9 @@ def test_forward_mode_is_tried_for_what_no_difference_can_check():
 
 
 def test_a_new_way_is_tested_like_the_others(monkeypatch):
-    monkeypatch.setitem(WAYS, "reverse_over_forward", reverse_over_forward)
-    assert "differ" in refused(normed(), way="reverse_over_forward")
-    assert refused(models.mlp(), way="reverse_over_forward") == ""  # without LayerNorm it is right
+    monkeypatch.setitem(METHODS, "reverse_over_forward", reverse_over_forward)
+    assert "differ" in refused(normed(), method="reverse_over_forward")
+    assert refused(models.mlp(), method="reverse_over_forward") == ""  # without LayerNorm it is right
 
 
 BROKEN = {

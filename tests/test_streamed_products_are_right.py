@@ -19,7 +19,7 @@ import hessdiag
 from hessdiag.engine.products import streaming
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.ways import WAYS
+from hessdiag.engine.products.methods import METHODS
 from hessdiag.errors import HessdiagError, MeasurementError
 from hessdiag.problem import Problem
 from tests import models
@@ -194,8 +194,8 @@ SUBJECTS = {
 }
 
 
-def operator(problem, kind="hessian", way="layer_streamed", dtype=torch.float64, batch_size=5):
-    return Curvature(problem, models.sample(problem, batch_size), kind=kind, way=way, dtype=dtype)
+def operator(problem, kind="hessian", method="layer_streamed", dtype=torch.float64, batch_size=5):
+    return Curvature(problem, models.sample(problem, batch_size), kind=kind, method=method, dtype=dtype)
 
 
 def off(product, truth):
@@ -256,7 +256,7 @@ def test_products_are_those_of_double_backward(name, dtype):
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_products_are_those_of_the_whole_graph(name, kind):
     problem = SUBJECTS[name]()
-    whole, streamed = (operator(problem, kind, way) for way in ("retained_graph", "layer_streamed"))
+    whole, streamed = (operator(problem, kind, method) for method in ("retained_graph", "layer_streamed"))
     whole, streamed = whole @ rows(whole), streamed @ rows(streamed)
     assert float((streamed - whole).norm() / whole.norm()) < TOLERANCE[torch.float64]
 
@@ -283,7 +283,7 @@ def test_some_of_the_parameters_give_their_block_of_the_hessian(globs, frozen):
 
 
 def test_an_analysis_passes_its_self_test():
-    analysis = hessdiag.analyze(transformer(), quantities=("lambda_max",), way="layer_streamed", batch_size=9)
+    analysis = hessdiag.analyze(transformer(), quantities=("lambda_max",), method="layer_streamed", batch_size=9)
     truth = float(torch.linalg.eigvalsh(dense(transformer))[-1])
     assert analysis.metrics["lambda_max"].value == pytest.approx(truth, rel=1e-3)  # what analyze certifies
 
@@ -420,8 +420,8 @@ def test_what_is_no_stack_is_refused_in_one_line(name):
     assert "\n" not in text
     assert "allowed are" in text
     if isinstance(refused.value, MeasurementError):
-        assert "--way layer_streamed" in text
-        assert "--way auto" in text
+        assert "--method layer_streamed" in text
+        assert "--method auto" in text
 
 
 def test_what_else_a_forward_asks_of_its_blocks_is_answered():
@@ -446,8 +446,8 @@ def test_a_copy_of_the_model_is_another_model():
         batch = function.place(each.data["train"])
         vectors = models.randn(2, function.size)
         with function.measuring():
-            whole = WAYS["retained_graph"](function, "hessian", batch, vectors)
-            streamed = WAYS["layer_streamed"](function, "hessian", batch, vectors)
+            whole = METHODS["retained_graph"](function, "hessian", batch, vectors)
+            streamed = METHODS["layer_streamed"](function, "hessian", batch, vectors)
         assert float((streamed - whole).norm() / whole.norm()) < TOLERANCE[torch.float64]
 
 

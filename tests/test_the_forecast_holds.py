@@ -64,7 +64,7 @@ def built(monkeypatch) -> list[object]:
 
 
 def test_the_run_finds_the_graphs_of_the_forecast(monkeypatch):
-    measurement = ready(way="retained_graph")
+    measurement = ready(method="retained_graph")
     made = built(monkeypatch)
     assert measurement.forecast().startswith("2,410 parameters, 256 samples in 8 batches: about ")
     assert len(made) == 8
@@ -73,7 +73,7 @@ def test_the_run_finds_the_graphs_of_the_forecast(monkeypatch):
 
 
 def test_memory_counts_graphs_basis_and_probes():
-    operator = ready(way="retained_graph").operator
+    operator = ready(method="retained_graph").operator
     each = price(operator)
     assert each.kept == operator.graphs.held > 0
     assert 0 < each.passing < each.kept

@@ -57,7 +57,7 @@ def sharpness(model: nn.Sequential, train: Split, batch: int, rtol: float) -> fl
     forward = partial(batch_statistics, chunk=batch) if normalizing else None
     problem = Problem(model, {"train": train}, criterion="cross_entropy", forward=forward)
     size = len(train[1])
-    operator = Curvature(problem, draw(train, samples=size, batch_size=size), way="retained_graph")
+    operator = Curvature(problem, draw(train, samples=size, batch_size=size), method="retained_graph")
     found = extremes(operator, which=("max",), rtol=rtol).lambda_max
     return float("nan") if found is None else found.value
 

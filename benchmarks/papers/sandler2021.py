@@ -124,7 +124,7 @@ def measured(
     everything = {
         name: draw(problem.data[name], split=name, samples=len(problem.data[name])) for name in problem.data
     }
-    ends = extremes(Curvature(problem, everything["train"], way="double_backward"))
+    ends = extremes(Curvature(problem, everything["train"], method="double_backward"))
     found = [end.value for end in (ends.lambda_max, ends.lambda_min) if end is not None]
     right = {name: correct(problem, samples.batches) for name, samples in everything.items()}
     inputs, score = scorer(problem, everything["test"])

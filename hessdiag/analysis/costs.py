@@ -71,7 +71,7 @@ def seconds_of(operator: Curvature, each: Price, steps: int, probes: int) -> flo
 
 def bytes_of(operator: Curvature, each: Price, steps: int, probes: int) -> int:
     """Bytes at the peak of such a run, beside model and data."""
-    batches = len(operator.stacks[0].indices) if operator.way == "stacked_graph" else 0
+    batches = len(operator.stacks[0].indices) if operator.method == "stacked_graph" else 0
     block = min(operator.block, probes) * (BUSY_BLOCK + STACKED * batches)
     vectors = BASIS_VECTORS * steps + max(BUSY, block)
     return FIXED + each.kept + each.passing + round(operator.size * operator.dtype.itemsize * vectors)
@@ -84,5 +84,5 @@ def exact_trace_likely(operator: Curvature) -> bool:
             outputs = beside_outputs(operator) or outputs_per_example(operator)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
         return False  # the trace will say why
-    usual = operator.problem.weight is None and operator.way != "finite_difference"
+    usual = operator.problem.weight is None and operator.method != "finite_difference"
     return usual and isinstance(outputs, int) and outputs <= EXACT_OUTPUTS

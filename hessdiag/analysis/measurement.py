@@ -21,7 +21,7 @@ from hessdiag.closed_form import Recognized
 from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
-from hessdiag.option import refuse
+from hessdiag.option import refuse, renamed
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost
 from hessdiag.samples import SampleSet, draw
@@ -43,8 +43,8 @@ def analyze(
         quantities: names out of `results.QUANTITIES`; by default all.
         progress: called with (stage, done, total).
         **options: the other fields of `Settings`: samples, batch_size, seed, split, params, operator, dtype,
-            device, way, effort, accuracy, budget, rtol, probes, density_probes, steps, max_steps, top, confidence,
-            block, second_opinion.
+            device, method, effort, accuracy, budget, rtol, probes, density_probes, steps, max_steps, top,
+            confidence, block, second_opinion.
 
     Returns:
         The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 90 products.
@@ -55,6 +55,7 @@ def analyze(
     """
     if quantities is not None:
         options["quantities"] = (quantities,) if isinstance(quantities, str) else quantities
+    options = renamed(Settings, options)
     refuse(*Settings.faults(options))  # names that do not exist too
     return Measurement(problem, Settings(**options)).run(progress=progress)
 
@@ -93,7 +94,7 @@ class Measurement:
             problem,
             self.samples,
             kind=settings.operator,
-            way=settings.way,
+            method=settings.method,
             products=planned(settings),
             dtype=getattr(torch, settings.dtype) if settings.dtype else None,
             device=_device(settings.device),
@@ -149,7 +150,7 @@ class Measurement:
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
             f"about {ahead.products} products, {_duration(ahead.seconds)}, "
-            f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.way})" + beside + hint
+            f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.method})" + beside + hint
         )
 
     def interrupt(self) -> None:

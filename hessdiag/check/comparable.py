@@ -142,7 +142,7 @@ def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:
     """
     if not same_weights(base.fingerprint, new.fingerprint) or differences(base.fingerprint, new.fingerprint):
         return ()
-    ways = {base.env.get("way"), new.env.get("way")}
+    methods = {side.env.get("method", side.env.get("way")) for side in (base, new)}  # "way" before version 0.2
     one_law = base.fingerprint.get("probe_law") == new.fingerprint.get("probe_law")
     found = []
     for name, old in base.metrics.items():
@@ -150,7 +150,7 @@ def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:
         if now is None or ("probes" in (old.kind, now.kind) and (old.kind != now.kind or not one_law)):
             continue
         floor = max(NUMERIC_FLOOR.get(side.dtype, NUMERIC_FLOOR["float32"]) for side in (old, now))
-        if "finite_difference" in ways:
+        if "finite_difference" in methods:
             floor = DIFFERENCES_FLOOR
         allowed = _half_width(old) + _half_width(now) + floor * _scale(name, base, new)
         before, after = _on_common_probes(old, now)

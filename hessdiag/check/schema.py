@@ -16,6 +16,7 @@ SCHEMA = 1
 STRICT = ConfigDict(extra="forbid", strict=True)
 HINTS = get_type_hints(Settings)
 RUN = {name: one for name, one in options_of(Settings).items() if name not in ("quantities", *UNPAIRED)}
+FORMER = {one.formerly: name for name, one in RUN.items() if one.formerly}
 RunTable: Any = create_model(
     "RunTable",
     __config__=STRICT,
@@ -109,14 +110,24 @@ def newer(table: Mapping[str, Any]) -> Fault | None:
 def faults_of_form(table: Mapping[str, Any]) -> tuple[Sheet, list[Fault]]:
     """What of a table has the right names and types, and a fault for each key that has not."""
     try:
-        return Sheet.model_validate(table), []
+        return Sheet.model_validate(_today(table)), []
     except ValidationError as error:
         found = error.errors(include_url=False)
-    rest = _copy(table)
+    rest = _copy(_today(table))
     for item in found:
         _drop(rest, item["loc"])
     faults = [Fault(tuple(map(str, item["loc"])), _said(item)) for item in found]
     return Sheet.model_validate(rest), faults
+
+
+def _today(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The table with the options of the run under the names of today."""
+    run = table.get("run")
+    return (
+        {**table, "run": {FORMER.get(key, key): value for key, value in run.items()}}
+        if isinstance(run, Mapping)
+        else table
+    )
 
 
 def _copy(value: Any) -> Any:

@@ -17,7 +17,7 @@ from hessdiag.results import Analysis, load_run
 from hessdiag.settings import Settings
 
 Report = Callable[[str, int, int], None]
-SURROUNDINGS = ("hessdiag", "torch", "device", "device_name", "way", "date")
+SURROUNDINGS = ("hessdiag", "torch", "device", "device_name", "method", "date")
 
 
 class Source(Protocol):

@@ -166,7 +166,7 @@ def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
     from hessdiag.gap.examine import CURVATURE, Examination
     from hessdiag.gap.survey import Survey
 
-    names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "way", "block")
+    names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "method", "block")
     measured = {name: asked[name] for name in (*names, "rtol", "probes", "confidence")}
     measured |= {"quantities": CURVATURE}
     given = {name: asked[name] for name in options_of(GapSettings) if asked[name] != ()}

@@ -55,7 +55,28 @@ def _click_option(one: Option, instead: str | None, defaults: dict[str, Any]) ->
         name = spelled(one.name)
         return click.option(f"{name}/--no-{name[2:]}", default=default, **words)
     kind = click.Choice(one.choices) if one.choices else one.kind
-    return click.option(spelled(one.name), type=kind, default=default, **words)
+    if not one.formerly:
+        return click.option(spelled(one.name), type=kind, default=default, **words)
+    today = click.option(spelled(one.name), type=kind, default=default, callback=partial(_today, one), **words)
+    former = click.option(
+        spelled(one.formerly),
+        type=kind,
+        help=f"The former name of {spelled(one.name)}.",
+        hidden=True,
+        expose_value=False,
+        callback=partial(_former, one),
+    )
+    return lambda command: today(former(command))
+
+
+def _former(one: Option, context: click.Context, _: click.Parameter, value: Any) -> None:
+    if value is not None:  # click asks the flags that were given first
+        click.echo(f"hessdiag: {spelled(one.formerly)} is {spelled(one.name)} now", err=True)
+        context.meta[one.formerly] = value
+
+
+def _today(one: Option, context: click.Context, _: click.Parameter, value: Any) -> Any:
+    return context.meta.get(one.formerly, value)
 
 
 def _names(default: Any, _: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -105,7 +126,7 @@ SAMPLES = click_options(
     "operator",
     "dtype",
     "device",
-    "way",
+    "method",
     "block",
     "second_opinion",
 )

@@ -120,7 +120,7 @@ def remade(problem: Problem, checkpoint: Checkpoint) -> Checkpoint:
     frozen = replace(problem, data={split: list(checkpoint.samples.batches)}, params=checkpoint.problem.params)
     measurement = Measurement(frozen, settings)
     operator = measurement.operator
-    operator.way, operator.block = old.way, old.block
+    operator.method, operator.block = old.method, old.block
     analysis: Analysis | None = measurement.run() if checkpoint.analysis is not None else None
     start = checkpoint.start
     named = None if start is None else dict(zip(old.function.names, old.function.split(start), strict=True))

@@ -48,8 +48,8 @@ def _self_test(test: SelfTest) -> dict[str, str]:
         ),
         "gradient against differences of the loss": f"{test.slope:.1e}",
     }
-    if test.ways_agree is not None:
-        out["two ways of forming a product"] = f"{test.ways_agree:.1e}"
+    if test.methods_agree is not None:
+        out["products of two methods"] = f"{test.methods_agree:.1e}"
     return out
 
 

@@ -58,7 +58,7 @@ class SelfTest:
     slope: float  # gradient against differences of the loss
     worst_tensor: str
     precision: str  # dtype the differences were taken in
-    ways_agree: float | None = None  # relative difference between two ways of forming a product
+    methods_agree: float | None = None  # relative difference between the products of two methods
     kink: str | None = None  # tensor whose gradient jumps at the checkpoint; differences are of weights beside it
 
 

@@ -13,6 +13,12 @@ from hessdiag.folders import complete
 from hessdiag.results.analysis import SCHEMA, Analysis
 from hessdiag.results.metrics import QUANTITIES, Bound, Estimate, Metric, RitzValue
 
+RENAMED = (
+    ("self_test", "ways_agree", "methods_agree"),
+    ("environment", "way", "method"),
+    ("environment", "way_reason", "method_reason"),
+)
+
 
 def load_run(path: str | Path) -> Analysis:
     """Read a ``run.json`` back.
@@ -37,6 +43,7 @@ def load_run(path: str | Path) -> Analysis:
     if schema != SCHEMA:
         msg = f"{file} has schema {schema}, this hessdiag reads {SCHEMA}: update hessdiag or measure again"
         raise UsageError(msg)
+    _rename(content)
     history = content.get("convergence", {})
     for name, unknown in (("certificate_max", math.inf), ("certificate_min", -math.inf)):
         history[name] = [unknown if value is None else value for value in history.get(name, ())]
@@ -48,6 +55,14 @@ def load_run(path: str | Path) -> Analysis:
     except ValidationError as error:
         msg = f"{file} is not a valid run.json: {error.error_count()} faults, first {error.errors()[0]['loc']}"
         raise UsageError(msg) from error
+
+
+def _rename(content: dict[str, Any]) -> None:
+    """Names of earlier versions of the same schema become today's."""
+    for part, former, today in RENAMED:
+        held = content.get(part) or {}
+        if former in held:
+            held.setdefault(today, held.pop(former))
 
 
 def json_schema() -> dict[str, Any]:

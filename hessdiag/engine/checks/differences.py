@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import narrowest, norm
 from hessdiag.engine.products.slopes import gradient, slopes
-from hessdiag.engine.products.ways import WAYS
 
 LIMITS = {"repeatability": 1e-4, "symmetry": 1e-2, "finite_difference": 1e-2, "slope": 1e-2}
 """Above these a measurement is refused. Silent faults begin at 2e-2; healthy models stay below 1e-4, or below 2e-3
@@ -94,7 +94,7 @@ class Checked:
         piece = operator.function.place(operator.trial)
         if product is None or operator.kind != "hessian":
             with measured.measuring():
-                product = WAYS[operator.way](measured, "hessian", piece, row[None])[0]
+                product = METHODS[operator.method](measured, "hessian", piece, row[None])[0]
         self.product = product
         self.piece = self.function.place(operator.trial)
         self.length = norm(row)

@@ -16,12 +16,14 @@ from hessdiag.engine.checks.kinks import kinks
 from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.engine.products.graphs import GradientGraph, StackGraph
+from hessdiag.engine.products.methods import EXACT_METHODS, METHODS
 from hessdiag.engine.products.slopes import Kind, depends, gradient
 from hessdiag.engine.products.stacking import batching_rules_only, stacks
-from hessdiag.engine.products.ways import EXACT_WAYS, WAYS
 from hessdiag.errors import MeasurementError, one_line
+from hessdiag.option import renamed
 from hessdiag.problem import Problem
 from hessdiag.samples import divide, draw, row_count
+from hessdiag.settings import Settings
 
 TRIAL_VECTORS = 1
 LONG_TRIAL = 0.02  # seconds: a call that takes as long is not repeated
@@ -34,17 +36,17 @@ AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
 
 @dataclass(frozen=True)
 class Plan:
-    """The way chosen and why.
+    """The method chosen and why.
 
     Attributes:
-        way: its name.
+        method: its name.
         reason: one line.
-        agreement: largest relative difference between products formed in two ways; None if only one ran.
-        seconds: trial time per product of each way, from a kept graph where a sweep will keep it.
+        agreement: largest relative difference between products formed by two methods; None if only one ran.
+        seconds: trial time per product of each method, from a kept graph where a sweep will keep it.
         gradient_seconds: trial time of a gradient of the same examples.
     """
 
-    way: str
+    method: str
     reason: str
     agreement: float | None
     seconds: dict[str, float]
@@ -59,7 +61,7 @@ def hessian(
     samples: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    way: str = "auto",
+    method: str = "auto",
     **options: Any,
 ) -> Curvature:
     """H, G or R of a problem as an operator: ``H @ v`` on vectors (P,) and blocks (P, k).
@@ -73,27 +75,29 @@ def hessian(
         samples: how many examples, see `hessdiag.draw`; likewise ``seed`` and ``batch_size``.
         seed: of the draw.
         batch_size: examples per batch.
-        way: one of `ways.WAYS`; "auto" tries the exact ones on a few examples.
+        method: one of `methods.METHODS`; "auto" tries the exact ones on a few examples.
         **options: dtype, device, block of `Curvature`.
 
     Raises:
-        MeasurementError: no exact way works.
+        MeasurementError: no exact method works.
     """
+    options = renamed(Settings, {"method": method, **options})
+    method = options.pop("method")
     drawn = draw(problem.data[split], split=split, samples=samples, seed=seed, batch_size=batch_size)
-    first = EXACT_WAYS[0] if way == "auto" else way
-    curvature = Curvature(problem, drawn, kind=operator, way=first, **options)
+    first = EXACT_METHODS[0] if method == "auto" else method
+    curvature = Curvature(problem, drawn, kind=operator, method=first, **options)
     first_pass(curvature)
-    curvature.way = choose(curvature, fixed=way != "auto").way
+    curvature.method = choose(curvature, fixed=method != "auto").method
     curvature.notes += (*drawn.warnings, *drawn.notes)
     return curvature
 
 
 def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> Plan:
-    """Try the exact ways on a vector; costs about 3 products and 3 gradients of 16 examples.
+    """Try the exact methods on a vector; costs about 3 products and 3 gradients of 16 examples.
 
     Double backward comes first. Forward mode, which is slower on every network tried and makes torch load its
     compiler (1.5 CPU seconds of a process), is tried where double backward fails; and for G and R, which no
-    difference of gradients can check. A way that fails is left out and noted; ways that disagree mean that a
+    difference of gradients can check. A method that fails is left out and noted; methods that disagree mean that a
     derivative formula is wrong, and the self-test will say which tensor it concerns.
 
     Small batches go together where `Curvature.stackable` says that it pays and two of them agree with each alone;
@@ -101,14 +105,14 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
     vmap turns into convolutions in groups: 2 to 4 times slower.
 
     Raises:
-        MeasurementError: no way works, or the loss does not depend on the parameters.
+        MeasurementError: no method works, or the loss does not depend on the parameters.
     """
     piece = operator.function.place(operator.trial)
     rows = trial_vectors(operator, TRIAL_VECTORS)
     results: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     failures: dict[str, str] = {}
-    candidates = (operator.way,) if fixed else ("retained_graph", "forward_over_reverse")
+    candidates = (operator.method,) if fixed else ("retained_graph", "forward_over_reverse")
     with operator.function.measuring():
         _require_dependence(operator)
         for name in candidates:
@@ -128,26 +132,26 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
     if not results:
         why = "; ".join(f"{name}: {text}" for name, text in failures.items())
         if fixed:
-            msg = f"--way {operator.way} does not work here ({why}): --way auto takes one that does"
+            msg = f"--method {operator.method} does not work here ({why}): --method auto takes one that does"
         else:
             found = kinks(operator.function, piece)
-            also = f"; differences fail at the kinks of {found[0]}" if found else ", or --way finite_difference"
+            also = f"; differences fail at the kinks of {found[0]}" if found else ", or --method finite_difference"
             msg = f"no exact product works here ({why}): replace the operation{also}"
         raise MeasurementError(msg)
     agreements = [_agreement(list(results.values()))]
-    way = next(iter(seconds))
+    method = next(iter(seconds))
     many = products is None or products >= WORTH_STACKING
-    if many and way == "retained_graph" and not fixed and _together_pays(operator, piece):
+    if many and method == "retained_graph" and not fixed and _together_pays(operator, piece):
         agreements.append(_stacked(operator, rows, seconds, failures))
-        way = "stacked_graph" if "stacked_graph" in seconds else way
+        method = "stacked_graph" if "stacked_graph" in seconds else method
     known = [off for off in agreements if off is not None]
-    reason = _reason(way, seconds, failures, fixed=fixed)
-    return Plan(way, reason, max(known, default=None), seconds, gradient_seconds)
+    reason = _reason(method, seconds, failures, fixed=fixed)
+    return Plan(method, reason, max(known, default=None), seconds, gradient_seconds)
 
 
-def _reason(way: str, seconds: dict[str, float], failures: dict[str, str], *, fixed: bool) -> str:
+def _reason(method: str, seconds: dict[str, float], failures: dict[str, str], *, fixed: bool) -> str:
     taken = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items())
-    said = f"--way {way}" if fixed else f"{taken} a trial product"
+    said = f"--method {method}" if fixed else f"{taken} a trial product"
     return said + "".join(f"; {name} does not work here" for name in failures)
 
 
@@ -223,7 +227,7 @@ def trial_vectors(operator: Curvature, number: int) -> Tensor:
 
 
 def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:
-    return WAYS[name](operator.function, operator.kind, piece, rows)
+    return METHODS[name](operator.function, operator.kind, piece, rows)
 
 
 def _timed(call: Callable[[], Tensor], least: int = 1) -> tuple[Tensor, float]:

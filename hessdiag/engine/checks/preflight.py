@@ -27,8 +27,8 @@ from hessdiag.engine.checks.weighting import weighting
 from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory, to_check
+from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.engine.products.slopes import Kind
-from hessdiag.engine.products.ways import EXACT_WAYS
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion, SelfTest
@@ -42,8 +42,8 @@ class Preflight:
     """An operator ready to measure with, and what was found on the way.
 
     Attributes:
-        operator: its way chosen, its rounding floor measured.
-        plan: which way and why.
+        operator: its method chosen, its rounding floor measured.
+        plan: which method and why.
         self_test: the four numbers.
         second_opinion: the user's own loss and gradient; None if it was not asked for or could not be made.
         findings: everything looked at.
@@ -71,18 +71,18 @@ def preflight(
     samples: SampleSet,
     *,
     kind: Kind = "hessian",
-    way: str = "auto",
+    method: str = "auto",
     products: int | None = None,
     opinion: bool = True,
     **options: Any,
 ) -> Preflight:
-    """Check a problem and choose the way its products are formed; about 4 gradients of the sample set.
+    """Check a problem and choose the method that forms its products; about 4 gradients of the sample set.
 
     Args:
         problem: what to measure.
         samples: on what.
         kind: "hessian", "ggn" or "residual".
-        way: "auto", or one of `ways.WAYS`.
+        method: "auto", or one of `methods.METHODS`.
         products: how many will be formed, about, if known.
         opinion: whether to ask the user's own model for loss and gradient, one gradient more.
         **options: dtype, device, block of `Curvature`.
@@ -93,8 +93,8 @@ def preflight(
     Raises:
         HessdiagError: there is nothing to measure: no parameters, no loss, NaN, a model that fails.
     """
-    first_way = EXACT_WAYS[0] if way == "auto" else way
-    operator = Curvature(problem, samples, kind=kind, way=first_way, **options)
+    first_method = EXACT_METHODS[0] if method == "auto" else method
+    operator = Curvature(problem, samples, kind=kind, method=first_method, **options)
     at_first = first_pass(operator)
     findings = [_loss_works(operator)]
     if findings[0].level == "fault":
@@ -114,11 +114,11 @@ def preflight(
     findings += [Finding("warning", "samples", text) for text in samples.warnings]
     findings += [Finding("note", "samples", text) for text in samples.notes]
     operator.divisible = all(f.check != "weighting" or f.level == "ok" for f in findings)
-    if way == "finite_difference":
+    if method == "finite_difference":
         findings += _kinks(operator)
     try:
-        plan = choose(operator, fixed=way != "auto", products=products)
-        operator.way = plan.way
+        plan = choose(operator, fixed=method != "auto", products=products)
+        operator.method = plan.method
         numbers, faults = self_test(operator, plan)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -206,13 +206,13 @@ def _kinks(operator: Curvature) -> list[Finding]:
     found = kinks(operator.function, operator.batches[0])
     if not found:
         return []
-    text = f"--way finite_difference on a network with kinks ({found[0]}) does not converge to its Hessian "
-    raise MeasurementError(text + "(10 to 70 % off): take an exact way")
+    text = f"--method finite_difference on a network with kinks ({found[0]}) does not converge to its Hessian "
+    raise MeasurementError(text + "(10 to 70 % off): take an exact method")
 
 
 def _ways(plan: Plan) -> Finding:
-    agreed = "" if plan.agreement is None else f"; two ways agree to {plan.agreement:.1g}"
-    return Finding("ok", "product", f"{plan.way} ({plan.reason}){agreed}")
+    agreed = "" if plan.agreement is None else f"; two methods agree to {plan.agreement:.1g}"
+    return Finding("ok", "product", f"{plan.method} ({plan.reason}){agreed}")
 
 
 def _tested(operator: Curvature, numbers: SelfTest, faults: tuple[Fault, ...]) -> list[Finding]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.ways import WAYS
+from hessdiag.engine.products.methods import METHODS
 
 MARGIN = 8.0
 """The largest rounding over the vectors of a run, against that of one trial vector on 16 examples: with 4 one
@@ -49,11 +49,11 @@ def rounding_floor(
 
 
 def _against_double(operator: Curvature, double: Functional | None, row: Tensor, product: Tensor) -> float:
-    if double is None or operator.dtype == torch.float64 or operator.way == "finite_difference":
+    if double is None or operator.dtype == torch.float64 or operator.method == "finite_difference":
         return 0.0
     try:
         piece = double.place(operator.trial)
-        exact = WAYS[operator.way](double, operator.kind, piece, row.double()[None])[0]
+        exact = METHODS[operator.method](double, operator.kind, piece, row.double()[None])[0]
     except (RuntimeError, TypeError, ValueError):
         return 0.0  # an operation without float64, or no memory for it: the others have to do
     return float(torch.linalg.vector_norm(exact - product.double()))

@@ -20,8 +20,8 @@ from hessdiag.engine.checks.rounding import rounding_floor
 from hessdiag.engine.checks.suspects import half_precision, suspects
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import in_double, narrowest, norm
-from hessdiag.engine.products.ways import WAYS
 from hessdiag.results import SelfTest
 
 
@@ -44,10 +44,10 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
     function = operator.function
     piece = operator.function.place(operator.trial)
     u, v = trial_vectors(operator, 2)
-    way = WAYS[operator.way]
+    method = METHODS[operator.method]
 
     def product(row: Tensor) -> Tensor:
-        return way(function, operator.kind, piece, row[None])[0]
+        return method(function, operator.kind, piece, row[None])[0]
 
     with function.measuring():
         dtype = narrowest(function, piece)
@@ -68,7 +68,7 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         unit = torch.finfo(dtype if dtype.itemsize >= 4 else operator.dtype).eps
         others = (repeatability, symmetry, plan.agreement or 0.0)
         operator.floor = rounding_floor(operator, double, unit, v, hv, scale, *others)
-    if operator.way == "finite_difference":
+    if operator.method == "finite_difference":
         operator.floor = max(operator.floor, difference.product)
     numbers = SelfTest(
         repeatability=repeatability,
@@ -77,7 +77,7 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         slope=difference.slope,
         worst_tensor=difference.worst,
         precision=difference.precision,
-        ways_agree=plan.agreement,
+        methods_agree=plan.agreement,
         kink=jump,
     )
     fault = _infinite(operator, hv) or _half(operator, dtype)
@@ -124,6 +124,6 @@ def _faults(operator: Curvature, numbers: SelfTest, plan: Plan) -> list[Fault]:
         text = f"the gradient misses differences of the loss by {numbers.slope:.2g}: {suspects(operator)}"
         faults.append(Fault("slope", text))
     if plan.agreement is not None and plan.agreement > AGREEMENT[operator.dtype]:
-        text = f"two exact ways of forming products differ by {plan.agreement:.2g}: {suspects(operator)}"
-        faults.append(Fault("ways_agree", text))
+        text = f"two exact methods differ in their products by {plan.agreement:.2g}: {suspects(operator)}"
+        faults.append(Fault("methods_agree", text))
     return faults

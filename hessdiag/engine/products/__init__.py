@@ -1,1 +1,1 @@
-"""Products with H, G and R: the function that is measured, and every way to differentiate it."""
+"""Products with H, G and R: the function that is measured, and every method to differentiate it."""

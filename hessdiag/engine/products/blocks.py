@@ -99,13 +99,13 @@ def has_blocks(function: Functional) -> bool:
 
 
 def refuse(why: str) -> NoReturn:
-    """Says what is not as the way needs it, and the way out.
+    """Raise an error that names the assumption that does not hold, and the way out.
 
     Raises:
         MeasurementError: always.
     """
-    allowed = "blocks called once each, in order, each on the one before's output alone"
-    msg = f"--way layer_streamed: {why}; allowed are {allowed}: name them in Problem(blocks=[...]), or --way auto"
+    needs = "blocks called once each, in order, each on the output of the one before alone"
+    msg = f"--method layer_streamed: {why}; it needs {needs}: name them in Problem(blocks=[...]), or --method auto"
     raise MeasurementError(msg)
 
 

@@ -17,10 +17,10 @@ from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.graphs import Graphs
+from hessdiag.engine.products.methods import METHODS, retained_graph
 from hessdiag.engine.products.records import Record, Records
 from hessdiag.engine.products.slopes import Kind, gradient
 from hessdiag.engine.products.stacking import STACKED_COPIES, Stack, stacks, worth_stacking
-from hessdiag.engine.products.ways import WAYS, retained_graph
 from hessdiag.errors import MeasurementError, ProblemError, UsageError, one_line
 from hessdiag.operator import SymmetricOperator
 from hessdiag.problem import Problem
@@ -37,7 +37,7 @@ class Curvature(SymmetricOperator):
     samples into batches gives the same product to rounding.
 
     Attributes:
-        way: name of the way products are formed.
+        method: name of the method that forms products.
         block: vectors per graph; halved when memory runs out.
         weights: what each batch's mean stands for, (batches,) float64.
         divisible: whether a batch's loss is the sum over its parts, so that it may be cut when memory runs out.
@@ -52,7 +52,7 @@ class Curvature(SymmetricOperator):
         samples: SampleSet,
         *,
         kind: Kind = "hessian",
-        way: str = "retained_graph",
+        method: str = "retained_graph",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         block: int = 8,
@@ -64,14 +64,14 @@ class Curvature(SymmetricOperator):
         if kind != "hessian" and not problem.has_outputs:
             msg = f"--operator {kind} needs criterion(outputs, batch); this problem gives a loss: hessian"
             raise UsageError(msg)
-        if way not in WAYS:
-            msg = f"--way {way}: allowed are auto, {', '.join(WAYS)}"
+        if method not in METHODS:
+            msg = f"--method {method}: allowed are auto, {', '.join(METHODS)}"
             raise UsageError(msg)
         self.function = function or Functional(problem, dtype=dtype, device=device)
         super().__init__(
             self.function.size, dtype=self.function.dtype, device=self.function.device, layout=self.function.layout
         )
-        self.problem, self.samples, self.kind, self.way, self.block = problem, samples, kind, way, block
+        self.problem, self.samples, self.kind, self.method, self.block = problem, samples, kind, method, block
         self.batches = [self.function.place(batch) for batch in samples.batches]
         self.weights = torch.tensor([problem.count(batch) for batch in samples.batches], dtype=torch.float64)
         self.total_weight = float(self.weights.sum())
@@ -101,7 +101,7 @@ class Curvature(SymmetricOperator):
         """16 neighbours with a large loss: of the batch with the largest the worst quarter, and so on.
 
         Confident examples have next to no curvature: in single precision 1 − p is rounding there, and two exact
-        ways of forming a product differed by 5e-4 on a ResNet's first 16 images, by 1e-6 on the whole set.
+        methods differed by 5e-4 on a ResNet's first 16 images, by 1e-6 on the whole set.
         """
         worst = max(range(len(self.batches)), key=lambda index: self.batch_losses[index])
         piece = self.samples.batches[worst]
@@ -120,7 +120,7 @@ class Curvature(SymmetricOperator):
         """Another kind of curvature of the same loss on the same samples, sharing the parameters' copies."""
         require_outputs(self, kind)
         other = Curvature(
-            self.problem, self.samples, kind=kind, way=self.way, block=self.block, function=self.function
+            self.problem, self.samples, kind=kind, method=self.method, block=self.block, function=self.function
         )
         other.micro_batch, other.divisible = self.micro_batch, self.divisible
         other.notes, other.floor = self.notes, self.floor
@@ -170,17 +170,17 @@ class Curvature(SymmetricOperator):
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Products (k, b, P) of b batches' summed losses, with their indices: stacks of batches, or one by one."""
-        if self.way == "stacked_graph" and self.kind != "ggn" and (found := self._stacked(rows)) is not None:
+        if self.method == "stacked_graph" and self.kind != "ggn" and (found := self._stacked(rows)) is not None:
             yield from found
             return
         for index, batch in enumerate(self.batches):
             yield [index], self._fitting(batch, rows, self._form)[:, None]
 
     def _form(self, piece: Any, rows: Tensor) -> Tensor:
-        way = WAYS[self.way]
-        if way is retained_graph and self.kind != "ggn" and not self.micro_batch:
+        method = METHODS[self.method]
+        if method is retained_graph and self.kind != "ggn" and not self.micro_batch:
             return self.graphs.products(piece, rows)
-        return way(self.function, self.kind, piece, rows)
+        return method(self.function, self.kind, piece, rows)
 
     def _stacked(self, rows: Tensor) -> list[tuple[list[int], Tensor]] | None:
         try:
@@ -189,7 +189,7 @@ class Curvature(SymmetricOperator):
             if not is_out_of_memory(error):
                 raise
         self.graphs.release(for_good=True)
-        self.way = "retained_graph"
+        self.method = "retained_graph"
         self.notes.append("out of memory: batches go one by one from here on; the numbers do not change")
         return None
 
@@ -219,8 +219,8 @@ class Curvature(SymmetricOperator):
         elif size > 1 and self.divisible:
             self.micro_batch = size // 2
             note = f"out of memory: batches are cut into {self.micro_batch} examples from here on"
-        elif self.way != "layer_streamed" and has_blocks(self.function):
-            self.way = "layer_streamed"
+        elif self.method != "layer_streamed" and has_blocks(self.function):
+            self.method = "layer_streamed"
             note = "out of memory: products go block by block (layer_streamed) from here on"
         elif size > 1:
             msg = f"out of memory with one vector ({failure}), and this loss depends on how a batch is cut: "

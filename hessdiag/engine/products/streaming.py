@@ -2,7 +2,7 @@
 
 Forward, block by block and without a graph: what enters a block, x, and its change ẋ along each vector. Back: one
 block's graph at a time gives λ, the loss's slope by x, its change λ̇, and the block's part of the products. Other
-exact ways hold the graph of all blocks at once.
+exact methods hold the graph of all blocks at once.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def weighted_trace(checkpoint: Checkpoint, maps: Mapping[str, Map], stream: str)
     """
     function = Coordinates(checkpoint.operator.function, maps)
     operator = _seen_through(checkpoint.operator, function)
-    exact = None if operator.way == "finite_difference" else gauss_newton_trace(operator, seed=checkpoint.seed)
+    exact = None if operator.method == "finite_difference" else gauss_newton_trace(operator, seed=checkpoint.seed)
     if exact is None or isinstance(exact, str) or not exact.exact:
         return _probed(operator, checkpoint.seed, stream, 0.0)
     known = float(exact.draws.mean())
@@ -44,7 +44,7 @@ def weighted_trace(checkpoint: Checkpoint, maps: Mapping[str, Map], stream: str)
 
 
 def _seen_through(old: Curvature, function: Coordinates) -> Curvature:
-    new = Curvature(old.problem, old.samples, kind=old.kind, way=old.way, block=old.block, function=function)
+    new = Curvature(old.problem, old.samples, kind=old.kind, method=old.method, block=old.block, function=function)
     new.micro_batch, new.divisible, new.floor = old.micro_batch, old.divisible, old.floor
     return new
 

@@ -21,7 +21,7 @@ from hessdiag.engine.products.streaming import layer_streamed
 from hessdiag.engine.products.tangents import load_forward_mode, push
 from hessdiag.errors import MeasurementError
 
-Way = Callable[[Functional, Kind, Any, Tensor], Tensor]
+Method = Callable[[Functional, Kind, Any, Tensor], Tensor]
 
 
 def retained_graph(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def double_backward(function: Functional, kind: Kind, batch: Any, rows: Tensor) 
 
 
 def stacked_graph(function: Functional, kind: Kind, batch: Any, rows: Tensor) -> Tensor:
-    """`StackGraph` of one batch alone, which is how this way is tried and tested; it pays with several.
+    """`StackGraph` of one batch alone, which is how this method is tried and tested; it pays with several.
 
     The Gauss-Newton matrix goes batch by batch.
     """
@@ -79,12 +79,12 @@ def finite_difference(function: Functional, kind: Kind, batch: Any, rows: Tensor
         MeasurementError: asked for G or R, which have no gradient to difference.
     """
     if kind != "hessian":
-        msg = f"--way finite_difference gives the Hessian only, not {kind}: take another way"
+        msg = f"--method finite_difference gives the Hessian only, not {kind}: take another method"
         raise MeasurementError(msg)
     return torch.stack([_difference(function, batch, row) for row in rows])
 
 
-WAYS: dict[str, Way] = {
+METHODS: dict[str, Method] = {
     "retained_graph": retained_graph,
     "stacked_graph": stacked_graph,
     "double_backward": double_backward,
@@ -92,7 +92,7 @@ WAYS: dict[str, Way] = {
     "layer_streamed": layer_streamed,
     "finite_difference": finite_difference,
 }
-EXACT_WAYS = ("retained_graph", "stacked_graph", "double_backward", "forward_over_reverse")
+EXACT_METHODS = ("retained_graph", "stacked_graph", "double_backward", "forward_over_reverse")
 GRADIENT_CHANGE = {torch.float32: 3e-2, torch.float64: 2e-5}  # r*, about 4 eps^(1/3): our experiment, five models
 
 
