@@ -141,7 +141,7 @@ def build_analysis(
             repeatability=0.0,
             symmetry=3.1e-7,
             finite_difference=4.2e-6,
-            slope=1.3e-8,
+            gradient_error=1.3e-8,
             worst_tensor="layers.2.weight",
             precision="float64",
             methods_agree=2.2e-7,

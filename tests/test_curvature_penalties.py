@@ -648,9 +648,9 @@ class Eager(HSR):
 
 
 def half_the_slope_of_squares():
-    right = bound_by_probes.slopes
+    right = bound_by_probes.derivatives
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bound_by_probes, "slopes", lambda *a: (*right(*a)[:2], right(*a)[2] / 2))
+        patch.setattr(bound_by_probes, "derivatives", lambda *a: (*right(*a)[:2], right(*a)[2] / 2))
         the_bound_goes_down()
 
 

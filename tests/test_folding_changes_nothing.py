@@ -283,13 +283,13 @@ def _constant_weight(monkeypatch):
 
 
 def _no_second_slope(monkeypatch):
-    form = convolution._slopes
+    form = convolution._gradients
 
     def spoilt(slope, x, weight, geometry, wanted):
         found = form(slope, x, weight, geometry, wanted)
         return (found[0] * 0, None, None) if wanted == (True, False, False) else found
 
-    monkeypatch.setattr(convolution, "_slopes", spoilt)
+    monkeypatch.setattr(convolution, "_gradients", spoilt)
 
 
 def _never(monkeypatch):

@@ -304,7 +304,7 @@ def test_what_is_no_known_layer_goes_by_gradients(name):
 )
 def test_memory_does_not_change_the_squares(name, monkeypatch):
     for room in (pullbacks, layer_squares):
-        for limit in ("CHUNK_BYTES", "SLOPES_BYTES"):
+        for limit in ("CHUNK_BYTES", "GRADIENTS_BYTES"):
             if hasattr(room, limit):
                 monkeypatch.setattr(room, limit, 1)
     pulled, off = measured(CAPTURED[name])

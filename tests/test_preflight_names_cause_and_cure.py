@@ -524,7 +524,7 @@ def test_the_cure_for_masked_gradients_is_measured():
     ("what", "spoiled", "name"),
     [
         ("masked_gradients", lambda operator: [], "read"),
-        ("_slopes", lambda operator, theta, batch: ([(theta[0], 1.0)], 1.0), "masked, all padded"),
+        ("_gradients", lambda operator, theta, batch: ([(theta[0], 1.0)], 1.0), "masked, all padded"),
         ("moved", lambda operator: operator.function.theta, "read, a head of zeros"),
     ],
     ids=["nothing is looked at", "every mask leaves something out", "at the checkpoint alone"],

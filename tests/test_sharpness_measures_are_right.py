@@ -507,11 +507,11 @@ def test_the_landscape_is_the_loss(problem):
     truth = torch.tensor([other.loss() for other in moved], dtype=torch.float64)
     assert torch.allclose(L.mean(L.draws(shifts).losses), truth, rtol=1e-12)
     assert torch.allclose(L.gradient(shifts[0]), moved[0].gradient(), atol=1e-14)
-    losses, gradients = L.slopes(shifts[:1].expand(len(op.batches), -1))
+    losses, gradients = L.losses_and_gradients(shifts[:1].expand(len(op.batches), -1))
     shares = op.weights / op.total_weight
     assert torch.allclose(shares @ gradients, moved[0].gradient(), atol=1e-14)
     assert float(shares @ losses) == pytest.approx(float(truth[0]), rel=1e-12)
-    part = L.slopes(shifts[:2], [0, 1])[1]
+    part = L.losses_and_gradients(shifts[:2], [0, 1])[1]
     assert torch.allclose(part[1], L.gradient(shifts[1], [1]), atol=1e-14)
     rows = torch.cat(list(L.example_gradients()))
     assert torch.allclose(rows.mean(0), op.gradient(), atol=1e-14)

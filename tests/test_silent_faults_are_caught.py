@@ -461,9 +461,9 @@ def test_a_new_way_is_tested_like_the_others(monkeypatch):
 
 BROKEN = {
     "nothing is looked at": {"repeatability": math.inf, "symmetry": math.inf, "finite_difference": math.inf},
-    "no differences": {"finite_difference": math.inf, "slope": math.inf},
+    "no differences": {"finite_difference": math.inf, "gradient": math.inf},
     "no symmetry": {"symmetry": math.inf},
-    "the gradient is trusted": {"slope": math.inf},
+    "the gradient is trusted": {"gradient": math.inf},
     "limits for perfect arithmetic": {"finite_difference": 1e-16},
 }
 
@@ -497,7 +497,7 @@ def test_this_promise_would_notice_steps_that_cross_kinks(monkeypatch):
     ("what", "spoiled", "name"),
     [
         ("_Widened", precision.Functional, "sharp, and rounded inside"),
-        ("SAME_SLOPE", math.inf, "reads the bits of single precision"),
+        ("SAME_GRADIENT", math.inf, "reads the bits of single precision"),
     ],
     ids=["casts stay as they are", "whatever is widened is the same function"],
 )

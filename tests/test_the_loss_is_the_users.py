@@ -445,7 +445,7 @@ def test_the_landscape_moves_what_the_criterion_takes_too(name):
     op = Curvature(problem, models.sample(problem, 5))
     landscape = Landscape(op)
     shift = 0.1 * models.randn(op.size, seed=5)
-    slope = landscape.slope(shift)
+    slope = landscape.loss_and_gradient(shift)
     apart = landscape.loss(shift)
     with torch.no_grad():
         torch.nn.utils.vector_to_parameters(

@@ -14,7 +14,7 @@ from hessdiag.closed_form.network import ThreeLayer
 from hessdiag.closed_form.rows import Batch, Rows
 from hessdiag.criteria import align_classes, target_of
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.slopes import gradient
+from hessdiag.engine.products.gradients import gradient
 from hessdiag.errors import HessdiagError, UsageError, one_line
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, leaves, map_tensors
@@ -201,9 +201,9 @@ def _difference(found: _Found, function: Functional, piece: Any, candidate: Acti
             return _unlike(candidate)
         with function.measuring():
             theirs = function.split(gradient(function, piece, theta))
-        ours = dict(zip(found.names, _slopes(net, rows), strict=True))
-        for name, slope in zip(function.names, theirs, strict=True):
-            if not _close(ours[name], slope):
+        ours = dict(zip(found.names, _gradients(net, rows), strict=True))
+        for name, grad in zip(function.names, theirs, strict=True):
+            if not _close(ours[name], grad):
                 return f"the gradient by {name} is not that of two linear layers around {candidate.name}"
     return ""
 
@@ -244,7 +244,7 @@ def _network(
     return ThreeLayer(hidden, hidden_bias, output, output_bias, candidate, (one, two, three, four), kind == "ggn")
 
 
-def _slopes(net: ThreeLayer, rows: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _gradients(net: ThreeLayer, rows: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of the summed loss by hidden weight and bias, output weight and bias."""
     everything = Rows(net, [rows], len(rows[0]))
     (tile,) = everything

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from hessdiag.engine.landscape.landscape import Landscape, Slope
+from hessdiag.engine.landscape.landscape import Landscape, LossAndGradient
 from hessdiag.engine.landscape.scores import Scores
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
@@ -153,17 +153,17 @@ class Checkpoint:
     @property
     def loss(self) -> float:
         """Mean loss on the samples."""
-        return self._slope.loss
+        return self._gradient.loss
 
     @property
     def accuracy(self) -> float | None:
         """Share of the positions classified right, or None without integer classes."""
-        return self._slope.accuracy
+        return self._gradient.accuracy
 
     @property
     def gradient(self) -> Tensor:
         """Gradient (P,) of the mean loss, float64; one gradient, with `loss` and `accuracy`."""
-        return self._slope.gradient
+        return self._gradient.gradient
 
     @cached_property
     def layers(self) -> tuple[WeightLayer, ...]:
@@ -174,8 +174,8 @@ class Checkpoint:
         return tuple(layer for layer in found if layer is not None)
 
     @cached_property
-    def _slope(self) -> Slope:
-        return self.landscape.slope()
+    def _gradient(self) -> LossAndGradient:
+        return self.landscape.loss_and_gradient()
 
     def _layer(self, name: str, module: nn.Module) -> WeightLayer | None:
         kind = next((kind for kind, types in _KINDS if isinstance(module, types)), None)

@@ -46,7 +46,7 @@ def _self_test(test: SelfTest) -> dict[str, str]:
             f"{test.finite_difference:.1e} in {test.precision}, worst at {test.worst_tensor}"
             + ("" if test.kink is None else f"; beside the checkpoint, which lies on a kink ({test.kink})")
         ),
-        "gradient against differences of the loss": f"{test.slope:.1e}",
+        "gradient against differences of the loss": f"{test.gradient_error:.1e}",
     }
     if test.methods_agree is not None:
         out["products of two methods"] = f"{test.methods_agree:.1e}"

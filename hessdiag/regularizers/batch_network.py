@@ -17,14 +17,14 @@ from hessdiag.samples import draw
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of logits and loss, relative to float64
 PASS = 2e6  # multiply-adds that fit into what one gradient costs beside its own, whatever the size (measured)
-ONE_HOT = 1e-3  # targets recovered from the loss's slope are this close to a class, or they are soft
+ONE_HOT = 1e-3  # targets recovered from the loss's gradient are this close to a class, or they are soft
 
 
 class BatchNetwork:
     """Exact traces of the current batch's Hessian where a model is a three-layer network under cross-entropy.
 
-    Inputs, outputs z and the loss's slope by z are watched during the gradient's pass. If the loss is the mean
-    cross-entropy of N rows, the targets are softmax(z) − N · slope; that it is, the loss's value proves.
+    Inputs, outputs z and the loss's gradient by z are watched during the gradient's pass. If the loss is the mean
+    cross-entropy of N rows, the targets are softmax(z) − N · gradient; that it is, the loss's value proves.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -48,8 +48,8 @@ class BatchNetwork:
             return gradient, "several processes: tr H² of the union is no mean over ranks"
         if not seen.calls or not seen.regular:
             return gradient, "the closure does not call the model on one tensor and get one back"
-        x, z, slope = (torch.cat([call[i].flatten(1).double() for call in seen.calls]) for i in range(3))
-        y = torch.softmax(z, 1) - len(z) * slope
+        x, z, grad = (torch.cat([call[i].flatten(1).double() for call in seen.calls]) for i in range(3))
+        y = torch.softmax(z, 1) - len(z) * grad
         hard = y.argmax(1)
         classes = bool((y - F.one_hot(hard, y.shape[1])).abs().max() < ONE_HOT)
         targets = hard if classes else y

@@ -30,7 +30,7 @@ def bound_by_probes(
     first = sum(dot(v, w) for v, w in zip(vectors, images, strict=True)) / probes
     second = sum(dot(w, w) for w in images) / probes
     eps = max(torch.finfo(p.dtype).eps for p in batch.params)
-    value, alpha, beta = slopes(bound, first, second, sum(p.numel() for p in batch.params), eps)
+    value, alpha, beta = derivatives(bound, first, second, sum(p.numel() for p in batch.params), eps)
     total = tuple(torch.zeros_like(p, requires_grad=False) for p in batch.params)
     for v, w in zip(vectors, images, strict=True):
         y = tuple(alpha * a + 2 * beta * b for a, b in zip(v, w, strict=True))
@@ -39,7 +39,7 @@ def bound_by_probes(
     return curved.gradient, total, value
 
 
-def slopes(bound: Bounded, t1: float, t2: float, size: int, eps: float) -> tuple[float, float, float]:
+def derivatives(bound: Bounded, t1: float, t2: float, size: int, eps: float) -> tuple[float, float, float]:
     """The bound, and its derivatives α by T₁ and β by T₂.
 
     Args:

@@ -106,16 +106,16 @@ class HSR(CurvaturePenalty):
         if not any(self.scheduled("mu", self.mu)):
             return batch.gradient()
         found = self._closed_form(batch) or bound_by_probes(self, batch, self.bound, self.probes)
-        gradient, slope, value = found
-        slope = finite("bound's gradient", slope)
+        gradient, grad, value = found
+        grad = finite("bound's gradient", grad)
         if self.rule == "penalty":
-            gradient = self.penalised(gradient, slope)
-        elif length := norm(slope):
+            gradient = self.penalised(gradient, grad)
+        elif length := norm(grad):
             if self.rule == "direction":
-                gradient = self.penalised(gradient, slope, 1 / length)
+                gradient = self.penalised(gradient, grad, 1 / length)
             else:
                 still = tuple(None if g is None else torch.zeros_like(g) for g in gradient)
-                shift = self.penalised(still, slope, -1 / length)
+                shift = self.penalised(still, grad, -1 / length)
                 with batch.moved(shift):
                     gradient = batch.gradient()
                 self._shift = shift

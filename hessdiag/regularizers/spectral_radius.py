@@ -98,8 +98,8 @@ class SpectralRadius(CurvaturePenalty):
         converged = residual <= self.tolerance
         gradient = curved.gradient
         if abs(eigenvalue) > self.scheduled("K", self.K)[0] and (converged or self.unconverged == "use"):
-            slope = self.form_gradient(batch, curved, BatchHessian(curved).split(v))
-            gradient = self.penalised(gradient, slope, 1.0 if eigenvalue > 0 else -1.0)
+            grad = self.form_gradient(batch, curved, BatchHessian(curved).split(v))
+            gradient = self.penalised(gradient, grad, 1.0 if eigenvalue > 0 else -1.0)
         self._vector, self.eigenvalue, self.residual, self.converged = v, eigenvalue, residual, converged
         return gradient
 

@@ -56,8 +56,8 @@ class TracePenalty(CurvaturePenalty):
         total = here
         for draw in range(self.probes):
             v = self.signs(batch.params, draw)
-            slope = (
+            grad = (
                 self.second_difference(batch, here, v) if curved is None else self.form_gradient(batch, curved, v)
             )
-            total = self.penalised(total, slope, 1 / self.probes)
+            total = self.penalised(total, grad, 1 / self.probes)
         return total

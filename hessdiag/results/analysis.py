@@ -55,7 +55,7 @@ class SelfTest:
     repeatability: float  # same product twice
     symmetry: float  # |u·Hv − v·Hu| / scale
     finite_difference: float  # product against differences of the gradient, worst tensor
-    slope: float  # gradient against differences of the loss
+    gradient_error: float  # gradient against differences of the loss
     worst_tensor: str
     precision: str  # dtype the differences were taken in
     methods_agree: float | None = None  # relative difference between the products of two methods

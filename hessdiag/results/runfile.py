@@ -15,6 +15,7 @@ from hessdiag.results.metrics import QUANTITIES, Bound, Estimate, Metric, RitzVa
 
 RENAMED = (
     ("self_test", "ways_agree", "methods_agree"),
+    ("self_test", "slope", "gradient_error"),
     ("environment", "way", "method"),
     ("environment", "way_reason", "method_reason"),
 )

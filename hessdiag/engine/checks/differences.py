@@ -12,11 +12,11 @@ from torch import Tensor
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.gradients import gradient, gradients
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import narrowest, norm
-from hessdiag.engine.products.slopes import gradient, slopes
 
-LIMITS = {"repeatability": 1e-4, "symmetry": 1e-2, "finite_difference": 1e-2, "slope": 1e-2}
+LIMITS = {"repeatability": 1e-4, "symmetry": 1e-2, "finite_difference": 1e-2, "gradient": 1e-2}
 """Above these a measurement is refused. Silent faults begin at 2e-2; healthy models stay below 1e-4, or below 2e-3
 in float32 where every example is confident (first 16 images of a ResNet: symmetry 1.7e-3, differences 1.9e-3)."""
 STEPS = (1e-8, 1e-7, 1e-9, 1e-5)
@@ -33,7 +33,7 @@ NEGLIGIBLE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 
 def limit(name: str, precision: str) -> float:
-    """Above it a measurement is refused: "finite_difference" or "slope", of differences taken in a precision."""
+    """The limit of "finite_difference" or "gradient", of differences taken in a precision."""
     return LIMITS[name] if precision == "float64" else SINGLE_LIMIT
 
 
@@ -43,13 +43,13 @@ class Differences:
 
     Attributes:
         product: of the worst tensor.
-        slope: of the gradient, along itself.
+        gradient_error: of the gradient, along itself.
         worst: that tensor's name.
         precision: dtype the differences were taken in.
     """
 
     product: float
-    slope: float
+    gradient_error: float
     worst: str
     precision: str
 
@@ -59,9 +59,9 @@ class Differences:
         return self.product <= limit("finite_difference", self.precision)
 
     @property
-    def slope_agrees(self) -> bool:
+    def gradient_agrees(self) -> bool:
         """Whether the gradient is within its limit."""
-        return self.slope <= limit("slope", self.precision)
+        return self.gradient_error <= limit("gradient", self.precision)
 
 
 class Checked:
@@ -100,10 +100,10 @@ class Checked:
         self.length = norm(row)
         self.least = faint(operator, piece) * self.length
 
-    def slopes_at(self, step: float) -> tuple[Tensor, ...]:
+    def gradients_at(self, step: float) -> tuple[Tensor, ...]:
         """The gradient at θ + step · the vector's direction."""
         theta = self.function.shifted(self.row, step / self.length)
-        return slopes(self.function.total(theta, self.piece), theta)
+        return gradients(self.function.total(theta, self.piece), theta)
 
     def errors(self, one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[float]:
         """Relative differences, tensor by tensor; next to no curvature counts against the whole, or as none."""
@@ -119,23 +119,23 @@ class Checked:
 def differences(checked: Checked) -> Differences:
     """Product and gradient of up to 16 examples against differences, the best over a ladder of steps."""
     function, piece = checked.function, checked.piece
-    slope = gradient(function, piece)
-    slope_norm = norm(slope)
-    downhill = (slope / max(slope_norm, 1e-300)).to(function.dtype)
-    del slope
+    grad = gradient(function, piece)
+    gradient_norm = norm(grad)
+    downhill = (grad / max(gradient_norm, 1e-300)).to(function.dtype)
+    del grad
     best = Differences(math.inf, math.inf, "", checked.precision)
     for h, settled in _steps(function, piece):
-        if max(best.product, best.slope) <= settled:
+        if max(best.product, best.gradient_error) <= settled:
             break
-        up, down = (checked.slopes_at(s * h) for s in (1, -1))
+        up, down = (checked.gradients_at(s * h) for s in (1, -1))
         central = _over(up, down, 2 * h / checked.length)
         del up, down
         errors = checked.errors(function.split(checked.product), central)
         error, worst = _largest(errors, function.names)
         if error < best.product:
-            best = Differences(error, best.slope, worst, checked.precision)
-        slope_error = _slope_error(function, piece, downhill, h, slope_norm)
-        best = Differences(best.product, min(best.slope, slope_error), best.worst, checked.precision)
+            best = Differences(error, best.gradient_error, worst, checked.precision)
+        gradient_error = _gradient_error(function, piece, downhill, h, gradient_norm)
+        best = Differences(best.product, min(best.gradient_error, gradient_error), best.worst, checked.precision)
     return best
 
 
@@ -180,11 +180,11 @@ def _steps(function: Functional, piece: Any) -> Iterator[tuple[float, float]]:
         yield from ((step * least, enough) for step in first)
 
 
-def _slope_error(function: Functional, piece: Any, direction: Tensor, h: float, expected: float) -> float:
+def _gradient_error(function: Functional, piece: Any, direction: Tensor, h: float, expected: float) -> float:
     with torch.no_grad():
         up, down = (float(function.total(function.shifted(direction, s), piece)) for s in (h, -h))
     if expected == 0:
         return 0.0
-    # a loss of size L is only known to L·eps: below that a slope cannot be refuted
+    # a loss of size L is only known to L·eps: below that a gradient cannot be refuted
     noise = 8 * torch.finfo(function.dtype).eps * max(abs(up), abs(down)) / h
     return abs((up - down) / (2 * h) - expected) / (expected + noise)

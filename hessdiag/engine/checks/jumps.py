@@ -16,8 +16,8 @@ from torch import Tensor
 from hessdiag.engine.checks.differences import LEAST_WEIGHT, LIMITS, Checked, Differences, differences
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.gradients import gradient
 from hessdiag.engine.products.precision import narrowest
-from hessdiag.engine.products.slopes import gradient
 
 MOVE = 1e-3
 """Of a tensor's typical weight. The differences' steps are a million times shorter, so that none crosses one of
@@ -46,7 +46,7 @@ def beside_a_kink(
     if not _jumps(Checked(operator, double, row), found):
         return None
     beside = differences(Checked(operator, double, row, moved(operator)))
-    return beside if beside.product_agrees and beside.slope_agrees else None
+    return beside if beside.product_agrees and beside.gradient_agrees else None
 
 
 def _jumps(here: Checked, found: Differences) -> bool:
@@ -72,7 +72,7 @@ def _jumps(here: Checked, found: Differences) -> bool:
         # a gradient that is another at this one point only is wrong there: the function has no kink
         through &= _above(here.errors(right, tuple(-piece for piece in left)), names)
         before = right
-    if not found.slope_agrees:
+    if not found.gradient_agrees:
         up, down = (gradient(function, here.piece, function.shifted(downhill, s * h)) for s in (1, -1))
         if not _above(here.errors(function.split(up), function.split(down)), names):
             return False

@@ -30,7 +30,7 @@ CHANGE = 1e-2
 """Relative, of a tensor's gradient: the same pass over the same examples repeats to rounding."""
 HALF_CHANGE = 0.3  # in half precision, where kernels that do not repeat leave some percents
 
-Slopes = tuple[float | None, ...]
+Norms = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class FirstPass:
 
     Attributes:
         examples: up to 16, as they come.
-        slopes: per parameter the norm of the gradient, None where it takes no part.
+        gradient_norms: per parameter the norm of the gradient, None where it takes no part.
     """
 
     examples: Any
-    slopes: Slopes
+    gradient_norms: Norms
 
 
 def first_pass(operator: Curvature) -> FirstPass | None:
@@ -58,7 +58,7 @@ def first_pass(operator: Curvature) -> FirstPass | None:
     try:
         with own.evaluating():
             examples = next(divide(operator.samples.batches[0], TRIAL_EXAMPLES))
-            return FirstPass(examples, own.slopes(examples))
+            return FirstPass(examples, own.gradient_norms(examples))
     except Exception:  # the user's code can raise anything
         return None
 
@@ -83,17 +83,17 @@ def require_kept_nothing(operator: Curvature, first: FirstPass | None) -> None:
     own = PlainModel(operator)
     try:
         with own.evaluating():
-            again = own.slopes(first.examples)
+            again = own.gradient_norms(first.examples)
     except Exception as error:
         if is_kept_graph(error):
             raise MeasurementError(KEPT_GRAPH) from error
         return  # the second opinion says why
-    name = _another(operator, first.slopes, again, HALF_CHANGE if own.half else CHANGE)
+    name = _another(operator, first.gradient_norms, again, HALF_CHANGE if own.half else CHANGE)
     if name is not None:
         raise MeasurementError(_changed(name))
 
 
-def _another(operator: Curvature, first: Slopes, again: Slopes, limit: float) -> str | None:
+def _another(operator: Curvature, first: Norms, again: Norms, limit: float) -> str | None:
     """The first parameter whose gradient has another norm; next to none counts against the whole."""
     whole = math.hypot(*(norm or 0.0 for norm in first))
     for (name, size), a, b in zip(operator.layout, first, again, strict=True):

@@ -36,7 +36,7 @@ def masked_gradients(operator: Curvature) -> list[Finding]:
     """
     theta = moved(operator)
     with operator.timed(), operator.function.measuring():
-        if not _slopes(operator, theta, next(divide(operator.batches[0], 2)))[0]:
+        if not _gradients(operator, theta, next(divide(operator.batches[0], 2)))[0]:
             return []
         try:
             share, module = _largest(operator, theta)
@@ -59,7 +59,7 @@ def _largest(operator: Curvature, theta: tuple[Tensor, ...]) -> tuple[float, str
     names = {id(tensor): name for tensor, name in zip(theta, operator.function.names, strict=True)}
     worst, where = 0.0, ""
     for batch in operator.batches:
-        left, whole = _slopes(operator, theta, batch)
+        left, whole = _gradients(operator, theta, batch)
         for weight, size in left:
             share = size / max(whole, size, 1e-300)
             if share > worst:
@@ -67,7 +67,7 @@ def _largest(operator: Curvature, theta: tuple[Tensor, ...]) -> tuple[float, str
     return worst, where.removesuffix(".weight") or "an embedding"
 
 
-def _slopes(
+def _gradients(
     operator: Curvature, theta: tuple[Tensor, ...], batch: Any
 ) -> tuple[list[tuple[Tensor, float]], float]:
     """For each lookup that masks, its table and the size of what is left out; the size of the gradient."""
@@ -77,7 +77,7 @@ def _slopes(
     if not lookups or not total.requires_grad:
         return [(weight, 0.0) for weight, _ in lookups], 0.0
     rows = [row for _, row in lookups]
-    slopes = torch.autograd.grad(total, (*rows, *theta), materialize_grads=True)
-    sizes = [float(slope.double().norm()) for slope in slopes]
+    grads = torch.autograd.grad(total, (*rows, *theta), materialize_grads=True)
+    sizes = [float(grad.double().norm()) for grad in grads]
     left = [(weight, size) for (weight, _), size in zip(lookups, sizes, strict=False)]
     return left, math.hypot(*sizes[len(rows) :])

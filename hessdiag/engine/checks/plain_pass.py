@@ -67,7 +67,7 @@ class _Held:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.data, self.entries = tensor, tensor.data, tensor.detach().clone()
         self.grad = tensor.grad
-        self.slope = None if self.grad is None else self.grad.clone()
+        self.kept_grad = None if self.grad is None else self.grad.clone()
 
     def put_back(self) -> None:
         if self.tensor.data_ptr() != self.data.data_ptr():
@@ -76,8 +76,8 @@ class _Held:
             self.data.copy_(self.entries)
         if self.tensor.grad is not self.grad:
             self.tensor.grad = self.grad
-        if self.grad is not None and self.slope is not None and not self.grad.is_sparse:
-            self.grad.detach().copy_(self.slope)
+        if self.grad is not None and self.kept_grad is not None and not self.grad.is_sparse:
+            self.grad.detach().copy_(self.kept_grad)
 
 
 class PlainModel:
@@ -136,7 +136,7 @@ class PlainModel:
         scale = math.fsum(abs(loss) * share for loss, share in losses)
         return Passed(value, scale, tuple(total), tuple(sizes), self._met_again(held), tuple(sorted(custom)))
 
-    def slopes(self, batch: Any) -> tuple[float | None, ...]:
+    def gradient_norms(self, batch: Any) -> tuple[float | None, ...]:
         """Per parameter that counts the norm of the gradient of a batch's loss; None where it takes no part."""
         loss = self._mean(batch)
         if not loss.requires_grad:

@@ -15,9 +15,9 @@ from hessdiag.engine.checks.kept_weights import first_pass
 from hessdiag.engine.checks.kinks import kinks
 from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.products.failures import is_out_of_memory
+from hessdiag.engine.products.gradients import Kind, depends, gradient
 from hessdiag.engine.products.graphs import GradientGraph, StackGraph
 from hessdiag.engine.products.methods import EXACT_METHODS, METHODS
-from hessdiag.engine.products.slopes import Kind, depends, gradient
 from hessdiag.engine.products.stacking import batching_rules_only, stacks
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.option import renamed

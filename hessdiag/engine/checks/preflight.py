@@ -27,8 +27,8 @@ from hessdiag.engine.checks.weighting import weighting
 from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory, to_check
+from hessdiag.engine.products.gradients import Kind
 from hessdiag.engine.products.methods import EXACT_METHODS
-from hessdiag.engine.products.slopes import Kind
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion, SelfTest

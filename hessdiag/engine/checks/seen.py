@@ -1,4 +1,4 @@
-"""What a model is fed during a pass, and the loss's slope by its outputs: enough to tell which loss it is."""
+"""What a model is fed during a pass, and the loss's gradient by its outputs: enough to tell which loss it is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Seen:
     """A context that watches the calls of a model, without a change to what they compute.
 
     Attributes:
-        calls: (inputs, outputs, slope) of each call with one tensor in and one out, detached; the slope d loss /
-            d outputs is zero until a gradient has been taken, and where the outputs do not matter.
+        calls: (inputs, outputs, gradient) of each call with one tensor in and one out, detached; the gradient of the
+            loss by the outputs is zero until one has been taken, and where the outputs do not matter.
         regular: every call was of that kind.
     """
 
@@ -35,10 +35,10 @@ class Seen:
         if not isinstance(x, Tensor) or not isinstance(outputs, Tensor) or not outputs.requires_grad:
             self.regular = False
             return
-        slope = torch.zeros_like(outputs, requires_grad=False)
-        self.calls.append((x.detach(), outputs.detach(), slope))
+        grad = torch.zeros_like(outputs, requires_grad=False)
+        self.calls.append((x.detach(), outputs.detach(), grad))
 
         def keep(gradient: Tensor) -> None:
-            slope.add_(gradient.detach())
+            grad.add_(gradient.detach())
 
         outputs.register_hook(keep)  # type: ignore[no-untyped-call]

@@ -62,7 +62,7 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         double = in_double(operator)  # a copy of θ: it goes with this function
         difference, jump = differences(Checked(operator, double, v, product=hv)), None
         known = repeatability <= LIMITS["repeatability"] and bool(torch.isfinite(hv).all())
-        if known and not (difference.product_agrees and difference.slope_agrees):
+        if known and not (difference.product_agrees and difference.gradient_agrees):
             beside = beside_a_kink(operator, double, v, difference)
             difference, jump = (difference, None) if beside is None else (beside, difference.worst)
         unit = torch.finfo(dtype if dtype.itemsize >= 4 else operator.dtype).eps
@@ -74,7 +74,7 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         repeatability=repeatability,
         symmetry=symmetry,
         finite_difference=difference.product,
-        slope=difference.slope,
+        gradient_error=difference.gradient_error,
         worst_tensor=difference.worst,
         precision=difference.precision,
         methods_agree=plan.agreement,
@@ -120,9 +120,9 @@ def _faults(operator: Curvature, numbers: SelfTest, plan: Plan) -> list[Fault]:
     if not numbers.finite_difference <= limit("finite_difference", numbers.precision):
         text = f"products miss differences of the gradient by {numbers.finite_difference:.2g}, worst in "
         faults.append(Fault("finite_difference", text + f"{numbers.worst_tensor}: {suspects(operator)}"))
-    if not numbers.slope <= limit("slope", numbers.precision):
-        text = f"the gradient misses differences of the loss by {numbers.slope:.2g}: {suspects(operator)}"
-        faults.append(Fault("slope", text))
+    if not numbers.gradient_error <= limit("gradient", numbers.precision):
+        text = f"the gradient misses differences of the loss by {numbers.gradient_error:.2g}: {suspects(operator)}"
+        faults.append(Fault("gradient_error", text))
     if plan.agreement is not None and plan.agreement > AGREEMENT[operator.dtype]:
         text = f"two exact methods differ in their products by {plan.agreement:.2g}: {suspects(operator)}"
         faults.append(Fault("methods_agree", text))

@@ -25,7 +25,7 @@ class Draws(NamedTuple):
     accuracy: Tensor | None  # (k,) float64
 
 
-class Slope(NamedTuple):
+class LossAndGradient(NamedTuple):
     """The sample set at one shift."""
 
     loss: float  # mean
@@ -104,16 +104,16 @@ class Landscape:
         self._count("forwards", len(rows) * len(self.batches))
         return Draws(losses, hits / positions if positions else None)
 
-    def slope(self, shift: Tensor | None = None) -> Slope:
+    def loss_and_gradient(self, shift: Tensor | None = None) -> LossAndGradient:
         """Loss, gradient and accuracy at θ + shift; one gradient."""
         row, positions = self._row(shift), self.positions
         with self.operator.timed():
-            gradient, total, hits = self._passes.slope(row)
+            gradient, total, hits = self._passes.loss_and_gradient(row)
         self._count("gradients", len(self.batches))
         weight = self.operator.total_weight
-        return Slope(total / weight, gradient / weight, hits / positions if positions else None)
+        return LossAndGradient(total / weight, gradient / weight, hits / positions if positions else None)
 
-    def slopes(self, shifts: Tensor, batches: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    def losses_and_gradients(self, shifts: Tensor, batches: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Batches at a shift of their own each: (b, P) to losses (b,) and gradients (b, P), both float64.
 
         Cost: its share of a gradient. A batch in which nothing counts has loss and gradient 0.
@@ -129,9 +129,9 @@ class Landscape:
         with self.operator.timed():
             for stack in self._passes.stacked(tuple(indices)):
                 chosen = list(stack.indices)
-                slopes, totals = self._passes.slopes(stack, rows[chosen])
+                grads, totals = self._passes.losses_and_gradients(stack, rows[chosen])
                 weight = self.weights[[indices[place] for place in chosen]].clamp(min=1e-300)
-                gradients[chosen] = slopes.double() / weight.to(rows.device)[:, None]
+                gradients[chosen] = grads.double() / weight.to(rows.device)[:, None]
                 losses[chosen] = totals.double().cpu() / weight
         self._count("gradients", len(indices))
         return losses, gradients
@@ -143,13 +143,13 @@ class Landscape:
             UsageError: nothing in those batches counts.
         """
         if batches is None:
-            return self.slope(shift).gradient
+            return self.loss_and_gradient(shift).gradient
         row, weight = self._row(shift), float(self.weights[list(batches)].sum())
         if weight <= 0:
             msg = f"batches {list(batches)}: nothing in them counts, take others"
             raise UsageError(msg)
         with self.operator.timed():
-            parts = [self._slope_of(row, self.batches[index]).double() for index in batches]
+            parts = [self._gradient_of(row, self.batches[index]).double() for index in batches]
         self._count("gradients", len(batches))
         return torch.stack(parts).sum(0) / weight
 
@@ -195,7 +195,7 @@ class Landscape:
         for piece in (piece for batch in self.batches for piece in divide(batch, most)):
             with self.operator.timed():
                 found = self._passes.mapped(
-                    lambda *t, piece=piece: self._slope_of(row, filled(piece, t)),
+                    lambda *t, piece=piece: self._gradient_of(row, filled(piece, t)),
                     [leaf[:, None] for leaf in leaves(piece)],
                 )
             yield found.double() * scale
@@ -231,9 +231,9 @@ class Landscape:
             return Scores(loss)
         return with_classes(loss, found[0].double(), found[1])
 
-    def _slope_of(self, row: Tensor, batch: Any) -> Tensor:
-        slope: Tensor = torch.func.grad(lambda shift: self._passes.evaluate(shift, batch)[0])(row)
-        return slope
+    def _gradient_of(self, row: Tensor, batch: Any) -> Tensor:
+        grad: Tensor = torch.func.grad(lambda shift: self._passes.evaluate(shift, batch)[0])(row)
+        return grad
 
     def _row(self, shift: Tensor | None) -> Tensor:
         if shift is None:

@@ -86,7 +86,7 @@ class Passes:
         parts = [self.mapped(one, (rows,)) for rows in torch.split(shifts, self._chunk)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
-    def slopes(self, stack: Stack, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    def losses_and_gradients(self, stack: Stack, shifts: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (b, P) and summed losses (b,) of stacked batches, each at its row of (b, P)."""
         rows = shifts.detach().requires_grad_()
         totals, _ = self.mapped(lambda r, *t: self.evaluate(r, filled(stack.first, t)), (rows, *stack.tensors))
@@ -110,7 +110,7 @@ class Passes:
             return tuple(self.batches)
         return (whole,) if off <= SAME_SUM * abs(apart) else tuple(self.batches)
 
-    def slope(self, shift: Tensor) -> tuple[Tensor, float, float]:
+    def loss_and_gradient(self, shift: Tensor) -> tuple[Tensor, float, float]:
         """The gradient (P,) float64 of the whole summed loss at one shift, with that loss and the hits."""
         row = shift.detach().requires_grad_()
         gradient = torch.zeros(len(shift), dtype=torch.float64, device=shift.device)
@@ -118,8 +118,8 @@ class Passes:
         for part in self.parts:
             total, hit = self.evaluate(row, part)
             if total.requires_grad:
-                (slope,) = torch.autograd.grad(total, row, materialize_grads=True)
-                gradient += slope.double()
+                (grad,) = torch.autograd.grad(total, row, materialize_grads=True)
+                gradient += grad.double()
             loss, hits = loss + float(total.detach()), hits + float(hit)
         return gradient, loss, hits
 

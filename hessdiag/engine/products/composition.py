@@ -72,5 +72,5 @@ def _reached(function: Functional, piece: Any) -> list[str]:
     total = function.with_constant_outputs(function.theta, piece)
     if not total.requires_grad:
         return []
-    slopes = torch.autograd.grad(total, function.theta, allow_unused=True)
-    return [name for name, slope in zip(function.names, slopes, strict=True) if slope is not None]
+    grads = torch.autograd.grad(total, function.theta, allow_unused=True)
+    return [name for name, grad in zip(function.names, grads, strict=True) if grad is not None]

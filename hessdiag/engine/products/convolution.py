@@ -63,13 +63,13 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
-def _slopes(
-    slope: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients by input, weight and bias, those that are wanted."""
     stride, padding, dilation, groups = geometry
     found: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-        slope, x, weight, [len(weight)], stride, padding, dilation, False, [0] * len(stride), groups, wanted
+        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0] * len(stride), groups, wanted
     )
     return found
 
@@ -87,39 +87,39 @@ class _Convolution(Function):
         return torch.addcmul(per_channel(shift, y), y, per_channel(scale, y))
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        form = _slopes if transformed(slope) else _Slopes.apply
-        return *form(slope, x, weight, ctx.geometry, wanted), None, None
+        form = _gradients if transformed(grad) else _Gradients.apply
+        return *form(grad, x, weight, ctx.geometry, wanted), None, None
 
 
-class _Slopes(Function):
-    """The three gradients of a convolution; each is linear in ``slope``, and in the input or the weight."""
+class _Gradients(Function):
+    """The three gradients of a convolution; each is linear in ``grad``, and in the input or the weight."""
 
     @staticmethod
     def forward(
-        ctx: Any, slope: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
     ) -> Any:
-        ctx.save_for_backward(slope, x, weight)
+        ctx.save_for_backward(grad, x, weight)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        return _slopes(slope, x, weight, geometry, wanted)
+        return _gradients(grad, x, weight, geometry, wanted)
 
     @staticmethod
     def backward(ctx: Any, along_x: Tensor | None, along_weight: Tensor | None, along_bias: Tensor | None) -> Any:
-        slope, x, weight = ctx.saved_tensors
+        grad, x, weight = ctx.saved_tensors
         geometry = ctx.geometry
-        needs_slope, needs_x, needs_weight = ctx.needs_input_grad[:3]
-        by_slope = by_x = by_weight = None
-        if needs_slope:
+        needs_grad, needs_x, needs_weight = ctx.needs_input_grad[:3]
+        by_grad = by_x = by_weight = None
+        if needs_grad:
             pairs = ((along_x, weight), (x, along_weight))
             moved = [_convolved(a, b, None, geometry) for a, b in pairs if a is not None and b is not None]
             if along_bias is not None:
-                moved.append(per_channel(along_bias, slope))
-            by_slope = sum(moved[1:], start=moved[0]).expand_as(slope) if moved else None
+                moved.append(per_channel(along_bias, grad))
+            by_grad = sum(moved[1:], start=moved[0]).expand_as(grad) if moved else None
         if needs_x and along_weight is not None:
-            by_x = _slopes(slope, x, along_weight, geometry, (True, False, False))[0]
+            by_x = _gradients(grad, x, along_weight, geometry, (True, False, False))[0]
         if needs_weight and along_x is not None:
-            by_weight = _slopes(slope, along_x, weight, geometry, (False, True, False))[1]
-        return by_slope, by_x, by_weight, None, None
+            by_weight = _gradients(grad, along_x, weight, geometry, (False, True, False))[1]
+        return by_grad, by_x, by_weight, None, None

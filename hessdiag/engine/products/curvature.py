@@ -16,10 +16,10 @@ from hessdiag.engine.products.blocks import has_blocks
 from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.gradients import Kind, gradient
 from hessdiag.engine.products.graphs import Graphs
 from hessdiag.engine.products.methods import METHODS, retained_graph
 from hessdiag.engine.products.records import Record, Records
-from hessdiag.engine.products.slopes import Kind, gradient
 from hessdiag.engine.products.stacking import STACKED_COPIES, Stack, stacks, worth_stacking
 from hessdiag.errors import MeasurementError, ProblemError, UsageError, one_line
 from hessdiag.operator import SymmetricOperator
@@ -137,8 +137,8 @@ class Curvature(SymmetricOperator):
 
         with self._engine():
             for batch in self.batches:
-                slope = self._fitting(batch, torch.empty(1), lambda piece, _: gradient(self.function, piece)[None])
-                total += slope[0].double()
+                grad = self._fitting(batch, torch.empty(1), lambda piece, _: gradient(self.function, piece)[None])
+                total += grad[0].double()
         return total / self.total_weight
 
     @property

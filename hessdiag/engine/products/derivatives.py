@@ -37,10 +37,10 @@ def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, order: int = 3)
             raise UsageError(msg)
         found = [value]
         for _ in range(order):
-            slope = None
+            grad = None
             if found[-1].requires_grad:
-                (slope,) = torch.autograd.grad(found[-1].sum(), flat, create_graph=True, allow_unused=True)
-            found.append(torch.zeros_like(flat) if slope is None else slope)
+                (grad,) = torch.autograd.grad(found[-1].sum(), flat, create_graph=True, allow_unused=True)
+            found.append(torch.zeros_like(flat) if grad is None else grad)
     return tuple(tensor.detach().view(x.shape) for tensor in found)
 
 

@@ -12,8 +12,8 @@ from torch.autograd import Function
 
 from hessdiag.engine.products.folding import Folded
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.gradients import Kind, gradients, scalar_of
 from hessdiag.engine.products.memory import free_bytes
-from hessdiag.engine.products.slopes import Kind, scalar_of, slopes
 from hessdiag.engine.products.stacking import Stack, filled, vmapped
 from hessdiag.samples import leaves
 
@@ -72,7 +72,7 @@ class GradientGraph:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             with Folded():
                 total = scalar()
-            gradient = slopes(total, theta, create_graph=True)
+            gradient = gradients(total, theta, create_graph=True)
         self.held = sum(sizes.values())
         self._live = [index for index, piece in enumerate(gradient) if piece.requires_grad]
         self._along: list[Tensor] = []
@@ -136,8 +136,8 @@ def _stacked_scalar(function: Functional, kind: Kind, stack: Stack, theta: tuple
     outputs: Tensor = vmapped(lambda t, x: function.outputs(t, filled(stack.first, x)), theta, stack.tensors)
     leaf, problem = outputs.detach().requires_grad_(), function.problem
     losses = vmapped(lambda o, x: problem.loss_sum(o, filled(stack.first, x)), leaf, stack.tensors)
-    (slope,) = torch.autograd.grad(losses.sum(), leaf)
-    return (outputs * slope).sum()
+    (grad,) = torch.autograd.grad(losses.sum(), leaf)
+    return (outputs * grad).sum()
 
 
 class Graphs:

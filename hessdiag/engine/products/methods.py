@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hessdiag.engine.products.folding import Folded
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.gradients import Kind, gradient, loss_gradient, scalar_of
 from hessdiag.engine.products.graphs import GradientGraph, StackGraph
-from hessdiag.engine.products.slopes import Kind, gradient, loss_slope, scalar_of
 from hessdiag.engine.products.stacking import stacks
 from hessdiag.engine.products.streaming import layer_streamed
 from hessdiag.engine.products.tangents import load_forward_mode, push
@@ -100,12 +100,12 @@ def _gauss_newton(function: Functional, batch: Any, rows: Tensor) -> Tensor:
     """Jᵀ S J v with S = d²loss/doutputs²."""
     with Folded():
         outputs = function.outputs(function.theta, batch)
-    leaf, slope = loss_slope(function, outputs, batch)
-    if not slope.requires_grad:
+    leaf, grad = loss_gradient(function, outputs, batch)
+    if not grad.requires_grad:
         return torch.zeros_like(rows)
     products = []
     for pushed in push(outputs, function.theta, [function.split(row) for row in rows]):
-        (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
+        (curved,) = torch.autograd.grad(grad, leaf, pushed, retain_graph=True)
         product = torch.autograd.grad(outputs, function.theta, curved, retain_graph=True, materialize_grads=True)
         products.append(function.flat(product))
     return torch.stack(products)
@@ -113,11 +113,11 @@ def _gauss_newton(function: Functional, batch: Any, rows: Tensor) -> Tensor:
 
 def _gauss_newton_forward(function: Functional, batch: Any, rows: Tensor, theta: tuple[Tensor, ...]) -> Tensor:
     outputs, pullback = torch.func.vjp(lambda *t: function.outputs(t, batch), *theta)[:2]
-    leaf, slope = loss_slope(function, outputs, batch)
+    leaf, grad = loss_gradient(function, outputs, batch)
     products = []
     for row in rows:
         pushed = torch.func.jvp(lambda *t: function.outputs(t, batch), theta, function.split(row))[1]
-        (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
+        (curved,) = torch.autograd.grad(grad, leaf, pushed, retain_graph=True)
         products.append(function.flat(pullback(curved)))
     return torch.stack(products).detach()
 

@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional, graph_nodes
-from hessdiag.engine.products.slopes import gradient
+from hessdiag.engine.products.gradients import gradient
 from hessdiag.samples import divide
 
-SAME_SLOPE = 1e-2
+SAME_GRADIENT = 1e-2
 """Relative, of gradients: as for the self-test. Bits that were read as a wider type make another function."""
 
 
@@ -57,25 +57,25 @@ def _in_double(operator: Curvature) -> Functional | None:
     double = operator.dtype == torch.float64
     try:
         function = operator.function if double else _as(Functional, operator)
-        slope = _slope(operator, function)
+        grad = _gradient(operator, function)
         if narrowest(function, _two(operator, function)) != torch.float32:
             return function
     except (RuntimeError, TypeError, ValueError):
         return operator.function if double else None
     try:
         wide = _as(_Widened, operator)
-        same = _slope(operator, wide)
+        same = _gradient(operator, wide)
         whole = narrowest(wide, _two(operator, wide)) == torch.float64
     except (RuntimeError, TypeError, ValueError):
         return function
-    return wide if whole and norm(slope - same) <= SAME_SLOPE * max(norm(slope), norm(same)) else function
+    return wide if whole and norm(grad - same) <= SAME_GRADIENT * max(norm(grad), norm(same)) else function
 
 
 def _as(kind: type[Functional], operator: Curvature) -> Functional:
     return kind(operator.problem, dtype=torch.float64, device=operator.device)
 
 
-def _slope(operator: Curvature, function: Functional) -> Tensor:
+def _gradient(operator: Curvature, function: Functional) -> Tensor:
     """The gradient of two examples: not all models can have it in float64."""
     with function.measuring():
         return gradient(function, _two(operator, function))

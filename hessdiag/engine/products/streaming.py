@@ -1,8 +1,8 @@
 """Exact products for stacks of blocks with the memory of one block, by the R-operator (Pearlmutter 1994).
 
 Forward, block by block and without a graph: what enters a block, x, and its change ẋ along each vector. Back: one
-block's graph at a time gives λ, the loss's slope by x, its change λ̇, and the block's part of the products. Other
-exact methods hold the graph of all blocks at once.
+block's graph at a time gives λ, the loss's gradient by x, its change λ̇, and the block's part of the products.
+Other exact methods hold the graph of all blocks at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from hessdiag.engine.products.blocks import Around, Block, find_blocks, refuse, same
 from hessdiag.engine.products.failures import is_unsupported
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.slopes import Kind, loss_slope
+from hessdiag.engine.products.gradients import Kind, loss_gradient
 from hessdiag.engine.products.tangents import Tangents, pull, push, push_forward
 from hessdiag.samples import leaves, map_tensors
 
@@ -77,16 +77,16 @@ class _Sweep:
         self.outside = around.indices
         top = around.total(batch) if self.kind == "hessian" else around.outputs(batch)
         self._compare(top, batch)
-        slope, moves = self._head(top, batch)
+        grad, moves = self._head(top, batch)
         del top
         after = self._stream
         while self._stops and moves is not None:
             stop = self._stops.pop()
-            slope, moves = self._back(self.blocks[len(self._stops)], stop, after, slope, moves)
+            grad, moves = self._back(self.blocks[len(self._stops)], stop, after, grad, moves)
             after = stop.x
         if moves is not None and self._source is not None:
             theta = self._theta(self.outside)
-            _, found = pull(self._source, theta, slope, moves, self._along(self.outside))
+            _, found = pull(self._source, theta, grad, moves, self._along(self.outside))
             self._add(self.outside, found)
         return self.products
 
@@ -157,7 +157,7 @@ class _Sweep:
         return output, push(stream, primals, along)
 
     def _head(self, top: Tensor, batch: Any) -> tuple[Tensor | None, list[Tensor] | None]:
-        """What follows the blocks: its part of the products, the loss's slope by the stream, and its changes.
+        """What follows the blocks: its part of the products, the loss's gradient by the stream, and its changes.
 
         Of the Gauss-Newton matrix, which has no second derivatives of the model, the changes alone.
         """
@@ -165,33 +165,33 @@ class _Sweep:
             return None, None
         if self._unused:
             used = torch.autograd.grad(top.sum(), self._unused, retain_graph=True, allow_unused=True)
-            if any(slope is not None for slope in used):
+            if any(grad is not None for grad in used):
                 refuse("the loss uses what a block before the last gives, or more of it than its stream")
         self._unused.clear()
         inputs, along = self._theta(self.outside), self._along(self.outside, self._moves)
         if self._moves is not None and self._stream is not None:
             inputs.append(self._stream)
-        slope, moves = self._weights(top, batch, inputs, along)
-        first, found = pull(top, inputs, slope, moves, along, last=False)
+        grad, moves = self._weights(top, batch, inputs, along)
+        first, found = pull(top, inputs, grad, moves, along, last=False)
         self._add(self.outside, found)
         return first, None if self._moves is None else [pieces[-1] for pieces in found]
 
     def _weights(
         self, top: Tensor, batch: Any, inputs: list[Tensor], along: Tangents
     ) -> tuple[Tensor | None, list[Tensor] | None]:
-        """What the top is weighted with, and how that changes: 1, or the loss's slope by the outputs."""
+        """What the top is weighted with, and how that changes: 1, or the loss's gradient by the outputs."""
         if self.kind == "hessian":
             return torch.ones_like(top), None
-        leaf, slope = loss_slope(self.function, top, batch)
+        leaf, grad = loss_gradient(self.function, top, batch)
         if self.kind == "residual":
-            return slope.detach(), None
+            return grad.detach(), None
         pushed = push(top, inputs, along)
-        return None, [pull(slope, [leaf], None, [move], [()], last=False)[1][0][0] for move in pushed]
+        return None, [pull(grad, [leaf], None, [move], [()], last=False)[1][0][0] for move in pushed]
 
     def _back(
-        self, block: Block, stop: _Stop, after: Tensor | None, slope: Tensor | None, moves: list[Tensor]
+        self, block: Block, stop: _Stop, after: Tensor | None, grad: Tensor | None, moves: list[Tensor]
     ) -> tuple[Tensor | None, list[Tensor] | None]:
-        """One block's graph: its part of the products, and slope and changes one block further down."""
+        """One block's graph: its part of the products, and gradient and changes one block further down."""
         x = stop.x.detach().requires_grad_(stop.moves is not None)
         inputs = self._theta(block.indices)
         y = block.stream(block(inputs, x, stop.args, stop.kwargs))
@@ -200,7 +200,7 @@ class _Sweep:
         if stop.moves is not None:
             inputs.append(x)
         along = self._along(block.indices, stop.moves)
-        first, found = pull(y, inputs, slope, moves, along)
+        first, found = pull(y, inputs, grad, moves, along)
         self._add(block.indices, found)
         return first, None if stop.moves is None else [pieces[-1] for pieces in found]
 

@@ -1,4 +1,4 @@
-"""Derivatives of a part of a model along tangents: its own change (forward), and its slopes' (backward)."""
+"""Derivatives of a part of a model along tangents: its own change (forward), and its gradients' (backward)."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ def push(y: Tensor, inputs: Sequence[Tensor], along: Tangents) -> list[Tensor]:
 def pull(
     y: Tensor,
     inputs: Sequence[Tensor],
-    slope: Tensor | None,
+    grad: Tensor | None,
     moves: list[Tensor] | None,
     along: Tangents,
     *,
     last: bool = True,
 ) -> tuple[Tensor | None, Tangents]:
-    """How the gradient of <slope, y> changes along tangents of the inputs, and with the slope's own changes.
+    """How the gradient of <grad, y> changes along tangents of the inputs, and and with changes of grad itself.
 
     Returns:
-        The gradient by the last input (None without slope), and per vector the changes for all inputs.
+        The gradient by the last input (None without grad), and per vector the changes for all inputs.
     """
     pulled: tuple[Tensor, ...] = ()
-    if slope is not None and inputs and y.requires_grad:
-        pulled = torch.autograd.grad(y, inputs, slope, create_graph=True, materialize_grads=True)
+    if grad is not None and inputs and y.requires_grad:
+        pulled = torch.autograd.grad(y, inputs, grad, create_graph=True, materialize_grads=True)
     first = pulled[-1].detach() if pulled else None
     live = [index for index, piece in enumerate(pulled) if piece.requires_grad]
     heads = [pulled[index] for index in live] + ([] if moves is None else [y])

@@ -23,8 +23,8 @@ from hessdiag.criteria import CRITERIA
 from hessdiag.engine.products.composition import beside_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.gradients import output_gradient
 from hessdiag.engine.products.precision import in_double
-from hessdiag.engine.products.slopes import output_gradient
 from hessdiag.engine.products.stacking import vmapped
 from hessdiag.engine.products.tangents import load_forward_mode
 from hessdiag.engine.squares.loss_roots import root, signed_root
@@ -144,19 +144,19 @@ def _curved_in(
     cotangent = _cotangent(function, outputs, piece, generator)
     if not outputs.requires_grad:
         return {}
-    slopes = torch.autograd.grad(
+    grads = torch.autograd.grad(
         (outputs * cotangent).sum(), function.theta, create_graph=True, materialize_grads=True
     )
     typical = float(function.flat(function.theta).detach().double().norm()) / math.sqrt(function.size)
     found = {}
-    for name, theta, slope in zip(function.names, function.theta, slopes, strict=True):
-        length = float(slope.detach().double().norm())
+    for name, theta, grad in zip(function.names, function.theta, grads, strict=True):
+        length = float(grad.detach().double().norm())
         if name in decided or length == 0:
             continue
         found[name] = False
-        if slope.requires_grad:
+        if grad.requires_grad:
             v = torch.randn(theta.shape, generator=generator).to(theta)
-            (block,) = torch.autograd.grad(slope, theta, v, retain_graph=True, materialize_grads=True)
+            (block,) = torch.autograd.grad(grad, theta, v, retain_graph=True, materialize_grads=True)
             # biases often begin at zero: their size is then that of a typical weight
             size = max(float(theta.detach().double().norm()), typical * math.sqrt(theta.numel())) or 1.0
             scale = length / size

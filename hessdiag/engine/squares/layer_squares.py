@@ -46,7 +46,7 @@ class Use:
 
     @cached_property
     def right(self) -> Tensor:
-        """What the slopes are multiplied by: a (n, groups, in, T); or the normalised input."""
+        """What the gradients are multiplied by: a (n, groups, in, T); or the normalised input."""
         if self.kind != "product":
             return _normalized(self.call, self.input)
         if isinstance(self.module, nn.Linear):
@@ -65,35 +65,35 @@ class Use:
         ids = self.input.flatten(1)
         return (ids[:, :, None] == ids[:, None, :]).to(torch.uint8).argmax(2)
 
-    def left(self, slopes: Tensor) -> Tensor:
-        """Slopes (n, columns, ...) as δ (n, columns, groups, out, T)."""
+    def left(self, grads: Tensor) -> Tensor:
+        """Gradients (n, columns, ...) as δ (n, columns, groups, out, T)."""
         if isinstance(self.module, nn.Linear):
-            flat = slopes.flatten(2, -2) if slopes.dim() > 3 else slopes[:, :, None]
+            flat = grads.flatten(2, -2) if grads.dim() > 3 else grads[:, :, None]
             return flat.transpose(2, 3)[:, :, None]
-        return slopes.reshape(*slopes.shape[:2], self.module.groups, -1, slopes[0, 0, 0].numel())
+        return grads.reshape(*grads.shape[:2], self.module.groups, -1, grads[0, 0, 0].numel())
 
 
-Slopes = Sequence[tuple[Use, Tensor]]  # each with the gradient by its output, (examples, columns, ...)
+Gradients = Sequence[tuple[Use, Tensor]]  # each with the gradient by its output, (examples, columns, ...)
 
 
-def squares(uses: Slopes) -> Tensor:
+def squares(uses: Gradients) -> Tensor:
     """‖J_nᵀ c‖² of a tensor, (examples, columns) float64, from all of its uses."""
     kinds = {use.kind for use, _ in uses}
     if len(uses) == 1 and kinds == {"rows"}:
-        use, slopes = uses[0]
-        return _placed(use, slopes, use.first)
+        use, grads = uses[0]
+        return _placed(use, grads, use.first)
     if len(uses) == 1 and kinds == {"product"}:
-        use, slopes = uses[0]
-        left = use.left(slopes)
+        use, grads = uses[0]
+        left = use.left(grads)
         out, length, entries = *left.shape[3:], use.right.shape[2]
         if length > 1 and length * (entries / COLUMNS + out) < out * entries:
             return _by_places(left, use.places)
         return _product_squares(left, use.right)
     if kinds == {"product"}:
-        left = torch.cat([use.left(slopes) for use, slopes in uses], dim=-1)
+        left = torch.cat([use.left(grads) for use, grads in uses], dim=-1)
         return _product_squares(left, torch.cat([use.right for use, _ in uses], dim=-1))
     if kinds == {"vector"}:
-        return _norm(sum((_vector(use, slopes) for use, slopes in uses[1:]), _vector(*uses[0])))
+        return _norm(sum((_vector(use, grads) for use, grads in uses[1:]), _vector(*uses[0])))
     return _of_tables(uses)
 
 
@@ -127,7 +127,7 @@ def _product_squares(left: Tensor, right: Tensor) -> Tensor:
         return torch.einsum("nkg,ng->nk", _norm(left.flatten(3)), _norm(right.flatten(2)))
     step = max(1, CHUNK_BYTES // (left[0, 0, :, :, 0].numel() * right.shape[2] * left.element_size()))
     parts = zip(torch.split(left.transpose(3, 4), step), torch.split(right, step), strict=True)
-    # a column at a time: one matrix product for all of them needs a copy of their slopes. And in this order, five
+    # a column at a time: one matrix product for all needs a copy of their gradients. And in this order, five
     # times as fast on one thread as δ aᵀ where there are few channels and many places
     return torch.cat([_each(d, lambda one, a=a: _norm((a @ one).flatten(1))) for d, a in parts])  # type: ignore[misc]
 
@@ -143,63 +143,63 @@ def _each(left: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.stack([function(left[:, column]) for column in range(left.shape[1])], dim=1)
 
 
-def _weighted(slopes: Tensor, places: Tensor) -> Tensor:
-    return (slopes.transpose(2, 3) @ slopes).mul_(places).flatten(1).sum(1).double()
+def _weighted(grads: Tensor, places: Tensor) -> Tensor:
+    return (grads.transpose(2, 3) @ grads).mul_(places).flatten(1).sum(1).double()
 
 
-def _placed(use: Use, slopes: Tensor, first: Tensor) -> Tensor:
-    """Squares of an embedding's gradient: slopes of one id add up, at the first place where it stands."""
-    slopes = _without_padding(use, slopes)
-    where = first[:, None, :, None].expand(slopes.shape)
-    return _norm(torch.zeros_like(slopes).scatter_add_(2, where, slopes).flatten(2))
+def _placed(use: Use, grads: Tensor, first: Tensor) -> Tensor:
+    """Squares of an embedding's gradient: those of one id add up, at the first place where it stands."""
+    grads = _without_padding(use, grads)
+    where = first[:, None, :, None].expand(grads.shape)
+    return _norm(torch.zeros_like(grads).scatter_add_(2, where, grads).flatten(2))
 
 
-def _without_padding(use: Use, slopes: Tensor, some: slice = slice(None)) -> Tensor:
-    """Slopes (n, columns, T, d), zero where the id is the padding's."""
-    slopes = slopes.reshape(*slopes.shape[:2], -1, slopes.shape[-1])
+def _without_padding(use: Use, grads: Tensor, some: slice = slice(None)) -> Tensor:
+    """Gradients (n, columns, T, d), zero where the id is the padding's."""
+    grads = grads.reshape(*grads.shape[:2], -1, grads.shape[-1])
     padding = use.module.padding_idx
     if padding is None:
-        return slopes
+        return grads
     counts: Tensor = use.input[some].flatten(1).ne(padding)
-    return slopes * counts[:, None, :, None]
+    return grads * counts[:, None, :, None]
 
 
-def _of_tables(uses: Slopes) -> Tensor:
+def _of_tables(uses: Gradients) -> Tensor:
     """Of a table that is an embedding and the head, too: its gradient itself, some examples at a time."""
     table = next(use.module for use, _ in uses if use.kind == "rows")
-    slopes = uses[0][1]
-    size = table.num_embeddings * table.embedding_dim * slopes.element_size()
+    grads = uses[0][1]
+    size = table.num_embeddings * table.embedding_dim * grads.element_size()
     step = max(1, CHUNK_BYTES // size)
-    found = torch.empty(slopes.shape[:2], dtype=torch.float64, device=slopes.device)
-    for begin in range(0, len(slopes), step):
+    found = torch.empty(grads.shape[:2], dtype=torch.float64, device=grads.device)
+    for begin in range(0, len(grads), step):
         some = slice(begin, begin + step)
-        for column in range(slopes.shape[1]):
+        for column in range(grads.shape[1]):
             parts = [_table(use, one[some, column : column + 1], some) for use, one in uses]
             found[some, column] = _norm(sum(parts[1:], parts[0]).flatten(1))
     return found
 
 
-def _table(use: Use, slopes: Tensor, some: slice) -> Tensor:
+def _table(use: Use, grads: Tensor, some: slice) -> Tensor:
     """The gradient of one column, (n, entries, size of an entry)."""
     if use.kind == "product":
-        return use.left(slopes)[:, 0, 0] @ use.right[some, 0].transpose(1, 2)
-    slopes = _without_padding(use, slopes, some)[:, 0]
-    table = slopes.new_zeros(len(slopes), use.module.num_embeddings, use.module.embedding_dim)
-    return table.scatter_add_(1, use.input[some].flatten(1)[:, :, None].expand(slopes.shape), slopes)
+        return use.left(grads)[:, 0, 0] @ use.right[some, 0].transpose(1, 2)
+    grads = _without_padding(use, grads, some)[:, 0]
+    table = grads.new_zeros(len(grads), use.module.num_embeddings, use.module.embedding_dim)
+    return table.scatter_add_(1, use.input[some].flatten(1)[:, :, None].expand(grads.shape), grads)
 
 
-def _vector(use: Use, slopes: Tensor) -> Tensor:
+def _vector(use: Use, grads: Tensor) -> Tensor:
     """The gradient of a bias, or of a normalisation's weight, (n, columns, size)."""
-    return _over_positions(use.module, slopes * use.right[:, None] if use.attribute == "weight" else slopes)
+    return _over_positions(use.module, grads * use.right[:, None] if use.attribute == "weight" else grads)
 
 
-def _over_positions(module: Any, slopes: Tensor) -> Tensor:
-    """Slopes (n, columns, ...) summed over all that is neither feature nor channel, (n, columns, features)."""
+def _over_positions(module: Any, grads: Tensor) -> Tensor:
+    """Gradients (n, columns, ...) summed over all that is neither feature nor channel, (n, columns, features)."""
     if isinstance(module, (nn.GroupNorm, *BATCH_NORMS, *CONVOLUTIONS)):
-        return slopes.flatten(3).sum(3) if slopes.dim() > 3 else slopes
+        return grads.flatten(3).sum(3) if grads.dim() > 3 else grads
     features = len(module.normalized_shape) if isinstance(module, nn.LayerNorm | nn.RMSNorm) else 1
-    slopes = slopes.flatten(-features)
-    return slopes.flatten(2, -2).sum(2) if slopes.dim() > 3 else slopes
+    grads = grads.flatten(-features)
+    return grads.flatten(2, -2).sum(2) if grads.dim() > 3 else grads
 
 
 def _normalized(call: Call, entry: Tensor) -> Tensor:

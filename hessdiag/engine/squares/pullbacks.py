@@ -21,7 +21,7 @@ from hessdiag.samples import divide, map_tensors, row_count
 
 CHUNK_BYTES = 32 * 2**20  # for per-example gradients: on an MLP twice as fast as 256 MiB, on a ResNet alike
 CAPTURE_BYTES = {"cpu": 2**28, "cuda": 2**30}  # for what the layers of one piece saw
-SLOPES_BYTES = 2**23  # for what comes back to them, as long as more than one column does
+GRADIENTS_BYTES = 2**23  # for what comes back to them, as long as more than one column does
 CHECKED_EXAMPLES = 4
 CHECKED_COLUMNS = 2
 DISAGREE = 1e-4  # relative, of a tensor's square: rounding in single precision leaves 1e-6
@@ -92,12 +92,12 @@ class Pullbacks:
         quick = {i: some for i, some in captured.uses.items() if i not in self.slow}
         calls = Captured(captured.outputs, quick).calls
         uses = {i: [(Use(call, name, n), calls.index(call)) for name, call in some] for i, some in quick.items()}
-        step = max(1, SLOPES_BYTES // max(1, n * self.moving))
+        step = max(1, GRADIENTS_BYTES // max(1, n * self.moving))
         for begin in range(0, columns.shape[1], step):
             some = columns[:, begin : begin + step]
-            slopes = _slopes(captured.outputs, calls, some.transpose(0, 1), self.batched)
+            grads = _gradients(captured.outputs, calls, some.transpose(0, 1), self.batched)
             for index, pairs in uses.items():
-                live = [(use, slope) for use, place in pairs if (slope := slopes[place]) is not None]
+                live = [(use, grad) for use, place in pairs if (grad := grads[place]) is not None]
                 if live:
                     found[:, begin : begin + step, index] = squares(live).cpu()
 
@@ -165,7 +165,7 @@ def _one_by_one(function: Functional, piece: Any, columns: Tensor) -> Tensor:
             pulled = torch.autograd.grad(
                 outputs, function.theta, column, retain_graph=True, materialize_grads=True
             )
-            found[n, c] = torch.stack([slope.square().sum(dtype=torch.float64) for slope in pulled]).cpu()
+            found[n, c] = torch.stack([grad.square().sum(dtype=torch.float64) for grad in pulled]).cpu()
     return found
 
 
@@ -177,18 +177,18 @@ def _tried(found: Pullbacks, captured: Captured, piece: Any, columns: Tensor) ->
         return found.squares(captured, piece, columns)
 
 
-def _slopes(outputs: Tensor, calls: Sequence[Call], columns: Tensor, batched: bool) -> list[Tensor | None]:
+def _gradients(outputs: Tensor, calls: Sequence[Call], columns: Tensor, batched: bool) -> list[Tensor | None]:
     """Gradients by the layers' outputs, (examples, columns, ...), of columns (columns, examples, outputs)."""
     edges = [call.edge for call in calls]
     pull = partial(torch.autograd.grad, outputs, edges, retain_graph=True, allow_unused=True)
     if len(columns) == 1:
-        return [None if slope is None else slope[:, None] for slope in pull(columns[0])]
+        return [None if grad is None else grad[:, None] for grad in pull(columns[0])]
     if batched:
         with quiet_vmap():
             found = pull(columns, is_grads_batched=True)
-        return [None if slope is None else slope.transpose(0, 1) for slope in found]
+        return [None if grad is None else grad.transpose(0, 1) for grad in found]
     rows = list(zip(*(pull(column) for column in columns), strict=True))
-    return [None if any(slope is None for slope in row) else torch.stack(row, dim=1) for row in rows]
+    return [None if any(grad is None for grad in row) else torch.stack(row, dim=1) for row in rows]
 
 
 def by_gradients(function: Functional, piece: Any, columns: Tensor, indices: Sequence[int]) -> Tensor:
@@ -204,8 +204,8 @@ def by_gradients(function: Functional, piece: Any, columns: Tensor, indices: Seq
     def one(example: Any, cotangents: Tensor) -> Tensor:
         row = map_tensors(example, lambda leaf: leaf[None])
         pullback = torch.func.vjp(lambda *some: outputs(row, *some), *(whole[i] for i in indices))[1]
-        slopes = [pullback(cotangent) for cotangent in cotangents]
-        return torch.stack([torch.stack([slope.square().sum().double() for slope in s]) for s in slopes])
+        grads = [pullback(cotangent) for cotangent in cotangents]
+        return torch.stack([torch.stack([grad.square().sum().double() for grad in s]) for s in grads])
 
     step = _rows_at_a_time(function, indices)
     pieces = zip(divide(piece, step), torch.split(columns, step), strict=True)

@@ -49,9 +49,9 @@ def worst_rise(
             points: Tensor, pieces: range = pieces, group: Tensor = group, share: Tensor = share
         ) -> tuple[Tensor, Tensor]:
             # in units of c: there the ball is round, and a rescaling of the layers is not seen at all
-            losses, slopes = landscape.slopes(points[group].to(c.device) * c, pieces)
+            losses, grads = landscape.losses_and_gradients(points[group].to(c.device) * c, pieces)
             sums = torch.zeros(len(points), dtype=torch.float64).index_add_(0, group, losses * share)
-            rises = torch.zeros_like(points).index_add_(0, group, slopes.cpu() * share[:, None]) * c.cpu()
+            rises = torch.zeros_like(points).index_add_(0, group, grads.cpu() * share[:, None]) * c.cpu()
             return sums.nan_to_num(-math.inf, -math.inf), rises.nan_to_num(0.0, 0.0, 0.0)
 
         worst[list(some)] = auto_pgd(rise, len(some), op.size, radius, norm)

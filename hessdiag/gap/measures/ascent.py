@@ -40,7 +40,7 @@ def inside(points: Tensor, radius: float, norm: Norm) -> Tensor:
 
 
 def steepest(gradients: Tensor, norm: Norm) -> Tensor:
-    """Direction of unit length in which a linear function of these slopes (b, P) rises most; 0 for slope 0."""
+    """Direction of unit length in which a function of these gradients (b, P) rises most; 0 for gradient 0."""
     if norm == "linf":
         return gradients.sign()
     unit: Tensor = torch.nn.functional.normalize(gradients, dim=1, eps=torch.finfo(gradients.dtype).tiny)
@@ -53,7 +53,7 @@ class _State:
     before: Tensor
     best: Tensor  # (b, P)
     best_value: Tensor  # (b,)
-    best_slope: Tensor  # (b, P)
+    best_grad: Tensor  # (b, P)
     step: Tensor  # (b, 1)
     improved: Tensor  # (b,), steps since the last checkpoint
     halved: Tensor  # (b,) bool, at the last checkpoint
@@ -77,7 +77,7 @@ def auto_pgd(
     starts at 0, so that nothing is drawn. A lower bound of the true maxima.
 
     Args:
-        objective: of points (rows, P); gives values (rows,) and slopes (rows, P), float64.
+        objective: of points (rows, P); gives values (rows,) and gradients (rows, P), float64.
         rows: number of functions.
         size: P.
         radius: of the ball.
@@ -86,40 +86,40 @@ def auto_pgd(
         enough: asked after every step whether to stop.
     """
     zero = torch.zeros(rows, size, dtype=torch.float64)
-    value, slope = objective(zero)
+    value, grad = objective(zero)
     none = torch.zeros(rows, dtype=torch.bool)
     step = torch.full((rows, 1), 2 * radius, dtype=torch.float64)
-    s = _State(zero, zero, zero, value, slope, step, none.double(), none, value)
+    s = _State(zero, zero, zero, value, grad, step, none.double(), none, value)
     looks, last = checkpoints(steps), 0
     for number in range(1, steps + 1):
-        ahead = inside(s.point + s.step * steepest(slope, norm), radius, norm)
+        ahead = inside(s.point + s.step * steepest(grad, norm), radius, norm)
         if number > 1:
             ahead = inside(
                 s.point + MOMENTUM * (ahead - s.point) + (1 - MOMENTUM) * (s.point - s.before), radius, norm
             )
         s.before, s.point = s.point, ahead
-        before, (value, slope) = value, objective(ahead)
+        before, (value, grad) = value, objective(ahead)
         s.improved += (value > before).double()
         better = value > s.best_value
         s.best_value = torch.where(better, value, s.best_value)
         s.best = torch.where(better[:, None], s.point, s.best)
-        s.best_slope = torch.where(better[:, None], slope, s.best_slope)
+        s.best_grad = torch.where(better[:, None], grad, s.best_grad)
         if enough is not None and enough():
             break
         if number in looks:
-            value, slope = _look(s, number - last, value, slope)
+            value, grad = _look(s, number - last, value, grad)
             last = number
     return s.best_value
 
 
-def _look(s: _State, since: int, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def _look(s: _State, since: int, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Halve the steps that did not do well and send those rows back to their best points."""
     halve = (s.improved < IMPROVING * since) | (~s.halved & (s.best_value <= s.value_then))
     s.step = torch.where(halve[:, None], s.step / 2, s.step)
     s.point = torch.where(halve[:, None], s.best, s.point)
     s.before = torch.where(halve[:, None], s.best, s.before)
     s.halved, s.value_then, s.improved = halve, s.best_value, torch.zeros_like(s.improved)
-    return torch.where(halve, s.best_value, value), torch.where(halve[:, None], s.best_slope, slope)
+    return torch.where(halve, s.best_value, value), torch.where(halve[:, None], s.best_grad, grad)
 
 
 def largest_in_box(landscape: Landscape, half: Tensor, iterations: int) -> float:
@@ -131,7 +131,7 @@ def largest_in_box(landscape: Landscape, half: Tensor, iterations: int) -> float
 
     def descend(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         nonlocal best
-        at = landscape.slope(torch.from_numpy(z))
+        at = landscape.loss_and_gradient(torch.from_numpy(z))
         if not math.isfinite(at.loss):
             return math.inf, np.zeros_like(z)
         best = max(best, at.loss)

@@ -151,7 +151,7 @@ def violating(checkpoint: Checkpoint, alpha: float, target: float, *, magnitude:
 
     def objective(points: Tensor) -> tuple[Tensor, Tensor]:
         shift = points[0].to(half.device) * half
-        at = checkpoint.landscape.slope(shift)
+        at = checkpoint.landscape.loss_and_gradient(shift)
         if at.accuracy is not None and at.accuracy < target:
             found.append(shift)
         loss = torch.tensor([at.loss], dtype=torch.float64).nan_to_num(-math.inf, -math.inf)

@@ -18,10 +18,10 @@ Kind = Literal["hessian", "ggn", "residual"]
 def gradient(function: Functional, batch: Any, theta: tuple[Tensor, ...] | None = None) -> Tensor:
     """The gradient (P,) of the batch's summed loss at ``theta``, by default at the checkpoint."""
     theta = function.theta if theta is None else theta
-    return function.flat(slopes(function.total(theta, batch), theta))
+    return function.flat(gradients(function.total(theta, batch), theta))
 
 
-def slopes(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = False) -> tuple[Tensor, ...]:
+def gradients(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = False) -> tuple[Tensor, ...]:
     """The gradient in pieces, zero for parameters that take no part."""
     if not total.requires_grad:
         return tuple(torch.zeros_like(tensor) for tensor in theta)
@@ -36,8 +36,8 @@ def slopes(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = Fal
 def depends(function: Functional, batch: Any) -> bool:
     """Whether any parameter takes part in the batch's loss."""
     total = function.total(function.theta, batch)
-    slopes = torch.autograd.grad(total, function.theta, allow_unused=True) if total.requires_grad else ()
-    return any(slope is not None for slope in slopes)
+    grads = torch.autograd.grad(total, function.theta, allow_unused=True) if total.requires_grad else ()
+    return any(grad is not None for grad in grads)
 
 
 def scalar_of(function: Functional, kind: Kind, batch: Any) -> Callable[..., Tensor]:
@@ -53,12 +53,12 @@ def output_gradient(function: Functional, batch: Any) -> Tensor:
     with torch.no_grad():
         outputs = function.outputs(function.theta, batch)
     leaf = outputs.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf)
-    return slope
+    (grad,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf)
+    return grad
 
 
-def loss_slope(function: Functional, outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+def loss_gradient(function: Functional, outputs: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
     """The outputs as a leaf, and the summed loss's gradient by them with its graph."""
     leaf = outputs.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf, create_graph=True)
-    return leaf, slope
+    (grad,) = torch.autograd.grad(function.problem.loss_sum(leaf, batch), leaf, create_graph=True)
+    return leaf, grad
