@@ -335,13 +335,13 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         lambda: problem(net(nn.ReLU())),
         {"method": "finite_difference"},
         MeasurementError,
-        "kinks .ReluBackward.*take an exact way",
+        "kinks .ReluBackward.*take an exact method",
     ),
     "finite differences with a soft kink": (
         lambda: problem(net(nn.Hardswish())),
         {"method": "finite_difference"},
         MeasurementError,
-        "kinks .Hardswish.*take an exact way",
+        "kinks .Hardswish.*take an exact method",
     ),
     "G without outputs": (
         without_criterion,
