@@ -13,8 +13,8 @@ class Seen:
     """A context that watches the calls of a model, without a change to what they compute.
 
     Attributes:
-        calls: (inputs, outputs, gradient) of each call with one tensor in and one out, detached; the gradient of the loss
-            by the outputs is zero until one has been taken, and where the outputs do not matter.
+        calls: (inputs, outputs, gradient) of each call with one tensor in and one out, detached; the gradient, of
+            the loss by the outputs, is zero until one has been taken, and where the outputs do not matter.
         regular: every call was of that kind.
     """
 
