@@ -134,7 +134,7 @@ def build_analysis(
         title=title,
         metrics=_metrics(values, probes),
         spectrum=spectrum,
-        companions=(_bound("deflated_ws", 1.00001 * values[-1] + 1e-6, values[-1], exact=True),),
+        other_bounds=(_bound("deflated_ws", 1.00001 * values[-1] + 1e-6, values[-1], exact=True),),
         layers=_layers(values.sum(), tensors),
         convergence=_convergence(sharpness, sign, probes, steps),
         self_test=SelfTest(
@@ -162,7 +162,7 @@ def without(analysis: Analysis, *parts: str) -> Analysis:
         "convergence": Convergence(),
         "metrics": {},
         "self_test": None,
-        "companions": (),
+        "other_bounds": (),
         "fingerprint": {},
         "environment": {},
         "warnings": (),

@@ -274,11 +274,13 @@ def check_former_names(folder: Path) -> None:
     assert load_config(file).run["method"] == "double_backward"
 
     for part, former, today in RENAMED:
-        document[part][former] = document[part].pop(today)
+        held = document[part] if part else document
+        held[former] = held.pop(today)
     (folder / "run.json").write_text(json.dumps(document))
     old = load_run(folder)
     assert old.environment == json.loads(out)["environment"]
     assert old.self_test is not None
+    assert len(old.other_bounds) == len(json.loads(out)["other_bounds"])
     assert old.self_test.methods_agree == json.loads(out)["self_test"]["methods_agree"]
 
 

@@ -313,9 +313,9 @@ def off_by(problem: Problem, H: Tensor, **options) -> dict[str, float]:
     kinds = {name: metric.kind for name, metric in found.metrics.items()}
     assert kinds == dict.fromkeys(NAMES[:3], "exact") | dict.fromkeys(NAMES[3:], "bound")
     bounds = [found.metrics[name] for name in NAMES[3:]]
-    assert all(bound.exact_inputs for bound in (*bounds, *found.companions)) and found.cost.products == 0
+    assert all(bound.exact_inputs for bound in (*bounds, *found.other_bounds)) and found.cost.products == 0
     values = torch.linalg.eigvalsh(H)
-    for bound in (*bounds, *found.companions):
+    for bound in (*bounds, *found.other_bounds):
         end = values[-1] if bound.of == "lambda_max" else values[0] if bound.of == "lambda_min" else None
         if end is not None:  # the spread is neither's
             assert bound.lo <= end if bound.side == "lower" else end <= bound.hi

@@ -104,8 +104,8 @@ def test_error_bars_over_data_keep_their_batches(small_machine):
 def test_siblings_start_from_what_was_learned(small_machine):
     op, _ = small_machine(examples=2)
     _ = op @ block(op)
-    assert op.sibling("ggn").micro_batch == 1
-    assert op.sibling("ggn").notes is op.notes
+    assert op.with_kind("ggn").micro_batch == 1
+    assert op.with_kind("ggn").notes is op.notes
 
 
 def test_loss_and_gradient_are_cut_too(monkeypatch):

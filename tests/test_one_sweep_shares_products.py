@@ -104,7 +104,7 @@ def test_the_closed_form_takes_the_place_of_the_probes():
     found = subject.run()
     exact = ("trace", "frobenius_squared", "effective_rank")
     assert {found.metrics[name].kind for name in exact} == {"exact"}
-    assert found.metrics["ws_upper"].exact_inputs and all(bound.exact_inputs for bound in found.companions)
+    assert found.metrics["ws_upper"].exact_inputs and all(bound.exact_inputs for bound in found.other_bounds)
     true = truth(nn.Tanh)
     assert {name: found.metrics[name].value for name in (*exact, "ws_upper", "ws_lower")} == pytest.approx(
         {name: true[name] for name in (*exact, "ws_upper", "ws_lower")}, rel=1e-9
@@ -135,7 +135,7 @@ def test_every_number_is_there():
     assert len(found.top) == 1
     assert [layer.name for layer in found.layers] == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert found.warnings == ()
-    assert {bound.of for bound in found.companions} >= {"lambda_max"}
+    assert {bound.of for bound in found.other_bounds} >= {"lambda_max"}
     kinds = {name: metric.kind for name, metric in found.metrics.items()}
     assert kinds["lambda_max"] == kinds["lambda_min"] == "ritz"
     assert kinds["trace"] == "exact"
@@ -228,7 +228,7 @@ def test_the_table_has_a_row_per_number():
 def numbers(found: Analysis) -> dict[str, object]:
     """Everything but the clock."""
     content = found.to_dict()
-    return {key: content[key] for key in ("metrics", "spectrum", "top", "companions", "layers", "fingerprint")}
+    return {key: content[key] for key in ("metrics", "spectrum", "top", "other_bounds", "layers", "fingerprint")}
 
 
 def test_the_same_seed_gives_the_same_numbers():
@@ -310,7 +310,7 @@ def test_progress_is_told_and_ends_at_its_total():
         ({"probess": 3}, UsageError, "probess.*did you mean probes"),
         ({"split": "test"}, UsageError, "--split test: the problem has train"),
         ({"probes": 1}, BudgetError, "a standard error needs at least 2"),
-        ({"device": "cuda:99"}, UsageError, "--device cuda:99: not to be had here"),
+        ({"device": "cuda:99"}, UsageError, "--device cuda:99 is not available"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(options, error, text):

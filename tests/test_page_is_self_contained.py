@@ -27,7 +27,16 @@ from tests import example_analysis as example
 
 COMMAND = "hessdiag analyze proj.problems:digits -c 'a & b<c>.safetensors' --seed 0"
 ANALYSIS = example.build_analysis()
-NOTHING = ("spectrum", "layers", "convergence", "metrics", "self_test", "companions", "fingerprint", "environment")
+NOTHING = (
+    "spectrum",
+    "layers",
+    "convergence",
+    "metrics",
+    "self_test",
+    "other_bounds",
+    "fingerprint",
+    "environment",
+)
 ANALYSES = {
     "plain": ANALYSIS,
     example.ODD: dataclasses.replace(

@@ -436,7 +436,7 @@ def test_there_is_no_gauss_newton_matrix_then(name):
         with pytest.raises(UsageError, match=f"{why}.*G and R need one tensor.*or take hessian"):
             preflight(problem, models.sample(problem, 4), kind=kind)
         with pytest.raises(UsageError, match=why):
-            Curvature(problem, models.sample(problem, 4)).sibling(kind)
+            Curvature(problem, models.sample(problem, 4)).with_kind(kind)
 
 
 @pytest.mark.parametrize("name", BESIDE)

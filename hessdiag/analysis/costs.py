@@ -78,7 +78,7 @@ def bytes_of(operator: Curvature, each: Price, steps: int, probes: int) -> int:
 
 
 def exact_trace_likely(operator: Curvature) -> bool:
-    """Whether tr(G) is likely to be had exactly; costs a forward pass of 4 examples."""
+    """Whether tr(G) can likely be computed exactly; costs a forward pass of 4 examples."""
     try:
         with operator.timed():
             outputs = beside_outputs(operator) or outputs_per_example(operator)

@@ -22,7 +22,7 @@ class Found:
     probes: Record = field(default_factory=Record)  # what the products of ``forms`` showed
     spectrum: Spectrum | None = None
     top: tuple[RitzValue, ...] = ()
-    companions: tuple[Bound, ...] = ()
+    other_bounds: tuple[Bound, ...] = ()
     layers: tuple[Layer, ...] = ()
     convergence: Convergence = field(default_factory=Convergence)
     warnings: list[str] = field(default_factory=list)

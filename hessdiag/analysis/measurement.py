@@ -205,7 +205,7 @@ class Measurement:
             metrics={name: found.metrics[name] for name in self.settings.quantities if name in found.metrics},
             spectrum=found.spectrum,
             top=found.top,
-            companions=found.companions,
+            other_bounds=found.other_bounds,
             layers=found.layers,
             convergence=found.convergence,
             self_test=checked.self_test,
@@ -230,7 +230,7 @@ def _device(name: str | None) -> torch.device | None:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        msg = f"--device {name}: not to be had here; there is {have}"
+        msg = f"--device {name} is not available; available devices: {have}"
         raise UsageError(msg) from error
     return device
 

@@ -38,7 +38,7 @@ class Residual:
 
     def __init__(self, operator: Curvature, curved: tuple[str, ...], settings: Settings) -> None:
         self.operator, self.settings = operator, settings
-        self.R = operator.sibling("residual")
+        self.R = operator.with_kind("residual")
         inside = [torch.full((size,), name in curved) for name, size in operator.layout]
         self.mask = torch.cat(inside).to(operator.device)
 

@@ -82,7 +82,7 @@ def hold_whenever_ended(found: Found, asked: float, made: float) -> None:
         return replace(metric, confidence=asked) if metric.confidence == made else metric
 
     found.metrics = {name: held(metric) for name, metric in found.metrics.items()}
-    found.companions = tuple(held(bound) for bound in found.companions)
+    found.other_bounds = tuple(held(bound) for bound in found.other_bounds)
     found.notes.append(
         "it was ended by somebody who saw the numbers: intervals over probes are the wider ones that hold "
         "whatever made them end it"

@@ -238,8 +238,8 @@ class Sweep:
         }
         ws = wolkowicz_styan(trace, square, op.size, confidence=self.confidence, **measured)
         found.metrics |= {"ws_upper": ws.upper, "ws_lower": ws.lower}
-        found.companions = (ws.inner_max, ws.spread, frobenius_bound(square, lambda_max=measured["lambda_max"]))
+        found.other_bounds = (ws.inner_max, ws.spread, frobenius_bound(square, lambda_max=measured["lambda_max"]))
         if found.krylov is not None and found.krylov.size < op.size:
-            found.companions += deflated_ws(found.krylov, trace, square, op.size, **measured)
+            found.other_bounds += deflated_ws(found.krylov, trace, square, op.size, **measured)
         if found.closed is not None:
-            found.companions += found.closed.blockwise(**measured)
+            found.other_bounds += found.closed.blockwise(**measured)

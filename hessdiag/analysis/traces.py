@@ -56,7 +56,7 @@ def model_trace(
         The trace; what it would take, where probes on H may know it better; or why it has to come from those.
     """
     if operator.method == "finite_difference":
-        return "second derivatives are not to be had here"
+        return "second derivatives are not available here"
     # an escalated check must shrink the error of draws too
     draws = 0 if probed or whole else max(OUTPUT_DRAWS, (settings.probes or 0) // 2)
     G = gauss_newton_trace(operator, seed=settings.seed, draws=draws)

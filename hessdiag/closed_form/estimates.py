@@ -13,7 +13,7 @@ from hessdiag.closed_form.rows import counting
 from hessdiag.closed_form.traces import Plan, Traces, plan, three_layer
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.results import Bound, Estimate, Layer, Provenance
-from hessdiag.spectral.companions import blockwise_ws
+from hessdiag.spectral.other_bounds import blockwise_ws
 
 MOST = 1e12  # multiply-adds, about a minute on two cores: beyond, probes are the better use of time
 ROUNDING = 1e-9  # 1e-14 against dense Hessians; a baseline keeps ten digits, and must not seem changed by that

@@ -26,7 +26,7 @@ class Plots:
 
     A notebook shows the axes that it is given back.
 
-    The data behind each picture are in `hessdiag.present.density.density_frame` and its siblings.
+    The data behind each picture are in `hessdiag.present.density.density_frame` and others like it.
     """
 
     def __init__(self, analysis: Analysis) -> None:

@@ -26,7 +26,7 @@ def metric_rows(analysis: Analysis) -> list[Row]:
 
 def companion_rows(analysis: Analysis) -> list[Row]:
     """One row per bound that came without being asked for, under `COLUMNS`."""
-    return [_row(bound.quantity, bound) for bound in analysis.companions]
+    return [_row(bound.quantity, bound) for bound in analysis.other_bounds]
 
 
 def _row(name: str, metric: Metric) -> Row:

@@ -89,7 +89,7 @@ class Analysis:
     metrics: Mapping[str, Metric]
     spectrum: Spectrum | None = None
     top: tuple[RitzValue, ...] = ()
-    companions: tuple[Bound, ...] = ()
+    other_bounds: tuple[Bound, ...] = ()
     layers: tuple[Layer, ...] = ()
     convergence: Convergence = field(default_factory=Convergence)
     self_test: SelfTest | None = None
@@ -160,7 +160,7 @@ class Analysis:
 
     @property
     def plot(self) -> Any:
-        """``analysis.plot.density(ax=None)`` and its siblings; see `hessdiag.present.Plots`."""
+        """``analysis.plot.density(ax=None)`` and others; see `hessdiag.present.Plots`."""
         return import_module("hessdiag.present").Plots(self)
 
     def __repr__(self) -> str:

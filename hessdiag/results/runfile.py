@@ -14,6 +14,7 @@ from hessdiag.results.analysis import SCHEMA, Analysis
 from hessdiag.results.metrics import QUANTITIES, Bound, Estimate, Metric, RitzValue
 
 RENAMED = (
+    ("", "companions", "other_bounds"),
     ("self_test", "ways_agree", "methods_agree"),
     ("self_test", "slope", "gradient_error"),
     ("environment", "way", "method"),
@@ -61,7 +62,7 @@ def load_run(path: str | Path) -> Analysis:
 def _rename(content: dict[str, Any]) -> None:
     """Names of earlier versions of the same schema become today's."""
     for part, former, today in RENAMED:
-        held = content.get(part) or {}
+        held = (content.get(part) or {}) if part else content
         if former in held:
             held.setdefault(today, held.pop(former))
 

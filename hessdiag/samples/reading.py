@@ -66,7 +66,7 @@ def as_columns(source: Any, split: str) -> Dataset[Any] | None:
 
 
 def is_map_style(source: Any) -> bool:
-    """Whether examples are had by index."""
+    """Whether examples can be read by index."""
     if isinstance(source, IterableDataset | list | tuple | Iterator):
         return False
     has = hasattr(source, "__getitem__") and hasattr(source, "__len__")

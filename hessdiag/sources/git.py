@@ -39,7 +39,7 @@ def file_at(ref: str, path: str | Path, target: str | Path) -> Path:
         content = _git(root, "cat-file", "--filters", f"{ref}:{inside}")
     except (OSError, subprocess.SubprocessError) as error:
         why = getattr(error, "stderr", b"") or b""
-        msg = f"--against-git {ref}: {inside} is not to be had there ({one_line(Exception(why.decode()), 120)})"
+        msg = f"--against-git {ref}: {inside} is not available there ({one_line(Exception(why.decode()), 120)})"
         raise LoadError(msg) from error
     copy = Path(target) / file.name
     copy.write_bytes(content)

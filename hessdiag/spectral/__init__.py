@@ -1,7 +1,6 @@
 """From products to numbers: never sees a model, works on any symmetric operator."""
 
 from hessdiag.spectral.bounds import WS, wolkowicz_styan, wolkowicz_styan_of
-from hessdiag.spectral.companions import blockwise_ws, christoffel, deflated_ws, frobenius_bound, moment_lower
 from hessdiag.spectral.deflation import Forms, forms, forms_to
 from hessdiag.spectral.density import DensityRun, density, known_half, spectrum
 from hessdiag.spectral.ends import Extremes, extremes_of
@@ -19,6 +18,7 @@ from hessdiag.spectral.moments import (
     trace_from,
 )
 from hessdiag.spectral.negative import negative_mass, own_negative_mass
+from hessdiag.spectral.other_bounds import blockwise_ws, christoffel, deflated_ws, frobenius_bound, moment_lower
 from hessdiag.spectral.probes import rademacher, sphere, stream
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Bounds on the extreme eigenvalues from traces alone (Wolkowicz and Styan 1980), and tighter companions.
+"""Bounds on the extreme eigenvalues from traces alone (Wolkowicz and Styan 1980), and tighter ones.
 
 With m = T₁/d and s² = T₂/d − m², where Tⱼ = tr Hʲ:
 

@@ -116,7 +116,7 @@ class Curvature(SymmetricOperator):
         count = self.problem.count(batch)
         return float(self.function.total(self.function.theta, batch)) / count if count else -math.inf
 
-    def sibling(self, kind: Kind) -> Curvature:
+    def with_kind(self, kind: Kind) -> Curvature:
         """Another kind of curvature of the same loss on the same samples, sharing the parameters' copies."""
         require_outputs(self, kind)
         other = Curvature(

@@ -1,4 +1,4 @@
-"""One forward pass with every known layer's input kept, and where the gradient by its output is to be had.
+"""One forward pass with every known layer's input kept, and where the gradient by its output is found.
 
 Nothing of the model is trusted but what the autograd graph says: a parameter counts as captured only if the graph
 behind the outputs leads to it exactly as often as layers that hold it were seen at work. A weight that a forward
@@ -37,7 +37,7 @@ class Call:
         tensors: attribute ("weight", "bias") to the index in θ, of those that count.
         input: what it was called on, one example per row unless ``role`` is "shared".
         version: of the input at the time of the call.
-        edge: where the gradient by the output is to be had, one example per row.
+        edge: where the gradient by the output is found, one example per row.
         shape: of the output as the module gave it.
         role: "shared" where the output had no dimension for examples and was repeated for each.
         statistics: BatchNorm's mean and variance at the time of the call.

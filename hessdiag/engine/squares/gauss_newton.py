@@ -77,7 +77,7 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
     (at most 32); else one forward and ``draws`` backward passes. Without ``draws``, exactly or not at all.
 
     Returns:
-        The trace; or, where it cannot be had this way, one line saying why.
+        The trace; or one line saying why it cannot be computed like this.
     """
     if why := beside_outputs(operator):
         return why

@@ -30,7 +30,7 @@ NEGLIGIBLE = 1e-9  # of all tensors' squares, where a tensor's own are rounding 
 
 @dataclass
 class Pullbacks:
-    """How the squares of one operator are had.
+    """Computes squared per-example gradient norms of one operator.
 
     Attributes:
         function: whose outputs are pulled back.

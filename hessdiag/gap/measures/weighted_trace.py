@@ -40,7 +40,7 @@ def weighted_trace(checkpoint: Checkpoint, maps: Mapping[str, Map], stream: str)
     bent = set(maps) & set(curved_tensors(checkpoint.operator)) if operator.kind == "hessian" else set()
     if not bent:
         return Reading(known, known, known, "exact")
-    return _probed(operator.sibling("residual"), checkpoint.seed, stream, known)
+    return _probed(operator.with_kind("residual"), checkpoint.seed, stream, known)
 
 
 def _seen_through(old: Curvature, function: Coordinates) -> Curvature:
