@@ -76,7 +76,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Names are looked up on first use, so that ``hessdiag --help`` never waits for torch."""
+    """Names are looked up on first use, so that the command's help never waits for torch."""
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     msg = f"module 'hessdiag' has no attribute {name!r}"

@@ -12,7 +12,11 @@ from hessdiag.shown import visible
 
 
 class HessdiagError(Exception):
-    """Base of every refusal; its text is one line a user can act on."""
+    """Base of every refusal; its text is one line a user can act on.
+
+    An option stands in backticks as Python spells it, `probes` or `method='auto'`; the command line makes its flag
+    of that (`hessdiag.cli.spelling`).
+    """
 
     exit_code = 2
 
@@ -54,6 +58,10 @@ class ProblemError(UsageError):
     """The factory did not give a usable ``Problem`` (exit code 2)."""
 
 
+class RaisedError(ProblemError):
+    """Code of the user raised something, which is the ``__cause__`` (exit code 2)."""
+
+
 class NoVerdictError(HessdiagError):
     """Nothing was measured that could be compared: neither passed nor failed (exit code 3)."""
 
@@ -85,4 +93,6 @@ class OutputError(HessdiagError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The text of any exception on one line, cut to ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, HessdiagError):
+        text = text.replace("`", "'")  # what stands in backticks is an option of ours
     return text if len(text) <= limit else text[: limit - 1] + "…"

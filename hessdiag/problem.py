@@ -45,7 +45,7 @@ class Problem:
         weight: ``f(batch)``, how many terms a custom loss's mean stands for (unmasked tokens, say); by default
             the number of rows. The built-in criteria count for themselves; with a weight a batch's mean counts
             by that.
-        blocks: names of the modules that follow one another, for ``--method layer_streamed``; by default the alike
+        blocks: names of the modules that follow one another, for ``method="layer_streamed"``; by default the alike
             children of a ``ModuleList`` or ``Sequential`` with most parameters.
     """
 
@@ -123,7 +123,7 @@ class Problem:
         chosen = matching(trainable, self.params)
         if not chosen:
             some = ", ".join(trainable[:5]) + (" ..." if len(trainable) > 5 else "")
-            msg = f"--params {' '.join(self.params)} matches no trainable parameter; there are {some}"
+            msg = f"`params={[*self.params]}` matches no trainable parameter; there are {some}"
             raise NothingMatchedError(msg)
         return chosen
 

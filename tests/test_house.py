@@ -1,9 +1,10 @@
-"""Promise: data flows one way, only engine/ calls autograd, only cli/ prints, and files stay readable."""
+"""Promise: data flows one way, only engine/ calls autograd, only cli/ prints and spells flags; files stay short."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ ROOMS = [
 VERBS = {"track", "gap", "shift", "check"}
 FREE = {"__init__", "__main__"}  # the public face looks names up on first use; the command is cli's
 LAZY = {("results", "present")}  # Analysis.plot and _repr_html_ reach up by name, on first use
+GIT = {
+    "--porcelain",
+    "--untracked-files",
+    "--show-toplevel",
+    "--verify",
+    "--quiet",
+    "--filters",
+    "--ours",
+    "--theirs",
+}
+PYTEST = {f"--hessdiag-{name}" for name in ("update", "reason", "ci", "skip", "baseline")}
+OTHERS = {*GIT, *PYTEST, "--reason"}  # and the command that records a baseline
 LINES, FUNCTION = 260, 70  # docstrings included
 
 
@@ -115,6 +128,18 @@ def prints_outside(trees):
     ]
 
 
+def flags_outside(trees):
+    """Flags of hessdiag in texts of other rooms than cli/; commands of others (git, pytest) are theirs."""
+    return [
+        (name, node.lineno)
+        for name, tree in trees
+        if name != "cli"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if any(flag not in OTHERS for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value))
+    ]
+
+
 def test_every_file_has_a_room():
     assert {room(path) for path in files()} <= {*ROOMS, *FREE}
 
@@ -153,6 +178,10 @@ def test_only_the_command_line_prints():
     assert prints_outside(trees()) == []
 
 
+def test_only_the_command_line_spells_flags():
+    assert flags_outside(trees()) == []
+
+
 def test_files_and_functions_are_short():
     long = [f"{p.relative_to(ROOT)}: {n}" for p in files() if (n := len(p.read_text().splitlines())) > LINES]
     for path in files():
@@ -185,6 +214,7 @@ BROKEN = {
     "a verb that imports another": (between_verbs, "shift", "from hessdiag.gap.page import page"),
     "autograd in the spectral room": (autograd_outside, "spectral", "torch.autograd.grad(a, b)"),
     "a graph kept elsewhere": (autograd_outside, "sources", "loss.backward(create_graph=True)"),
+    "a flag": (flags_outside, "engine", "text = 'try --dtype float64'"),
     "a print": (prints_outside, "analysis", "print(1)"),
 }
 

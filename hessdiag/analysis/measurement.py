@@ -73,7 +73,7 @@ class Measurement:
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
         if settings.split not in problem.data:
-            msg = f"--split {settings.split}: the problem has {', '.join(problem.data)}"
+            msg = f"`split={settings.split!r}`: the problem has {', '.join(problem.data)}"
             raise UsageError(msg)
         if settings.params is not None:
             problem = replace(problem, params=tuple(settings.params))
@@ -146,7 +146,7 @@ class Measurement:
         beside = ", and per-example gradients for the trace" if ahead.by_model else ""
         if self.network is not None:
             beside = ", and the closed form of a three-layer network for the traces"
-        hint = "; a first look: --effort quick" if ahead.seconds > LONG and s.effort != "quick" else ""
+        hint = "; a first look: `effort='quick'`" if ahead.seconds > LONG and s.effort != "quick" else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
             f"about {ahead.products} products, {_duration(ahead.seconds)}, "
@@ -230,7 +230,7 @@ def _device(name: str | None) -> torch.device | None:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        msg = f"--device {name} is not available; available devices: {have}"
+        msg = f"`device={name!r}` is not available; available devices: {have}"
         raise UsageError(msg) from error
     return device
 

@@ -133,7 +133,7 @@ def _with_data(op: Curvature, s: Settings, found: Found, result: Extremes, recor
         found.metrics[end.quantity] = replace(end, data=data)
     if found.metrics and all(metric.data is None for metric in found.metrics.values()):
         found.notes.append(
-            f"{len(op.batches)} batches are too few for error bars over data: take a smaller --batch-size"
+            f"{len(op.batches)} batches are too few for error bars over data: take a smaller `batch_size`"
         )
 
 
@@ -184,7 +184,7 @@ def _cut_short(measure: Measure, s: Settings) -> list[str]:
     steps = len(measure.alphas)
     if measure.complete or steps >= (s.steps or 0):
         return []
-    more = "raise --max-steps" if steps >= s.max_steps else "it was ended early"
+    more = "raise `max_steps`" if steps >= s.max_steps else "it was ended early"
     return [f"the run took {steps} of the {s.steps} steps asked for: {more}"]
 
 

@@ -62,7 +62,7 @@ def _wide(metrics: Mapping[str, Metric], settings: Settings, *, ended: bool) -> 
         asked, reached = getattr(settings.known_to, name), (metric.hi - metric.lo) / 2 / max(size, 1e-300)
         if reached > BEYOND * asked:
             needed = math.ceil(len(metric.per_probe) * (reached / asked) ** 2)
-            cure = "it was ended early" if ended else f"--probes {needed}"
+            cure = "it was ended early" if ended else f"take `probes={needed}`"
             found.append(f"{name} is known to {reached:.2g} of its size, asked was {asked:.2g}: {cure}")
     return found
 

@@ -99,7 +99,7 @@ class Spending:
         """Why it ended early; empty where it did not."""
         if self.interrupted:
             return "interrupted: what is missing or wide here would have come with more products"
-        return f"the budget of {self.budget} ended it: a larger --budget knows more" if self.cut else ""
+        return f"the budget of {self.budget} ended it: a larger `budget` knows more" if self.cut else ""
 
     @property
     def repeatable(self) -> bool:

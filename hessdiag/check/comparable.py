@@ -16,9 +16,9 @@ from hessdiag.check.recorded import Entry, Recorded
 MISSING = "not recorded"
 RECORD = 'hessdiag baseline update --reason "..."'
 SUBJECT: Mapping[str, str] = {
-    "samples": "the data set grew or shrank, or --samples differs: set samples under [tool.hessdiag.run]",
+    "samples": "the data set grew or shrank, or `samples` differs: set samples under [tool.hessdiag.run]",
     "split": "another part of the data: set split under [tool.hessdiag.run], or write the budget as metric[split]",
-    "data_sha256": "other examples or transforms: pin the data file, --samples, --seed and evaluation transforms",
+    "data_sha256": "other examples or transforms: pin the data file, `samples`, `seed` and evaluation transforms",
     "params_sha256": "tensors renamed, reordered, resized or chosen otherwise: restore the model or its params",
     "n_params": "another model size, or other params: restore -P options, the model and its params globs",
     "tensors": "layers were added, removed or frozen: restore the model and its params globs",

@@ -125,7 +125,7 @@ class Subject:
             except UsageError:
                 self._tell(f"{file} cannot be read: measured again")
             else:
-                self._tell(f"{scope.label}: taken from {file.name}, measured before; --fresh measures again")
+                self._tell(f"{scope.label}: taken from {file.name}, measured before; `fresh=True` measures again")
                 return found
         if self.say is not None:
             self.say(f"{scope.label}: {measurement.forecast()}")

@@ -16,7 +16,7 @@ import click
 
 from hessdiag import __version__
 from hessdiag.cli import stdout
-from hessdiag.errors import FaultsError, HessdiagError, MeasurementError, one_line
+from hessdiag.errors import FaultsError, HessdiagError, MeasurementError, RaisedError, one_line
 from hessdiag.shown import leave_out_torchs_own
 
 VERBS = {
@@ -169,7 +169,8 @@ def _explain(error: BaseException, debug: bool) -> int:
         return _refuse(error, text + "their last checkpoint", TERMINATED if ended else INTERRUPTED, debug)
     if isinstance(error, HessdiagError):
         faults = error.faults if isinstance(error, FaultsError) else (error,)  # all at once, a line each
-        return max(_refuse(error, str(fault), error.exit_code, debug) for fault in faults)
+        hint = " (its traceback: --debug)" if isinstance(error, RaisedError) else ""
+        return max(_refuse(error, f"{fault}{hint}", error.exit_code, debug) for fault in faults)
     if isinstance(error, click.UsageError):
         way_out = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         return _refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)

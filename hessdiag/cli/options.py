@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hessdiag.cli.spelling import spelled
 from hessdiag.errors import FaultsError, LoadError, UsageError
 from hessdiag.option import Fault, Option, OptionError, options_of
 from hessdiag.settings import Settings
@@ -81,11 +82,6 @@ def _today(one: Option, context: click.Context, _: click.Parameter, value: Any) 
 
 def _names(default: Any, _: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
     return default if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def spelled(name: str) -> str:
-    """The flag of an option."""
-    return f"--{name.replace('_', '-')}"
 
 
 PROBLEM = (

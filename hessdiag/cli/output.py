@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hessdiag.cli.spelling import flagged
 from hessdiag.cli.stdout import message, result, results
 from hessdiag.folders import write_together
 from hessdiag.shown import inert, visible
@@ -47,12 +49,12 @@ class _Visible:
         from rich.segment import Segment
 
         for text, style, control in console.render(self.inside, options):
-            yield Segment(text if control else visible(text, lines=True), style, control)
+            yield Segment(text if control else visible(flagged(text), lines=True), style, control)
 
 
 def tell(line: str) -> None:
     """Print one line of a result on stdout."""
-    result(inert(visible(line)))
+    result(inert(visible(flagged(line))))
 
 
 def say(lines: Any, *, quiet: bool) -> None:
@@ -92,7 +94,13 @@ def page_of(analyses: Mapping[str, Analysis]) -> str:
     """The one-file report with the command that made it."""
     from hessdiag.present import page
 
-    return page(analyses, command_line())
+    return page({name: with_flags(analysis) for name, analysis in analyses.items()}, command_line())
+
+
+def with_flags(analysis: Analysis) -> Analysis:
+    """The analysis with the options in its notes and warnings as they are typed."""
+    notes, warnings = (tuple(map(flagged, texts)) for texts in (analysis.notes, analysis.warnings))
+    return replace(analysis, notes=notes, warnings=warnings)
 
 
 def command_line() -> str:

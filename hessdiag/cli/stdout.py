@@ -15,6 +15,7 @@ from typing import TextIO
 
 import click
 
+from hessdiag.cli.spelling import flagged
 from hessdiag.errors import OutputError, one_line
 from hessdiag.shown import inert, visible
 
@@ -85,7 +86,7 @@ def message(text: str, *, lines: bool = False) -> None:
     Where that fails nothing is raised: a note that nobody can read is no reason to lose the results.
     """
     with suppress(OSError):
-        click.echo(inert(visible(text, lines=lines)), file=sys.stderr)
+        click.echo(inert(visible(flagged(text), lines=lines)), file=sys.stderr)
 
 
 def abandon() -> None:

@@ -55,7 +55,7 @@ class Examination(GapSettings):
         globs = [glob.strip() for given in self.measures for glob in given.split(",") if glob.strip()] or ["*"]
         for glob in globs:
             if not matching(every, (glob.removeprefix("!"),)):
-                msg = f"--measures {glob.removeprefix('!')}: no such measure; there are {', '.join(every)}"
+                msg = f"`measures={glob.removeprefix('!')}`: no such measure; there are {', '.join(every)}"
                 raise UsageError(msg)
         return {name: every[name] for name in matching(every, globs)}
 

@@ -88,7 +88,7 @@ class CheckpointRecord:
         try:
             if plain["schema"] != SCHEMA:
                 msg = (
-                    f"record of schema {plain['schema']}, this hessdiag reads {SCHEMA}: measure again with --fresh"
+                    f"record of schema {plain['schema']}, this hessdiag reads {SCHEMA}: measure with `fresh=True`"
                 )
                 raise UsageError(msg)
             fields = {name: value for name, value in plain.items() if name != "schema"}
@@ -98,7 +98,7 @@ class CheckpointRecord:
             fields["notes"] = tuple(plain["notes"])
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
-            msg = f"not a record of a checkpoint ({one_line(error, 80)}): measure again with --fresh"
+            msg = f"not a record of a checkpoint ({one_line(error, 80)}): measure again with `fresh=True`"
             raise UsageError(msg) from error
 
     def to_json(self) -> str:

@@ -67,10 +67,10 @@ class Survey:
             try:
                 groups = re.compile(self.from_name).groupindex
             except re.error as error:
-                msg = f"--meta-from {self.from_name!r} is no regular expression ({error}): write lr(?P<lr>[0-9.]+)"
+                msg = f"`meta_from={self.from_name!r}` is no regular expression ({error}): write lr(?P<lr>[0-9.]+)"
                 raise UsageError(msg) from error
             if not groups:
-                msg = f"--meta-from {self.from_name!r}: names nothing; write groups as (?P<lr>[0-9.]+)"
+                msg = f"`meta_from={self.from_name!r}`: names nothing; write groups as (?P<lr>[0-9.]+)"
                 raise UsageError(msg)
 
 
@@ -120,7 +120,7 @@ def survey(
         UsageError: jobs below 1.
     """
     if jobs < 1:
-        msg = f"--jobs {jobs}: at least 1 is needed"
+        msg = f"`jobs={jobs}`: at least 1 is needed"
         raise UsageError(msg)
     alone = jobs == 1 or len(files) == 1
     findings = _in_turn(files, how, report, say) if alone else _in_processes(files, how, jobs)
@@ -145,7 +145,7 @@ def _in_processes(files: Sequence[tuple[str, str]], how: Survey, jobs: int) -> G
         if isinstance(found, Finding):
             yield found
         else:  # a process that died takes the others with it
-            yield Finding(name, None, f"its process ended ({one_line(found, 120)}): --jobs 1")
+            yield Finding(name, None, f"its process ended ({one_line(found, 120)}): take `jobs=1`")
 
 
 def look(name: str, path: str, how: Survey, report: Report | None = None, say: Say | None = None) -> Finding:
@@ -162,8 +162,8 @@ def _why(error: BaseException) -> str:
     if isinstance(error, HessdiagError):
         return one_line(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return f"out of memory ({one_line(error, 120)}): fewer --samples"
-    return f"unexpected {type(error).__name__}: {one_line(error, 200)} (its traceback: --debug)"
+        return f"out of memory ({one_line(error, 120)}): take fewer `samples`"
+    return f"unexpected {type(error).__name__}: {one_line(error, 200)}"
 
 
 def _look(name: str, path: str, how: Survey, report: Report | None, say: Say | None) -> Finding:
@@ -210,5 +210,5 @@ def _settled(one: Finding, how: Survey) -> Finding:
     for split in one.record.performance.splits if one.record is not None else ():
         if split.split in (how.asked.settings.split, how.asked.test) and NOT_FINITE in split.loss.reason:
             reason = f"{split.loss.reason.removeprefix('cannot tell: ')} in loss on {split.split!r}"
-            return Finding(one.name, None, f"{reason}: look for overflow or log(0); try --dtype float64")
+            return Finding(one.name, None, f"{reason}: look for overflow or log(0); try `dtype='float64'`")
     return replace(one, reason=note or one.reason)

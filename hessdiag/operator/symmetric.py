@@ -108,7 +108,7 @@ class SymmetricOperator(ABC):
             self.watch(self.products)
         # what is not finite shows in the sum, which takes a tenth of the time; a finite sum may still overflow
         if not bool(torch.isfinite(result.sum())) and not bool(torch.isfinite(result).all()):
-            msg = f"a product is not finite in {self.dtype}: the loss overflows here; try --dtype float64"
+            msg = f"a product is not finite in {self.dtype}: the loss overflows here; try `dtype='float64'`"
             raise NonFiniteError(msg)
         return result
 

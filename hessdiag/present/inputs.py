@@ -28,7 +28,7 @@ def spectra(source: Source) -> dict[str, tuple[Analysis, Spectrum]]:
     for name, measured in named.items():
         analysis = Analysis(metrics={}, spectrum=measured) if isinstance(measured, Spectrum) else measured
         if analysis.spectrum is None:
-            msg = f"{name or 'this analysis'} has no spectrum to draw: measure it with 'density' in --quantities"
+            msg = f"{name or 'this analysis'} has no spectrum to draw: measure it with 'density' in `quantities`"
             raise UsageError(msg)
         out[name] = (analysis, analysis.spectrum)
     return out

@@ -66,7 +66,7 @@ def layers_frame(analysis: Analysis) -> pd.DataFrame:
     import pandas as pd
 
     if not analysis.layers:
-        msg = "layers: none were measured; ask for 'trace' among --quantities"
+        msg = "layers: none were measured; ask for 'trace' among `quantities`"
         raise UsageError(msg)
     fields = ("name", "size", "trace", "lo", "hi", "kind")
     frame = pd.DataFrame({field: [getattr(layer, field) for layer in analysis.layers] for field in fields})

@@ -19,7 +19,7 @@ FURTHER = 3
 """Times the steps that at least halve the zone, where there were 30 (`hessdiag.spectral.zone`)."""
 FEWEST = 30
 
-ENDED = "a larger --budget"  # as the warnings of a run say that had no more to spend
+ENDED = "a larger `budget`"  # as the warnings of a run say that had no more to spend
 
 
 def zone_in_words(analysis: Analysis) -> str:
@@ -48,7 +48,7 @@ def negative_in_words(analysis: Analysis) -> str:
     spectrum = analysis.spectrum
     if spectrum is None or not spectrum.resolution:
         return f"{within[0].upper()}{within[1:]}: what was measured does not resolve it."
-    finer = "; --dtype float64 tells more" if metric.provenance.dtype == "float32" else ""
+    finer = "; `dtype='float64'` tells more" if metric.provenance.dtype == "float32" else ""
     near = rounded_up(spectrum.resolution)
     return f"Below |λ| = {near} rounding hides signs: {within}{finer}."
 
@@ -58,9 +58,9 @@ def _further(analysis: Analysis) -> str:
     spectrum = analysis.spectrum
     assert spectrum is not None
     steps = min(FURTHER * max(spectrum.steps, FEWEST), spectrum.dimension)
-    options = f"--steps {steps}"
+    options = f"`steps={steps}`"
     if spectrum.error is not None and steps > _most_steps(analysis.metrics.values()):
-        options += f" --max-steps {steps}"
+        options += f", `max_steps={steps}`"
     if any(ENDED in warning for warning in analysis.warnings):
         options += f", {ENDED}"
     return f"{steps} steps ({options}) should at least halve that zone"

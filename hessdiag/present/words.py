@@ -139,7 +139,7 @@ def _wide(analysis: Analysis) -> str:
         for name, m in analysis.metrics.items()
         if m.kind == "probes" and max(m.hi - m.value, m.value - m.lo) > WIDE * abs(m.value)
     ]
-    return f"Still wide, more probes (--probes) narrow it: {', '.join(wide)}." if wide else ""
+    return f"Still wide, more `probes` narrow it: {', '.join(wide)}." if wide else ""
 
 
 def label(name: str, analysis: Analysis) -> str:

@@ -83,7 +83,7 @@ class Metric:
         if not (math.isfinite(self.value) and math.isfinite(self.lo) and math.isfinite(self.hi)):
             msg = (
                 f"{self.quantity}: {self.value} in [{self.lo}, {self.hi}] is not finite; the loss or its "
-                "gradient overflows at this checkpoint: try --dtype float64"
+                "gradient overflows at this checkpoint: try `dtype='float64'`"
             )
             raise NonFiniteError(msg)
         if not self.lo <= self.value <= self.hi:

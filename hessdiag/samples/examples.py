@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import TensorDataset, default_collate
 
-from hessdiag.errors import HessdiagError, ProblemError, one_line
+from hessdiag.errors import HessdiagError, ProblemError, RaisedError, one_line
 from hessdiag.samples.batches import divide, row_count
 from hessdiag.samples.digest import Digest, of_example
 from hessdiag.samples.reading import Columns, holds_lists, tensors_of, texts_in, with_lists_as_tensors
@@ -68,7 +68,7 @@ class Reader:
                 text = (
                     f"{asked.where} draws random numbers when it is read (augmentation?): measured on one draw of "
                 )
-                return (f"{text}its {what}, the same for --seed {asked.seed} and another for other seeds",), ()
+                return (f"{text}its {what}, the same for `seed={asked.seed}` and another for other seeds",), ()
         if self._drawing:
             text = f"{asked.where} draws random numbers when it is read, but {what} read twice were the same"
             return (text,), ()
@@ -83,11 +83,8 @@ class Reader:
         except HessdiagError:
             raise
         except Exception as error:  # the user's code can raise anything
-            msg = (
-                f"data[{self._asked.split!r}][{key}] raised {type(error).__name__}: {one_line(error, 160)} "
-                "(traceback: --debug)"
-            )
-            raise ProblemError(msg) from error
+            msg = f"data[{self._asked.split!r}][{key}] raised {type(error).__name__}: {one_line(error, 160)}"
+            raise RaisedError(msg) from error
 
     def _again(self, key: Any) -> str:
         return of_example(self._once(key))
@@ -147,7 +144,7 @@ def from_examples(
             text = (
                 f"{asked.where}: its collate_fn draws random numbers (mixup, cropping?): measured on one draw of "
             )
-            more += (text + "its batches, which changes with --seed and --batch-size",)
+            more += (text + "its batches, which changes with `seed` and `batch_size`",)
             for each in batches:
                 digest.batch(each)
     return SampleSet(

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from hessdiag.errors import ProblemError
+from hessdiag.errors import ProblemError, RaisedError
 from hessdiag.samples.randomness import Generators, integer
 
 DEFAULT_SAMPLES = 1024  # λ_max varies by 16 % between subsets of 256 and 12 % at 512 (digits MLP)
@@ -79,10 +79,10 @@ class Asked:
         """Refuse the source.
 
         Raises:
-            ProblemError: always.
+            ProblemError: always; a RaisedError where the source's own code raised.
         """
         msg = f"{self.where} {text}"
-        raise ProblemError(msg) from error
+        raise (RaisedError if error is not None else ProblemError)(msg) from error
 
 
 def default_batch_size(samples: int) -> int:

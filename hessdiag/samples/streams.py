@@ -94,7 +94,7 @@ def _findings(source: Any, first: Any, asked: Asked) -> tuple[tuple[str, ...], t
         text = (
             f"{asked.where} gives other batches at every reading (shuffled or random): measured on the beginning "
         )
-        return (f"{text}of one, the same for --seed {asked.seed}",), ()
+        return (f"{text}of one, the same for `seed={asked.seed}`",), ()
     return (), ()
 
 
@@ -116,7 +116,7 @@ def _reading(source: Any, asked: Asked) -> Iterator[Iterator[Any]]:
     except HessdiagError:
         raise
     except Exception as error:  # the user's code can raise anything
-        text = f"raised {type(error).__name__} while it was read: {one_line(error, 160)} (traceback: --debug)"
+        text = f"raised {type(error).__name__} while it was read: {one_line(error, 160)}"
         asked.refuse(text, error)
     finally:
         if hasattr(iterator, "close"):

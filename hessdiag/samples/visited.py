@@ -146,7 +146,7 @@ def _of_passes(sampler: Any, where: str, generators: Generators, seed: int, size
         notes += (f"{where}: its {name} gives one rank's share: drawn among these {len(first)} examples",)
     if listed:
         notes += (
-            f"{where}: the batches of its {name} are not kept: examples are drawn one by one, see --batch-size",
+            f"{where}: the batches of its {name} are not kept: examples are drawn one by one, see `batch_size`",
         )
     if sorted(map(repr, first)) == sorted(map(repr, second)):
         return Visited(first, first == second, notes, listed)

@@ -62,7 +62,7 @@ class ShiftReport:
         """
         curves = self.of_test(test)
         if self.reference is not None and self.reference not in self.curves:
-            msg = f"--reference {self.reference}: there are {', '.join(self.curves)}"
+            msg = f"`reference={self.reference}`: there are {', '.join(self.curves)}"
             raise UsageError(msg)
         if len(curves) < 2 or (self.reference is not None and self.reference not in curves):
             return ()

@@ -164,7 +164,7 @@ def _unpickle_safely(path: Path, kind: Format) -> Any:
 def _refusal(path: Path, names: list[str], content: Any) -> str:
     some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return (
-        f"{path} was not loaded, because it can run code: it asks for {some}; --trust-pickle if you made the "
+        f"{path} was not loaded, because it can run code: it asks for {some}; `trust_pickle=True` if you made the "
         f"file yourself, or save the weights alone where it was made, {_saved_alone(path, content)}"
     )
 
@@ -187,7 +187,7 @@ def _is_foreign(value: Any) -> bool:
 
 def _not_of_torch(path: Path) -> str:
     return (
-        f"{path} was not loaded: a pickle that torch.save did not write can run code; --trust-pickle if you "
+        f"{path} was not loaded: a pickle that torch.save did not write can run code; `trust_pickle=True` if you "
         f"made the file yourself, or save the weights alone, {SAVE_LINE}"
     )
 
@@ -210,7 +210,7 @@ def _unpickle_trusted(path: Path, kind: Format, main: ModuleType | None = None) 
     except (ImportError, AttributeError) as error:
         msg = (
             f"{path} needs code to be read ({one_line(error, 120)}): install its package here, or put your own "
-            "code in reach with --app-dir"
+            "code in reach with `app_dir`"
         )
         if "__main__" in str(error):
             msg = (

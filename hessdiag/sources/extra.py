@@ -69,7 +69,7 @@ def require_plain(name: str, value: Any, file: Path) -> None:
             plain = isinstance(part, Tensor) or type(part) in (*SCALARS, *CONTAINERS, dict)
             why = "" if plain else "an object, which its module would not get as it was saved"
         if why:
-            msg = f"{file}: {name} holds {why}: --trust-pickle if you made the file yourself"
+            msg = f"{file}: {name} holds {why}: `trust_pickle=True` if you made the file yourself"
             raise LoadError(msg)
 
 

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from hessdiag.criteria import CRITERIA
-from hessdiag.errors import HessdiagError, LoadError, ProblemError, UsageError, one_line
+from hessdiag.errors import HessdiagError, LoadError, ProblemError, RaisedError, UsageError, one_line
 from hessdiag.problem import Problem
 from hessdiag.sources.spec import exists, parse_options, split_key, split_spec
 from hessdiag.sources.weights import Weights, load_into, read_weights
@@ -125,7 +125,7 @@ def _import(where: str, spec: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name and (where == error.name or where.startswith(error.name + ".")):
-            msg = f"{spec}: no module {error.name!r} here or installed: give its folder with --app-dir"
+            msg = f"{spec}: no module {error.name!r} here or installed: give its folder with `app_dir`"
             raise UsageError(msg) from error
         raise _raised(importing, error) from error
     except KeyboardInterrupt:
@@ -212,9 +212,9 @@ def _call(factory: Callable[..., Any], given: Mapping[str, Any], spec: str) -> A
         raise _raised(calling, error) from error
 
 
-def _raised(what: str, error: BaseException) -> ProblemError:
-    text = f"{what} raised {type(error).__name__}: {one_line(error, 200)} (its traceback: --debug)"
-    return ProblemError(text)
+def _raised(what: str, error: BaseException) -> RaisedError:
+    text = f"{what} raised {type(error).__name__}: {one_line(error, 200)}"
+    return RaisedError(text)
 
 
 def _as_problem(result: Any, spec: str) -> Problem:

@@ -81,7 +81,7 @@ def from_path(path: str, pattern: str | None) -> dict[str, Fact]:
         return {}
     found = re.search(pattern, path)
     if found is None:
-        msg = f"{path}: --meta-from {pattern!r} is not found in it"
+        msg = f"{path}: `meta_from={pattern!r}` is not found in it"
         raise UsageError(msg)
     return {name: _number(text) for name, text in found.groupdict().items() if text is not None}
 

@@ -32,14 +32,14 @@ def file_at(ref: str, path: str | Path, target: str | Path) -> Path:
         root = Path(_git(file.parent, "rev-parse", "--show-toplevel").decode().strip())
         _git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
     except (OSError, subprocess.SubprocessError) as error:
-        msg = f"--against-git {ref}: no such commit here; in CI, fetch it first (actions/checkout: fetch-depth: 0)"
+        msg = f"`against_git={ref}`: no such commit here; in CI, fetch it first (actions/checkout: fetch-depth: 0)"
         raise UsageError(msg) from error
     inside = file.relative_to(root.resolve()).as_posix()
     try:
         content = _git(root, "cat-file", "--filters", f"{ref}:{inside}")
     except (OSError, subprocess.SubprocessError) as error:
         why = getattr(error, "stderr", b"") or b""
-        msg = f"--against-git {ref}: {inside} is not available there ({one_line(Exception(why.decode()), 120)})"
+        msg = f"`against_git={ref}`: {inside} is not available there ({one_line(Exception(why.decode()), 120)})"
         raise LoadError(msg) from error
     copy = Path(target) / file.name
     copy.write_bytes(content)

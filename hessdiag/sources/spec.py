@@ -1,4 +1,4 @@
-"""What users type to name a factory, its options and a checkpoint. Needs no torch, so that --help stays fast."""
+"""What users type to name a factory, its options and a checkpoint. Needs no torch, so that help stays fast."""
 
 from __future__ import annotations
 

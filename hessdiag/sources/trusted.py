@@ -1,4 +1,4 @@
-"""``--trust-pickle``: Python's own unpickler, for files of one's own making. Nothing else in hessdiag uses it."""
+"""``trust_pickle=True``: Python's own unpickler, for files of one's own making. Nothing else uses it."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _instead(chosen: Any) -> str:
     if any(isinstance(item, Tensor) for item in items):
         return "its tensors lie under keys that are no names"
     if any(isinstance(item, Array) for item in items):
-        return "arrays of numpy are read with --trust-pickle alone, if you made the file yourself"
+        return "arrays of numpy are read with `trust_pickle=True` alone, if you made the file yourself"
     return f"a {type(chosen).__name__}"
 
 

@@ -40,7 +40,7 @@ OF_ONE = (LoadError, MeasurementError, ProblemError)
 def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[Rate | None, str]:
     """The step of a checkpoint's optimizer, and why there is none where one is named but bounds no sharpness.
 
-    ``--lr`` comes before what the checkpoint says of itself (a schedule moves it), that before ``problem.meta``.
+    ``lr`` comes before what the checkpoint says of itself (a schedule moves it), that before ``problem.meta``.
     Momentum comes from the first of checkpoint and meta that names it. `Adam` and its like have no such limit,
     whichever of the two names them.
     """
@@ -50,7 +50,7 @@ def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, An
     if not 0 <= momentum < 1:
         return None, f"the momentum is {momentum:g}, allowed is 0 to less than 1: no limit on λ_max is known"
     if asked is not None:
-        return Rate(lr=asked, momentum=momentum, nesterov=nesterov, origin="--lr"), ""
+        return Rate(lr=asked, momentum=momentum, nesterov=nesterov, origin="lr"), ""
     if _adaptive(facts) or _adaptive(meta):
         return None, "the optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is given"
     for origin, source in (("checkpoint", facts), ("problem.meta", meta)):

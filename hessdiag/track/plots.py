@@ -148,7 +148,7 @@ def _columns(trajectory: Trajectory) -> tuple[Smooth, Array]:
     """The shared grid, and density (cells, checkpoints), NaN below the floor and where nothing was measured."""
     spectra = spectra_of(trajectory)
     if not spectra:
-        msg = "no checkpoint has a spectrum to draw: measure with 'density' in --quantities"
+        msg = "no checkpoint has a spectrum to draw: measure with 'density' in `quantities`"
         raise UsageError(msg)
     fine = shared_grid(spectra)
     smooth = Smooth(fine.scale, fine.sigma, np.linspace(fine.units[0], fine.units[-1], CELLS), fine.floor)

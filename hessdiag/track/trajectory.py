@@ -23,7 +23,7 @@ class Rate:
         lr: η.
         momentum: β of heavy ball; 0.0 for plain gradient descent.
         nesterov: whether the momentum is Nesterov's.
-        origin: who says so: "--lr", "checkpoint" or "problem.meta".
+        origin: who says so: "lr" for the option, "checkpoint" or "problem.meta".
     """
 
     lr: float

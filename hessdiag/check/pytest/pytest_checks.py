@@ -25,11 +25,10 @@ from hessdiag.check.pytest.pytest_words import outcome, properties, reworded
 from hessdiag.check.recorded import Entry
 from hessdiag.check.subject import Recordings
 from hessdiag.check.verdict import Report
-from hessdiag.errors import HessdiagError, NoVerdictError, UsageError, one_line
+from hessdiag.errors import HessdiagError, NoVerdictError, RaisedError, UsageError, one_line
 from hessdiag.problem import Problem
 from hessdiag.sources.git import commit
 
-TRACEBACK = " (its traceback: --debug)"
 LONGEST = 2000  # characters of a failure's line
 
 
@@ -219,8 +218,8 @@ class Checks:
                 return work()
         except HessdiagError as error:
             text = "; ".join(error.faults) if isinstance(error, ConfigError) else one_line(error, LONGEST)
-            cause = error.__cause__ if TRACEBACK in text else None
-        text = text.replace(TRACEBACK, " (its traceback is above)")
+            cause = error.__cause__ if isinstance(error, RaisedError) else None
+            text += " (its traceback is above)" if cause is not None else ""
         raise pytest.fail.Exception(reworded(text, self.command)) from cause
 
 

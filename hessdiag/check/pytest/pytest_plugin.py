@@ -32,7 +32,7 @@ class HessdiagWarning(UserWarning):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The ``--hessdiag-*`` options and the ini option ``hessdiag_baseline``."""
+    """The options of pytest whose names begin with hessdiag, and the ini option ``hessdiag_baseline``."""
     group = parser.getgroup("hessdiag", "sharpness of trained models")
     flag = {"action": "store_true", "default": False}
     group.addoption("--hessdiag-update", **flag, help="record the baselines of the tests that run and pass")

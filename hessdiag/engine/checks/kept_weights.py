@@ -145,7 +145,7 @@ def without_part(operator: Curvature, gradient: Tensor) -> list[Finding]:
         return [Finding("warning", "parameters", _a_constant(unread, next(iter(strangers.values()))))]
     numbers = sum(size for name, size in function.layout if name in absent)
     text = f"{numbers:,} numbers take no part in the loss ({_some(absent)}): their gradient and their rows of the "
-    return [Finding("note", "parameters", text + f"matrix are 0; --params '*' '!{absent[0]}' leaves one out")]
+    return [Finding("note", "parameters", text + f"matrix are 0; `params=['*', '!{absent[0]}']` leaves one out")]
 
 
 def _some(names: list[str]) -> str:

@@ -46,7 +46,7 @@ def masked_gradients(operator: Curvature) -> list[Finding]:
             text = (
                 "an embedding masks its gradient at padding_idx; out of memory on whether padding reaches the loss"
             )
-            return [Finding("warning", "padding", f"{text}: a smaller --batch-size, or set padding_idx = None")]
+            return [Finding("warning", "padding", f"{text}: a smaller `batch_size`, or set padding_idx = None")]
     if share <= LEFT_OUT:
         return [Finding("ok", "padding", "rows at padding_idx do not reach the loss: masking leaves nothing out")]
     text = f"{module} masks its gradient at padding_idx, but padded positions reach the loss ({share:.2g} of the "

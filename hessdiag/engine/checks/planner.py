@@ -132,10 +132,12 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
     if not results:
         why = "; ".join(f"{name}: {text}" for name, text in failures.items())
         if fixed:
-            msg = f"--method {operator.method} does not work here ({why}): --method auto takes one that does"
+            msg = f"`method={operator.method!r}` does not work here ({why}): `method='auto'` takes one that does"
         else:
             found = kinks(operator.function, piece)
-            also = f"; differences fail at the kinks of {found[0]}" if found else ", or --method finite_difference"
+            also = (
+                f"; differences fail at the kinks of {found[0]}" if found else ", or `method='finite_difference'`"
+            )
             msg = f"no exact product works here ({why}): replace the operation{also}"
         raise MeasurementError(msg)
     agreements = [_agreement(list(results.values()))]
@@ -151,7 +153,7 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
 
 def _reason(method: str, seconds: dict[str, float], failures: dict[str, str], *, fixed: bool) -> str:
     taken = ", ".join(f"{name} {_time(s)}" for name, s in seconds.items())
-    said = f"--method {method}" if fixed else f"{taken} a trial product"
+    said = f"`method={method!r}`" if fixed else f"{taken} a trial product"
     return said + "".join(f"; {name} does not work here" for name in failures)
 
 

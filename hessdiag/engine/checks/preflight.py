@@ -180,7 +180,7 @@ def _without_labels(operator: Curvature) -> str:
 
 def _too_large(operator: Curvature, where: str, error: BaseException) -> str:
     rows = row_count(operator.batches[0])
-    return f"out of memory on {where} ({one_line(error, 100)}): a --batch-size below {rows}, or --params"
+    return f"out of memory on {where} ({one_line(error, 100)}): a `batch_size` below {rows}, or `params`"
 
 
 def _loss_works(operator: Curvature) -> Finding:
@@ -206,7 +206,7 @@ def _kinks(operator: Curvature) -> list[Finding]:
     found = kinks(operator.function, operator.batches[0])
     if not found:
         return []
-    text = f"--method finite_difference on a network with kinks ({found[0]}) does not converge to its Hessian "
+    text = f"`method='finite_difference'` on a network with kinks ({found[0]}) does not converge to its Hessian "
     raise MeasurementError(text + "(10 to 70 % off): take an exact method")
 
 

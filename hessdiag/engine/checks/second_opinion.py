@@ -99,7 +99,7 @@ def _worst_tensor(operator: Curvature, gradient: Tensor, own: Passed) -> tuple[f
 def _not_made(operator: Curvature, error: Exception) -> str:
     if is_out_of_memory(error):
         rows = row_count(operator.batches[0])
-        return f"out of memory on the plain model: not made; a --batch-size below {rows} makes it"
+        return f"out of memory on the plain model: not made; a `batch_size` below {rows} makes it"
     text = f"not made, the plain model fails on a batch ({type(error).__name__}: {one_line(error, 120)}): "
     return text + "nothing but hessdiag itself has checked which function is measured"
 

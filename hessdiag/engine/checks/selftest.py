@@ -97,7 +97,7 @@ def _infinite(operator: Curvature, product: Tensor) -> Fault | None:
         return None
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
     text = f"a product with the Hessian is NaN or infinite in {bad[0]}{more}: a second derivative is infinite "
-    text += "here (sqrt, norm, power or log at 0): add a small constant inside, or leave tensors out with --params"
+    text += "here (sqrt, norm, power or log at 0): add a small constant inside, or leave tensors out with `params`"
     return Fault("finite", text)
 
 

@@ -49,7 +49,7 @@ def half_precision(operator: Curvature, dtype: torch.dtype) -> str:
     if autocast:
         return (
             f"{where} under torch.autocast, {why}: enter autocast in the training loop, not in forward, or "
-            "--dtype float64, which autocast leaves alone"
+            "`dtype='float64'`, which autocast leaves alone"
         )
     return f"{where} by a cast in the forward or the loss, {why}: cast to the weights' dtype, x.to(weight.dtype)"
 

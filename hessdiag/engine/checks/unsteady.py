@@ -48,7 +48,7 @@ def why_not_finite(operator: Curvature) -> str:
     losses, weights = operator.batch_losses, operator.weights.tolist()
     pairs = list(zip(losses, weights, strict=True))
     bad = next((n for n, (loss, weight) in enumerate(pairs) if weight and not math.isfinite(loss)), None)
-    arithmetic = "look for overflow or log(0); try --dtype float64"
+    arithmetic = "look for overflow or log(0); try `dtype='float64'`"
     if bad is None:
         return arithmetic
     batch = operator.batches[bad]
@@ -62,7 +62,7 @@ def why_not_finite(operator: Curvature) -> str:
         if (whole is not None and math.isfinite(_loss(operator, whole))) or _all_negative(batch):
             return (
                 f"no target of batch {bad} (from 0) counts, they are all ignored, and the mean over none is 0/0: "
-                "leave such examples out, or take a larger --batch-size"
+                "leave such examples out, or take a larger `batch_size`"
             )
         ones = [_loss(operator, one) for one in divide(batch, 1)]
     rows = [n for n, loss in enumerate(ones) if not math.isfinite(loss)]

@@ -197,7 +197,7 @@ def _fault(operator: Curvature, trials: list[Trial], off: float) -> Finding:
         return Finding("warning", "weighting", text)
     if all(trial.sums for trial in trials):
         return Finding("fault", "weighting", f"{text}: it is a sum: return the mean over the batch's examples")
-    text += ": say what its mean stands for with Problem(weight=f(batch)), or measure in one --batch-size"
+    text += ": say what its mean stands for with Problem(weight=f(batch)), or measure in one batch (`batch_size`)"
     if known is not None:
         text += f"; this one was tried and fits: {known.text}"
     return Finding("fault", "weighting", text)

@@ -105,7 +105,8 @@ def refuse(why: str) -> NoReturn:
         MeasurementError: always.
     """
     needs = "blocks called once each, in order, each on the output of the one before alone"
-    msg = f"--method layer_streamed: {why}; it needs {needs}: name them in Problem(blocks=[...]), or --method auto"
+    cure = "name them in Problem(blocks=[...]), or take `method='auto'`"
+    msg = f"`method='layer_streamed'`: {why}; it needs {needs}: {cure}"
     raise MeasurementError(msg)
 
 

@@ -42,10 +42,8 @@ def require_outputs(operator: Curvature, kind: str) -> None:
         UsageError: with the reason and the way out.
     """
     if kind != "hessian" and (why := beside_outputs(operator)):
-        msg = (
-            f"--operator {kind}: {why}: G and R need one tensor and nothing else of the parameters; give forward="
-        )
-        raise UsageError(msg + "forward= that returns one, leave penalties out, or take hessian")
+        msg = f"`operator={kind!r}`: {why}: G and R need one tensor and nothing else of the parameters; "
+        raise UsageError(msg + "give forward= that returns one, leave penalties out, or take hessian")
 
 
 def _look(function: Functional, batches: list[Any]) -> str:

@@ -59,13 +59,13 @@ class Curvature(SymmetricOperator):
         function: Functional | None = None,
     ) -> None:
         if kind not in KINDS:
-            msg = f"--operator {kind}: allowed are {', '.join(KINDS)}"
+            msg = f"`operator={kind!r}`: allowed are {', '.join(KINDS)}"
             raise UsageError(msg)
         if kind != "hessian" and not problem.has_outputs:
-            msg = f"--operator {kind} needs criterion(outputs, batch); this problem gives a loss: hessian"
+            msg = f"`operator={kind!r}` needs criterion(outputs, batch); this problem gives a loss: hessian"
             raise UsageError(msg)
         if method not in METHODS:
-            msg = f"--method {method}: allowed are auto, {', '.join(METHODS)}"
+            msg = f"`method={method!r}`: allowed are auto, {', '.join(METHODS)}"
             raise UsageError(msg)
         self.function = function or Functional(problem, dtype=dtype, device=device)
         super().__init__(
@@ -224,9 +224,9 @@ class Curvature(SymmetricOperator):
             note = "out of memory: products go block by block (layer_streamed) from here on"
         elif size > 1:
             msg = f"out of memory with one vector ({failure}), and this loss depends on how a batch is cut: "
-            raise MeasurementError(msg + "a smaller --batch-size, or --params")
+            raise MeasurementError(msg + "a smaller `batch_size`, or `params`")
         else:
-            msg = f"out of memory with one vector and one example ({failure}): choose --params"
+            msg = f"out of memory with one vector and one example ({failure}): choose `params`"
             raise MeasurementError(msg)
         self.notes.append(f"{note}; the numbers do not change")
 

@@ -41,7 +41,7 @@ def unsupported(error: BaseException) -> str:
     """One line naming the operation without a second derivative, and the way out."""
     return (
         f"an operation has no second derivative ({one_line(error, 160)}): replace it by one that has, or "
-        "--method finite_difference"
+        "`method='finite_difference'`"
     )
 
 

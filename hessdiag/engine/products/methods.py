@@ -79,7 +79,7 @@ def finite_difference(function: Functional, kind: Kind, batch: Any, rows: Tensor
         MeasurementError: asked for G or R, which have no gradient to difference.
     """
     if kind != "hessian":
-        msg = f"--method finite_difference gives the Hessian only, not {kind}: take another method"
+        msg = f"`method='finite_difference'` gives the Hessian only, not {kind}: take another method"
         raise MeasurementError(msg)
     return torch.stack([_difference(function, batch, row) for row in rows])
 

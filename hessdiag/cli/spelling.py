@@ -1,0 +1,51 @@
+"""Options as the command line spells them; texts of all other rooms spell them as Python does, in backticks."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from functools import cache
+from typing import Any
+
+BESIDE = frozenset(
+    {"against_git", "app_dir", "fresh", "gap", "jobs", "lr", "meta_from", "reference", "trust_pickle"}
+)
+"""Options of verbs that no settings hold."""
+IN_TEXT = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
+
+
+def spelled(name: str) -> str:
+    """The flag of an option."""
+    return f"--{name.replace('_', '-')}"
+
+
+def flagged(text: str) -> str:
+    """A text with its options as they are typed: "`method='auto'`" becomes "--method auto"."""
+    return IN_TEXT.sub(_typed, text) if "`" in text else text
+
+
+@cache
+def _names() -> frozenset[str]:
+    from hessdiag.gap.settings import GapSettings
+    from hessdiag.option import options_of
+    from hessdiag.settings import Settings
+    from hessdiag.shift.settings import ShiftSettings
+
+    return frozenset(BESIDE.union(*map(options_of, (Settings, GapSettings, ShiftSettings))))
+
+
+def _typed(found: re.Match[str]) -> str:
+    name, given = found[1], found[2]
+    if name not in _names():
+        return found[0]
+    if given is None:
+        return spelled(name)
+    try:
+        value: Any = ast.literal_eval(given)
+    except (ValueError, SyntaxError):
+        value = given
+    if value is True:
+        return spelled(name)
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join(f"{spelled(name)} {shlex.quote(str(one))}" for one in values)
