@@ -80,8 +80,8 @@ CASES: list[Case] = [
     (f"{GOOD} --split val", 2, ("--split val", "train")),
     (f"{GOOD} --device cuda:77", 2, ("--device cuda:77", "cpu")),
     (f"{GOOD} --device toaster", 2, ("--device toaster", "cpu")),
-    (f"{GOOD} --params 'q*'", 2, ("--params q*", "0.weight")),
-    (f"{GOOD} --params '!*'", 2, ("--params !*", "0.weight")),
+    (f"{GOOD} --params 'q*'", 2, ("--params 'q*'", "0.weight")),
+    (f"{GOOD} --params '!*'", 2, ("--params '!*'", "0.weight")),
     # the factory
     ("analyze missing_module:problem", 2, ("no module 'missing_module'", "--app-dir")),
     ("analyze p.py:goood", 2, ("no 'goood'", "did you mean good?")),

@@ -187,7 +187,7 @@ MISFITS: dict[str, tuple[Callable[[], nn.Module], object, str]] = {
     "missing": (keeping, None, r"get_extra_state.*torch.save.*def problem\(checkpoint\).*missing: 1._extra_state"),
     "unexpected": (lambda: nn.Sequential(nn.Linear(4, 3), Scaled()), {"by": 2.0}, "unexpected: 1._extra_state"),
     "not taken": (keeping, {"broken": 1}, "does not take its extra state.*KeyError.*class that saved it"),
-    "an object": (keeping, np.ones(2), "an object.*--trust-pickle"),
+    "an object": (keeping, np.ones(2), "an object.*trust_pickle=True"),
 }
 
 
@@ -232,7 +232,7 @@ def test_arrays_of_numpy_load_where_the_file_is_trusted(tmp_path: Path) -> None:
     source, model = Old(), Old()
     arrays = {"model": {name: tensor.numpy() for name, tensor in source.state_dict().items()}, "author": "x"}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays))
-    with pytest.raises(LoadError, match="--trust-pickle"):
+    with pytest.raises(LoadError, match="trust_pickle=True"):
         read_weights(tmp_path / "a.pkl")
     load_into(model, read_weights(tmp_path / "a.pkl", trust_pickle=True))
     assert torch.equal(model(INPUT), source(INPUT))

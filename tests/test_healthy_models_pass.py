@@ -327,7 +327,7 @@ REFUSED = {  # name: (problem, options, cause and cure)
     "autocast": (
         lambda: problem(Autocast()),
         {"dtype": torch.float32},
-        "inner.0 computes in bfloat16 under torch.autocast.*training loop.*--dtype float64",
+        "inner.0 computes in bfloat16 under torch.autocast.*training loop.*`dtype='float64'`",
     ),
     "a cast to half precision": (
         lambda: problem(net(nn.Tanh(), Called(cast_weight))),

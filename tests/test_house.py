@@ -1,4 +1,4 @@
-"""Promise: data flows one way, only engine/ calls autograd, only cli/ prints and spells flags; files stay short."""
+"""Promise: data flows one way, only engine/ calls autograd, only cli/ prints, spells flags, files are short."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_loss_and_gradient_are_cut_too(monkeypatch):
 def test_with_one_vector_and_one_example_it_is_refused(small_machine, limits):
     op, _ = small_machine(**limits)
     with pytest.raises(
-        MeasurementError, match=r"one vector and one example .*CUDA out of memory.*--params"
+        MeasurementError, match=r"one vector and one example .*CUDA out of memory.*`params`"
     ) as caught:
         _ = op @ block(op)
     assert "\n" not in str(caught.value)
@@ -158,7 +158,7 @@ def test_then_a_stack_of_blocks_goes_block_by_block(small_machine, uncut):
 def test_where_blocks_do_not_fit_either_it_is_refused(small_machine, monkeypatch):
     op, _ = small_machine(problem=stack(), examples=0)
     monkeypatch.setitem(methods.METHODS, "layer_streamed", methods.METHODS["limited"])
-    with pytest.raises(MeasurementError, match=r"one vector and one example .*--params"):
+    with pytest.raises(MeasurementError, match=r"one vector and one example .*`params`"):
         _ = op @ block(op)
 
 
@@ -168,7 +168,7 @@ def test_a_loss_that_depends_on_the_division_is_not_cut(small_machine):
     problem = Problem(model, {"train": (models.randn(40, 5), models.labels(40, 3))}, criterion="cross_entropy")
     op, _ = small_machine(problem=problem, examples=4)
     op.divisible = preflight(problem, models.sample(problem, 7)).operator.divisible
-    with pytest.raises(MeasurementError, match=r"depends on how a batch is cut.*smaller --batch-size"):
+    with pytest.raises(MeasurementError, match=r"depends on how a batch is cut.*smaller `batch_size`"):
         _ = op @ block(op)
 
 
@@ -209,7 +209,7 @@ def test_a_trial_that_does_not_fit_is_refused(monkeypatch):
 
     monkeypatch.setattr(planner, "GradientGraph", full)
     problem = models.mlp()
-    with pytest.raises(MeasurementError, match=r"out of memory.*--batch-size"):
+    with pytest.raises(MeasurementError, match=r"out of memory.*`batch_size`"):
         preflight(problem, models.sample(problem))
 
 

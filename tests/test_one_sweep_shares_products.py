@@ -281,7 +281,7 @@ def test_a_single_batch_has_no_error_over_data_and_says_so():
     found = analyze(digits_like(), ("lambda_max", "trace"), **{**SMALL, "batch_size": 80})
     assert found.metrics["lambda_max"].data is None
     assert found.metrics["trace"].data.blocks == 80  # examples, not batches
-    assert any("too few for error bars over data" in note and "--batch-size" in note for note in found.notes)
+    assert any("too few for error bars over data" in note and "`batch_size`" in note for note in found.notes)
 
 
 def test_a_sample_of_the_data_is_frozen_by_its_seed():
@@ -308,9 +308,9 @@ def test_progress_is_told_and_ends_at_its_total():
     [
         ({"quantities": "lambda_mx"}, UsageError, "did you mean lambda_max"),
         ({"probess": 3}, UsageError, "probess.*did you mean probes"),
-        ({"split": "test"}, UsageError, "--split test: the problem has train"),
+        ({"split": "test"}, UsageError, "`split='test'`: the problem has train"),
         ({"probes": 1}, BudgetError, "a standard error needs at least 2"),
-        ({"device": "cuda:99"}, UsageError, "--device cuda:99 is not available"),
+        ({"device": "cuda:99"}, UsageError, "`device='cuda:99'` is not available"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(options, error, text):

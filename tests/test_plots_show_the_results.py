@@ -489,10 +489,10 @@ def test_more_tensors_than_fit_keep_the_largest_in_network_order():
 
 
 REFUSED = {
-    "spectrum": (lambda: density(example.without(ANALYSIS, "spectrum")), "--quantities"),
+    "spectrum": (lambda: density(example.without(ANALYSIS, "spectrum")), "`quantities`"),
     "nine": (lambda: density({str(i): ANALYSIS for i in range(9)}), "1 to 8"),
     "sigma": (lambda: density(ANALYSIS, sigma=0.0), "positive"),
-    "layers": (lambda: layers(example.without(ANALYSIS, "layers")), "--quantities"),
+    "layers": (lambda: layers(example.without(ANALYSIS, "layers")), "`quantities`"),
     "history": (lambda: convergence(example.without(ANALYSIS, "convergence"), of="trace"), "recorded: none"),
 }
 

@@ -94,7 +94,7 @@ FACTS = {  # name: (problem, level, what is said)
     "a custom loss weighted otherwise": (
         lambda: problem(criterion=lambda o, b: F.cross_entropy(o, b[1], weight=torch.tensor([1.0, 2, 5]).to(o))),
         "fault",
-        r"not the sum over its parts.*Problem\(weight=f\(batch\)\).*--batch-size",
+        r"not the sum over its parts.*Problem\(weight=f\(batch\)\).*`batch_size`",
     ),
 }
 
@@ -194,7 +194,7 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         lambda: problem(Apply(lambda y: y.abs().neg().log())),
         {},
         NonFiniteError,
-        r"loss .* is nan.*log\(0\).*--dtype float64",
+        r"loss .* is nan.*log\(0\).*`dtype='float64'`",
     ),
     "a counter in forward": (
         lambda: problem(forward=passes()),
@@ -292,7 +292,7 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         lambda: problem(params=("encoder.*",)),
         {},
         NothingMatchedError,
-        "--params encoder.* matches no trainable parameter; there are 0.weight, 0.bias",
+        r"`params=\['encoder.*'\]` matches no trainable parameter; there are 0.weight, 0.bias",
     ),
     "offloaded weights": (
         lambda: problem(net().to("meta")),
@@ -317,19 +317,19 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         lambda: problem(Apply(only_once)),
         {},
         MeasurementError,
-        f"no exact product works.*{ONLY_ONCE}.*--method finite_difference",
+        f"no exact product works.*{ONLY_ONCE}.*`method='finite_difference'`",
     ),
     "no double backward, one way asked": (
         lambda: problem(Apply(only_once)),
         {"method": "double_backward"},
         MeasurementError,
-        f"--method double_backward does not work here.*{ONLY_ONCE}",
+        f"`method='double_backward'` does not work here.*{ONLY_ONCE}",
     ),
     "no forward mode": (
         lambda: problem(criterion=lambda o, b: F.huber_loss(o, F.one_hot(b[1], 3).to(o))),
         {"method": "forward_over_reverse"},
         MeasurementError,
-        "--method forward_over_reverse does not work here.*--method auto",
+        "`method='forward_over_reverse'` does not work here.*`method='auto'`",
     ),
     "finite differences with kinks": (
         lambda: problem(net(nn.ReLU())),
@@ -347,13 +347,13 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         without_criterion,
         {"kind": "ggn"},
         UsageError,
-        r"--operator ggn needs criterion\(outputs, batch\)",
+        r"`operator='ggn'` needs criterion\(outputs, batch\)",
     ),
     "R without outputs": (
         without_criterion,
         {"kind": "residual"},
         UsageError,
-        "--operator residual needs criterion",
+        "`operator='residual'` needs criterion",
     ),
     "an operator that does not exist": (problem, {"kind": "fisher"}, UsageError, "allowed are hessian, ggn"),
     "a way that does not exist": (problem, {"method": "magic"}, UsageError, "allowed are auto, retained_graph"),

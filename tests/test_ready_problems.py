@@ -186,7 +186,7 @@ def test_a_missing_option_is_named(project: str) -> None:
 
 
 def test_a_missing_module_is_told_from_a_failing_one() -> None:
-    with pytest.raises(UsageError, match="--app-dir") as caught:
+    with pytest.raises(UsageError, match="`app_dir`") as caught:
         build_problem("no_such_module_at_all.sub:f")
     assert not isinstance(caught.value, ProblemError)
 

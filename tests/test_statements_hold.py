@@ -69,7 +69,7 @@ def test_a_number_that_is_not_resolved_has_no_card_and_no_point_value():
 
 OWN = example_analysis.build_own()  # 8% in [6, 81]%
 TYPED = re.compile(
-    r"; (\d+) steps \(--steps (\d+)( --max-steps (\d+))?(, a larger --budget)?\) should at least halve"
+    r"; (\d+) steps \(`steps=(\d+)`(, `max_steps=(\d+)`)?(, a larger `budget`)?\) should at least halve"
 )
 
 
@@ -154,7 +154,7 @@ def test_what_would_tell_more_does_when_typed(asked, capped):
 
 def test_where_rounding_hides_signs_more_steps_are_not_the_way():
     hidden = replace(OWN, spectrum=replace(OWN.spectrum, unresolved=0.0))
-    assert "rounding hides signs" in said_of_signs(hidden) and "--dtype float64" in said_of_signs(hidden)
+    assert "rounding hides signs" in said_of_signs(hidden) and "`dtype='float64'`" in said_of_signs(hidden)
     share = OWN.metrics["negative_mass"]
     double = replace(share, provenance=replace(share.provenance, dtype="float64"))
     assert "dtype" not in said_of_signs(replace(hidden, metrics={**OWN.metrics, "negative_mass": double}))
@@ -283,7 +283,7 @@ def test_names_of_measures_may_be_written_with_commas():
         name for name in Examination().chosen() if name in ("weight_norm", "trace", "sam_sharpness")
     ]
     assert "trace" not in Examination(measures=("*,!trace",)).chosen()
-    with pytest.raises(UsageError, match="--measures weigth: no such measure"):  # once, before any checkpoint
+    with pytest.raises(UsageError, match="`measures=weigth`: no such measure"):  # once, before any checkpoint
         Survey(factory="p.py:f", asked=Examination(measures=("trace,weigth",)))
 
 

@@ -420,8 +420,8 @@ def test_what_is_no_stack_is_refused_in_one_line(name):
     assert "\n" not in text
     assert "it needs" in text or "allowed are" in text
     if isinstance(refused.value, MeasurementError):
-        assert "--method layer_streamed" in text
-        assert "--method auto" in text
+        assert "`method='layer_streamed'`" in text
+        assert "`method='auto'`" in text
 
 
 def test_what_else_a_forward_asks_of_its_blocks_is_answered():

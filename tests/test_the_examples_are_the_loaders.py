@@ -298,7 +298,7 @@ def check_random(make):
     assert first.digest != draw(source, samples=20, seed=1).digest
     assert len(first.notes) == 1
     note = first.notes[0]
-    assert "random" in note and "--seed" in note and not first.warnings
+    assert "random" in note and "`seed" in note and not first.warnings
 
 
 def vars_of(generator):

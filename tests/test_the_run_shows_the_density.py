@@ -165,7 +165,7 @@ def test_a_run_that_may_not_take_the_steps_asked_for_says_so():
     problem = models.mlp()
     asked = {"quantities": ["lambda_max", "density"], "steps": 30, "seed": 1}
     said = hessdiag.analyze(problem, max_steps=20, **asked).warnings
-    assert any("took 20 of the 30 steps asked for: raise --max-steps" in warning for warning in said)
+    assert any("took 20 of the 30 steps asked for: raise `max_steps`" in warning for warning in said)
     said = hessdiag.analyze(problem, budget="20p", **asked).warnings
     assert any("of the 30 steps asked for: it was ended early" in warning for warning in said)
     said = hessdiag.analyze(problem, **asked).warnings

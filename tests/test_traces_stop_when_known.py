@@ -161,7 +161,7 @@ def test_what_is_not_reached_is_said_with_what_it_takes():
     found = analysis(0.001)
     trace = found.metrics["trace"]
     (said,) = [text for text in found.warnings if "trace is known to" in text]
-    needed = int(said.split("--probes ")[1])
+    needed = int(said.split("probes=")[1].rstrip("`"))
     reached = (trace.hi - trace.lo) / 2 / abs(trace.value)
     assert needed == math.ceil(len(trace.per_probe) * (reached / 0.001) ** 2)
     assert not [text for text in analysis(0.4).warnings if "trace is known to" in text]
