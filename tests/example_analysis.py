@@ -21,6 +21,7 @@ from hessdiag.results import (
     Cost,
     DataError,
     Estimate,
+    Fingerprint,
     Layer,
     Provenance,
     Quadrature,
@@ -32,18 +33,20 @@ from hessdiag.spectral import lanczos, measure_of
 
 ODD = 'run <script>alert("x")</script> & $\\alpha^{2}$ \x07 漢字'
 
-FINGERPRINT = {
-    "samples": 1024,
-    "split": "train",
-    "n_params": 2410,
-    "loss": "cross_entropy/mean",
-    "operator": "hessian",
-    "bn": "eval",
-    "dtype": "float32",
-    "seed": 0,
-    "data_sha256": "3c1f6a0c8ce24f7e",
-    "params_sha256": "9d27bb43a11e0c55",
-}
+FINGERPRINT = Fingerprint.of(
+    {
+        "samples": 1024,
+        "split": "train",
+        "n_params": 2410,
+        "loss": "cross_entropy/mean",
+        "operator": "hessian",
+        "bn": "eval",
+        "dtype": "float32",
+        "seed": 0,
+        "data_sha256": "3c1f6a0c8ce24f7e",
+        "params_sha256": "9d27bb43a11e0c55",
+    }
+)
 ENVIRONMENT = {"hessdiag": "0.1.0", "torch": "2.13.0", "device": "cpu", "python": "3.11.9"}
 
 
@@ -163,7 +166,7 @@ def without(analysis: Analysis, *parts: str) -> Analysis:
         "metrics": {},
         "self_test": None,
         "other_bounds": (),
-        "fingerprint": {},
+        "fingerprint": Fingerprint(),
         "environment": {},
         "warnings": (),
         "notes": (),

@@ -10,6 +10,7 @@ from hessdiag.gap.performance import Performance, SplitPerformance
 from hessdiag.gap.record import CheckpointRecord, Moved
 from hessdiag.gap.registry import Reading, registry
 from hessdiag.gap.statistics.means import Score
+from hessdiag.results import Fingerprint
 
 ODD = "lr=0.1 <b>&\"'|\N{LATIN SMALL LETTER E WITH ACUTE}/last"
 
@@ -43,7 +44,7 @@ def record(index: int, gap: float, readings: dict[str, Reading | str], name: str
         "readings": readings,
         "guard": {key: Moved(verdict="moved" if key == "up" else "did not move", after=1.0) for key in readings},
         "rescaled": "0 ×4, 2 ÷4",
-        "fingerprint": {"samples": 1000, "n_params": 10, "dtype": "float32", "loss": "x", "seed": 0},
+        "fingerprint": Fingerprint(samples=1000, n_params=10, dtype="float32", loss="x", seed=0),
         "loss": 0.1,
     }
     return CheckpointRecord(**(values | more))

@@ -21,6 +21,7 @@ from hessdiag.check import baseline_text as form
 from hessdiag.check.baseline import Baseline, Field, Line, diff, lock, read, text, updated, write
 from hessdiag.check.recorded import DIGITS, Entry, Recorded
 from hessdiag.errors import HessdiagError, NonFiniteError, NoVerdictError, OutputError, UsageError
+from hessdiag.results.fingerprint import DEFAULTS, Fingerprint
 from tests.example_analysis import build_analysis
 
 TRACE = Recorded(
@@ -37,7 +38,7 @@ LAMBDA = Recorded(
     block_examples=(64, 36),
 )
 ENTRY = Entry(
-    fingerprint={"samples": 100, "available": None, "rtol": 1e-3, "data_sha256": "ab" * 32},
+    fingerprint=Fingerprint(samples=100, available=None, rtol=1e-3, data_sha256="ab" * 32),
     metrics={"trace": TRACE, "lambda_max": LAMBDA},
     env={"torch": "2.13.0", "seconds_per_gradient": 0.1 + 0.2},
     reason="first, größer «7»\n<<<<<<< no conflict",
@@ -79,7 +80,9 @@ def recordings(draw: st.DrawFn) -> Recorded:
 scalars = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | finite | words
 entries = st.builds(
     Entry,
-    fingerprint=st.dictionaries(words, scalars, max_size=3),
+    fingerprint=st.dictionaries(words | st.sampled_from(sorted(DEFAULTS)), scalars, max_size=3).map(
+        Fingerprint.of
+    ),
     metrics=st.dictionaries(words, recordings(), max_size=3),
     env=st.dictionaries(words, scalars, max_size=2),
     reason=words,
@@ -288,12 +291,13 @@ WRITER = """
 import sys
 from hessdiag.check.baseline import updated
 from hessdiag.check.recorded import Entry
+from hessdiag.results import Fingerprint
 path, name, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
 updated(path, {})
 print("ready", flush=True)
 input()
 for index in range(times):
-    updated(path, {f"{name}{index}": Entry(fingerprint={}, metrics={}, reason=name)})
+    updated(path, {f"{name}{index}": Entry(fingerprint=Fingerprint(), metrics={}, reason=name)})
 """
 
 
@@ -429,7 +433,7 @@ def test_after_a_merge_conflict_the_advice_works_and_an_update_goes_through(tmp_
 
 def test_differences_are_listed_metric_by_metric():
     higher = replace(LAMBDA, value=0.97, lo=0.969, hi=0.971)
-    entry = replace(ENTRY, fingerprint=ENTRY.fingerprint | {"samples": 200}, metrics={"lambda_max": higher})
+    entry = replace(ENTRY, fingerprint=replace(ENTRY.fingerprint, samples=200), metrics={"lambda_max": higher})
     lines = diff(GOOD, Baseline(entries={"train": entry, "test": ENTRY}))
     assert [(line.scope, getattr(line, "metric", None) or line.field) for line in lines] == [
         ("test", "lambda_max"),

@@ -15,42 +15,36 @@ from torch import nn
 from hessdiag import hessian
 from hessdiag.analysis import analyze, record
 from hessdiag.check import comparable
-from hessdiag.check.comparable import (
-    HOW,
-    IDENTITY,
-    SUBJECT,
-    differences,
-    explain,
-    reproduced,
-    same_weights,
-    surroundings,
-)
+from hessdiag.check.comparable import differences, explain, reproduced, same_weights, surroundings
 from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.check.verdict import Report
 from hessdiag.problem import Problem
+from hessdiag.results.fingerprint import HOW, IDENTITY, SUBJECT, Fingerprint
 from tests import models
 
-FINGERPRINT = {
-    "samples": 1024,
-    "available": 60000,
-    "split": "train",
-    "data_sha256": "3c1f6a0c8ce24f7e" * 4,
-    "params_sha256": "9d27bb43a11e0c55" * 4,
-    "weights_sha256": "0123456789abcdef" * 4,
-    "fixed_sha256": "fedcba9876543210" * 4,
-    "n_params": 2410,
-    "tensors": 4,
-    "loss": "cross_entropy/mean",
-    "operator": "hessian",
-    "mode": "eval",
-    "dtype": "float32",
-    "seed": 0,
-    "probes": 128,
-    "density_probes": 8,
-    "steps": 40,
-    "rtol": 1e-3,
-    "confidence": 0.95,
-}
+FINGERPRINT = Fingerprint.of(
+    {
+        "samples": 1024,
+        "available": 60000,
+        "split": "train",
+        "data_sha256": "3c1f6a0c8ce24f7e" * 4,
+        "params_sha256": "9d27bb43a11e0c55" * 4,
+        "weights_sha256": "0123456789abcdef" * 4,
+        "fixed_sha256": "fedcba9876543210" * 4,
+        "n_params": 2410,
+        "tensors": 4,
+        "loss": "cross_entropy/mean",
+        "operator": "hessian",
+        "mode": "eval",
+        "dtype": "float32",
+        "seed": 0,
+        "probes": 128,
+        "density_probes": 8,
+        "steps": 40,
+        "rtol": 1e-3,
+        "confidence": 0.95,
+    }
+)
 OTHER = {
     "samples": 512,
     "split": "test",
@@ -79,8 +73,12 @@ CURES = {
 }
 
 
+def but(fields):
+    return Fingerprint.of({**FINGERPRINT, **fields})
+
+
 def without(name):
-    return {key: value for key, value in FINGERPRINT.items() if key != name}
+    return Fingerprint.of({key: value for key, value in FINGERPRINT.items() if key != name})
 
 
 def test_every_field_of_the_subject_is_tried():
@@ -92,7 +90,7 @@ def test_every_field_of_the_subject_is_tried():
 
 @pytest.mark.parametrize("field", SUBJECT)
 def test_another_subject_is_one_line_with_cause_and_cure(field):
-    changed = FINGERPRINT | {field: OTHER[field]}
+    changed = but({field: OTHER[field]})
     (found,) = differences(FINGERPRINT, changed)
     assert (found.field, found.baseline, found.measured) == (field, FINGERPRINT[field], OTHER[field])
     (line,) = explain("train@layer4.*", [found])
@@ -116,22 +114,22 @@ def test_a_field_that_one_side_lacks_differs(field):
 
 
 def test_a_field_nobody_knows_is_not_ignored():
-    (found,) = differences(FINGERPRINT, FINGERPRINT | {"weight_decay": 0.1})
+    (found,) = differences(FINGERPRINT, but({"weight_decay": 0.1}))
     assert found.field == "weight_decay"
     assert "version" in str(found)
-    assert differences(FINGERPRINT | {"x": 1}, FINGERPRINT | {"x": 1}) == ()
+    assert differences(but({"x": 1}), but({"x": 1})) == ()
 
 
 @pytest.mark.parametrize("field", sorted(HOW | IDENTITY))
 def test_how_it_was_measured_and_which_weights_may_differ(field):
-    assert differences(FINGERPRINT, FINGERPRINT | {field: "other"}) == ()
+    assert differences(FINGERPRINT, but({field: "other"})) == ()
     assert differences(without(field), FINGERPRINT) == ()
 
 
 def test_all_differences_are_told_at_once_in_one_order():
-    swapped = dict(reversed({**FINGERPRINT, **OTHER}.items()))
+    swapped = Fingerprint.of(dict(reversed({**FINGERPRINT, **OTHER}.items())))
     assert [found.field for found in differences(FINGERPRINT, swapped)] == list(SUBJECT)
-    assert len(differences({}, {})) == len(SUBJECT)
+    assert len(differences(Fingerprint(), Fingerprint())) == len(SUBJECT)
 
 
 def test_hashes_are_shortened_but_not_where_they_agree():
@@ -145,7 +143,7 @@ def test_hashes_are_shortened_but_not_where_they_agree():
 
 
 def test_a_report_of_what_cannot_be_compared_exits_3():
-    problems = explain("train", differences(FINGERPRINT, FINGERPRINT | {"seed": 1}))
+    problems = explain("train", differences(FINGERPRINT, but({"seed": 1})))
     assert Report(problems=problems).exit_code == 3
     assert "seed was 0 in the baseline and is 1" in Report(problems=problems).headline
 
@@ -161,10 +159,10 @@ def test_surroundings_only_inform():
 
 
 def test_weights_nobody_hashed_are_not_the_same():
-    assert same_weights(FINGERPRINT, dict(FINGERPRINT))
-    assert not same_weights(FINGERPRINT, FINGERPRINT | {"weights_sha256": "0" * 64})
+    assert same_weights(FINGERPRINT, but({}))
+    assert not same_weights(FINGERPRINT, but({"weights_sha256": "0" * 64}))
     assert not same_weights(without("weights_sha256"), without("weights_sha256"))
-    assert not same_weights({"weights_sha256": None}, {"weights_sha256": None})
+    assert not same_weights(but({"weights_sha256": None}), but({"weights_sha256": None}))
 
 
 # Repeating a measurement
@@ -209,11 +207,11 @@ REPEATS = {
     "metrics of one side only": (entry(trace=number(5.0)), entry(lambda_max=number(9.0))),
     "other weights": (
         entry(trace=number(5.0)),
-        replace(entry(trace=number(9.0)), fingerprint=FINGERPRINT | {"weights_sha256": "0" * 64}),
+        replace(entry(trace=number(9.0)), fingerprint=but({"weights_sha256": "0" * 64})),
     ),
     "another seed": (
         entry(trace=number(5.0)),
-        replace(entry(trace=number(9.0)), fingerprint=FINGERPRINT | {"seed": 1}),
+        replace(entry(trace=number(9.0)), fingerprint=but({"seed": 1})),
     ),
 }
 DEPARTS = {
@@ -232,7 +230,7 @@ DEPARTS = {
     ),
     "probes count of how": (
         entry(trace=number(5.0)),
-        replace(entry(trace=number(9.0)), fingerprint=FINGERPRINT | {"probes": 8}),
+        replace(entry(trace=number(9.0)), fingerprint=but({"probes": 8})),
     ),
 }
 
@@ -359,16 +357,16 @@ def test_frozen_weights_and_buffers_are_in_a_digest_of_their_own(name):
     one, other = (weights_of(model, ["2.*"]) for model in (before, after))
     assert one[0] == other[0]
     assert one[1] != other[1]
-    fingerprints = [{"weights_sha256": own, "fixed_sha256": fixed} for own, fixed in (one, other)]
+    fingerprints = [Fingerprint(weights_sha256=own, fixed_sha256=fixed) for own, fixed in (one, other)]
     assert not same_weights(*fingerprints)
-    assert same_weights(fingerprints[0], {"weights_sha256": one[0]})  # of an earlier hessdiag
+    assert same_weights(fingerprints[0], Fingerprint(weights_sha256=one[0]))  # of an earlier hessdiag
 
 
 def test_probes_of_another_law_are_no_repetition():
     """A baseline of before drew its probes otherwise: its numbers may lie apart by more than rounding."""
     old, new = (entry(trace=number(v, 0.1, "probes", per_probe=(v - 1, v + 1))) for v in (5.0, 6.0))
     assert len(reproduced(old, new)) == 1
-    later = dataclasses.replace(new, fingerprint=FINGERPRINT | {"probe_law": "another"})
+    later = dataclasses.replace(new, fingerprint=but({"probe_law": "another"}))
     assert reproduced(old, later) == ()
     exact = [dataclasses.replace(e, metrics={"trace": number(v)}) for e, v in ((old, 5.0), (later, 6.0))]
     assert len(reproduced(*exact)) == 1
@@ -378,9 +376,9 @@ def test_probes_of_another_law_are_no_repetition():
 
 
 def keeps_subjects_apart() -> bool:
-    pairs = [(FINGERPRINT, FINGERPRINT | {name: OTHER[name]}) for name in SUBJECT]
+    pairs = [(FINGERPRINT, but({name: OTHER[name]})) for name in SUBJECT]
     pairs += [(without(name), FINGERPRINT) for name in SUBJECT]
-    free = [(FINGERPRINT, FINGERPRINT | {name: "other"}) for name in HOW | IDENTITY]
+    free = [(FINGERPRINT, but({name: "other"})) for name in HOW | IDENTITY]
     return all(differences(*pair) for pair in pairs) and not any(differences(*pair) for pair in free)
 
 

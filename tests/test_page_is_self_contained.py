@@ -23,6 +23,7 @@ import pytest
 from hessdiag.errors import UsageError
 from hessdiag.present import page, svg
 from hessdiag.present.density import density
+from hessdiag.results import Fingerprint
 from tests import example_analysis as example
 
 COMMAND = "hessdiag analyze proj.problems:digits -c 'a & b<c>.safetensors' --seed 0"
@@ -43,7 +44,7 @@ ANALYSES = {
         example.build_analysis(example.ODD, probes=1, sign=-1.0, tensors=9),
         warnings=("<b>bold</b> & \x00 control",),
         notes=('"><img src=x onerror=alert(1)>',),
-        fingerprint={"<script>": {"nested": [1, None, "</dd>"]}},
+        fingerprint=Fingerprint.of({"<script>": {"nested": [1, None, "</dd>"]}}),
     ),
     "no spectrum": example.without(ANALYSIS, "spectrum", "layers", "convergence"),
     "nothing": example.without(ANALYSIS, *NOTHING, "warnings", "notes", "title"),

@@ -18,6 +18,7 @@ from hessdiag.check.gate import Gate, Plan
 from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.check.verdict import Interval, Report, Row, Verdict, either, lower, upper
 from hessdiag.check.writers.words import change_words
+from hessdiag.results import Fingerprint
 from hessdiag.spectral.interval import mean_interval
 
 PASS, FAIL, UNSURE, NONE = Verdict.PASS, Verdict.FAIL, Verdict.UNSURE, Verdict.NONE
@@ -321,7 +322,7 @@ class Probed:
             dtype="float64",
             per_probe=tuple(values.tolist()),
         )
-        return Entry(fingerprint={"seed": 0}, metrics={"trace": metric})
+        return Entry(fingerprint=Fingerprint(seed=0), metrics={"trace": metric})
 
 
 def look_at(limit, *, escalate):

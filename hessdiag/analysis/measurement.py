@@ -23,7 +23,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
 from hessdiag.option import refuse, renamed
 from hessdiag.problem import Problem
-from hessdiag.results import Analysis, Cost
+from hessdiag.results import Analysis, Cost, Fingerprint
 from hessdiag.samples import SampleSet, draw
 from hessdiag.settings import Settings
 from hessdiag.spectral.warm import Warm, ending
@@ -108,7 +108,7 @@ class Measurement:
         return self.checked.operator
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Fingerprint:
         """What must agree before the result may be compared with another."""
         return fingerprint(self.operator, self.settings)
 

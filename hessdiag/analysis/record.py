@@ -16,6 +16,7 @@ import torch
 from hessdiag import __version__
 from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.results import Fingerprint
 from hessdiag.settings import Settings
 
 COMPUTED_BY = ("hessdiag", "torch", "device", "device_name", "batches")
@@ -25,33 +26,33 @@ PROBE_LAW = "projected signs"
 """How deflated probes are drawn: probes of another law (those of earlier versions) are others at the same seed."""
 
 
-def fingerprint(operator: Curvature, settings: Settings) -> dict[str, Any]:
+def fingerprint(operator: Curvature, settings: Settings) -> Fingerprint:
     """What must agree before two measurements may be compared, field by field."""
     samples = operator.samples
     layout = "\n".join(f"{name} {size}" for name, size in operator.layout)
-    return {
-        "samples": samples.examples,
-        "available": samples.available,
-        "split": samples.split,
-        "data_sha256": samples.digest,
-        "params_sha256": hashlib.sha256(layout.encode()).hexdigest(),
-        "weights_sha256": weights_digest(operator),
-        "fixed_sha256": fixed_digest(operator),
-        "n_params": operator.size,
-        "tensors": len(operator.layout),
-        "loss": operator.problem.loss_name,
-        "operator": operator.kind,
-        "mode": "eval",
-        "dtype": str(operator.dtype).removeprefix("torch."),
-        "seed": settings.seed,
-        "probes": settings.probes,
-        "probe_law": PROBE_LAW,
-        "density_probes": settings.density_probes,
-        "steps": settings.steps,
-        "rtol": settings.known_to.lambda_max,
-        "failure": settings.known_to.failure,
-        "confidence": settings.confidence,
-    }
+    return Fingerprint(
+        samples=samples.examples,
+        available=samples.available,
+        split=samples.split,
+        data_sha256=samples.digest,
+        params_sha256=hashlib.sha256(layout.encode()).hexdigest(),
+        weights_sha256=weights_digest(operator),
+        fixed_sha256=fixed_digest(operator),
+        n_params=operator.size,
+        tensors=len(operator.layout),
+        loss=operator.problem.loss_name,
+        operator=operator.kind,
+        mode="eval",
+        dtype=str(operator.dtype).removeprefix("torch."),
+        seed=settings.seed,
+        probes=settings.probes,
+        probe_law=PROBE_LAW,
+        density_probes=settings.density_probes,
+        steps=settings.steps,
+        rtol=settings.known_to.lambda_max,
+        failure=settings.known_to.failure,
+        confidence=settings.confidence,
+    )
 
 
 def weights_digest(operator: Curvature) -> str:
@@ -73,7 +74,7 @@ def _digest(tensors: Iterable[torch.Tensor]) -> str:
     return whole.hexdigest()
 
 
-def key_of(subject: Mapping[str, Any], surroundings: Mapping[str, Any], settings: Settings) -> str:
+def key_of(subject: Fingerprint, surroundings: Mapping[str, Any], settings: Settings) -> str:
     """Names a measurement by all its numbers depend on: subject, weights, settings, and what computes them.
 
     Args:
@@ -86,7 +87,7 @@ def key_of(subject: Mapping[str, Any], surroundings: Mapping[str, Any], settings
     code = [f"{surroundings[name]:.6g}" for name in ("loss", "gradient_norm")]
     asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block]
     asked += [dataclasses.asdict(settings.known_to), settings.budget]
-    text = json.dumps([subject, computed_by, code, asked], sort_keys=True)
+    text = json.dumps([dict(subject), computed_by, code, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from hessdiag import __version__
 from hessdiag.check.baseline_text import SCHEMA, Baseline, NewerSchemaError, agreed, parsed, rounded, sides, text
-from hessdiag.check.comparable import MISSING, shortened
+from hessdiag.check.comparable import shortened
 from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.errors import NoVerdictError, OutputError, UsageError, one_line
 from hessdiag.files import write_whole
 from hessdiag.results import QUANTITIES
+from hessdiag.results.fingerprint import MISSING
 
 __all__ = ["SCHEMA", "Baseline", "Field", "Line", "diff", "lock", "read", "text", "updated", "write"]
 NAMELESS = 2.0  # seconds after which a lock without a name will get none: it is written at once

@@ -82,7 +82,10 @@ def text(baseline: Baseline) -> str:
     content = {
         "schema": baseline.schema,
         "tool": baseline.tool,
-        "entries": {label: asdict(entry) for label, entry in baseline.entries.items()},
+        "entries": {
+            label: asdict(entry) | {"fingerprint": dict(entry.fingerprint)}
+            for label, entry in baseline.entries.items()
+        },
     }
     if wrong := _not_finite(content):
         msg = f"{wrong}: a baseline holds finite numbers only; nothing is recorded"

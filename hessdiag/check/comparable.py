@@ -12,27 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hessdiag.check.recorded import Entry, Recorded
+from hessdiag.results import Fingerprint
+from hessdiag.results.fingerprint import HOW, IDENTITY, MISSING, SUBJECT
 
-MISSING = "not recorded"
 RECORD = 'hessdiag baseline update --reason "..."'
-SUBJECT: Mapping[str, str] = {
-    "samples": "the data set grew or shrank, or `samples` differs: set samples under [tool.hessdiag.run]",
-    "split": "another part of the data: set split under [tool.hessdiag.run], or write the budget as metric[split]",
-    "data_sha256": "other examples or transforms: pin the data file, `samples`, `seed` and evaluation transforms",
-    "params_sha256": "tensors renamed, reordered, resized or chosen otherwise: restore the model or its params",
-    "n_params": "another model size, or other params: restore -P options, the model and its params globs",
-    "tensors": "layers were added, removed or frozen: restore the model and its params globs",
-    "loss": "another criterion or reduction: restore the problem's criterion",
-    "operator": "the Hessian is not the Gauss-Newton matrix: set operator under [tool.hessdiag.run]",
-    "mode": "training and evaluation mode are different functions: measure in the mode recorded",
-    "dtype": "another precision: set dtype under [tool.hessdiag.run], or load the checkpoint in the one recorded",
-    "seed": "another seed draws other samples and probes: set seed under [tool.hessdiag.run]",
-}
-"""What must agree, with the likely cause and the way out where it does not."""
-HOW = frozenset({"probes", "probe_law", "density_probes", "steps", "rtol", "failure", "confidence", "available"})
-"""How it was measured; may differ."""
-IDENTITY = frozenset({"weights_sha256", "fixed_sha256", "checkpoint_sha256"})
-"""What a check is about; expected to differ."""
 SURROUNDINGS: Mapping[str, str] = {
     "hessdiag": "see its changelog under 'Numbers changed'",
     "torch": "its kernels may round otherwise",
@@ -70,10 +53,10 @@ class Difference:
         return f"{self.field} was {old} in the baseline and is {new}: {self.hint}, or {RECORD}"
 
 
-def differences(base: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Difference, ...]:
+def differences(base: Fingerprint, new: Fingerprint) -> tuple[Difference, ...]:
     """The fields that forbid a comparison; none if two fingerprints have the same subject.
 
-    A field that one side lacks differs, as does one that no list here knows: a later hessdiag wrote it.
+    A field that one side lacks differs, as does one that `Fingerprint` does not know: a later hessdiag wrote it.
 
     Args:
         base: fingerprint recorded.
@@ -116,15 +99,13 @@ def surroundings(base_env: Mapping[str, Any], new_env: Mapping[str, Any]) -> tup
     return tuple(found)
 
 
-def same_weights(base: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def same_weights(base: Fingerprint, new: Fingerprint) -> bool:
     """Whether two fingerprints are of the same weights; unknown weights are not.
 
     What a baseline of an earlier hessdiag does not know of frozen parameters and buffers is taken to be the same.
     """
-    weights, fixed = new.get("weights_sha256"), (base.get("fixed_sha256"), new.get("fixed_sha256"))
-    return (
-        weights is not None and weights == base.get("weights_sha256") and (None in fixed or fixed[0] == fixed[1])
-    )
+    weights, fixed = new.weights_sha256, (base.fixed_sha256, new.fixed_sha256)
+    return weights is not None and weights == base.weights_sha256 and (None in fixed or fixed[0] == fixed[1])
 
 
 def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:
@@ -143,7 +124,7 @@ def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:
     if not same_weights(base.fingerprint, new.fingerprint) or differences(base.fingerprint, new.fingerprint):
         return ()
     methods = {side.env.get("method", side.env.get("way")) for side in (base, new)}  # "way" before version 0.2
-    one_law = base.fingerprint.get("probe_law") == new.fingerprint.get("probe_law")
+    one_law = base.fingerprint.probe_law == new.fingerprint.probe_law
     found = []
     for name, old in base.metrics.items():
         now = new.metrics.get(name)

@@ -198,7 +198,7 @@ class Gate:
             same=base is not None and new is not None and same_weights(base.fingerprint, new.fingerprint),
             missing=missing,
             confidence=self.plan.look_confidence,
-            samples=int(new.fingerprint.get("samples", 0)) if new else 0,
+            samples=(new.fingerprint.samples or 0) if new else 0,
         )
 
     def _closer(self, rows: list[Row]) -> list[Row]:
@@ -228,7 +228,7 @@ class Gate:
     def _claims(self, rows: Sequence[Row]) -> Iterable[str]:
         """What the verdicts are about."""
         if any(row.claim == "samples" for row in rows):
-            sizes = sorted({int(e.fingerprint.get("samples", 0)) for e in self.measured.values()})
+            sizes = sorted({e.fingerprint.samples or 0 for e in self.measured.values()})
             shown = " and ".join(f"{n:,}" for n in sizes)
             yield f"verdicts are about the {shown} samples measured, not the population"
         if any(row.claim == "population" for row in rows):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hessdiag.results import Analysis, Estimate, Kind, Metric
+from hessdiag.results import Analysis, Estimate, Fingerprint, Kind, Metric
 
 DIGITS = 10  # significant; single-precision products have 7
 
@@ -66,7 +66,7 @@ class Entry:
         reason: why it was recorded, in the words of whoever did.
     """
 
-    fingerprint: Mapping[str, Any]
+    fingerprint: Fingerprint
     metrics: Mapping[str, Recorded]
     env: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
@@ -75,7 +75,7 @@ class Entry:
     def of(cls, analysis: Analysis, reason: str = "", env: Mapping[str, Any] | None = None) -> Entry:
         """A measurement as it is compared or recorded."""
         return cls(
-            fingerprint=dict(analysis.fingerprint),
+            fingerprint=analysis.fingerprint,
             metrics={name: Recorded.of(metric) for name, metric in analysis.metrics.items()},
             env=dict(env or {}),
             reason=reason,

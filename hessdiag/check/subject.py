@@ -14,7 +14,7 @@ from hessdiag.errors import NothingMatchedError, NoVerdictError, UsageError
 from hessdiag.files import keep
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, load_run
-from hessdiag.settings import Settings
+from hessdiag.settings import DEFAULT, Settings
 
 Report = Callable[[str, int, int], None]
 SURROUNDINGS = ("hessdiag", "torch", "device", "device_name", "method", "date")
@@ -47,7 +47,7 @@ class Recordings:
     @classmethod
     def of_runs(cls, analyses: Iterable[Analysis], missing: str) -> Recordings:
         """Runs by the split they were measured on."""
-        return cls({str(a.fingerprint.get("split", "train")): entry_of(a) for a in analyses}, missing)
+        return cls({str(a.fingerprint.split or DEFAULT.split): entry_of(a) for a in analyses}, missing)
 
     def entry(
         self,

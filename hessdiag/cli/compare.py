@@ -63,7 +63,7 @@ def compare(
         scope = Scope(asked.split)
         if factory is None:
             runs = [load_run(path) for path in (first, second)]
-            scope = Scope(str(runs[0].fingerprint.get("split", asked.split)))
+            scope = Scope(str(runs[0].fingerprint.split or asked.split))
             sources += [Recordings.of_runs([run], "the other was measured on it") for run in runs]
             analyses = dict(zip((first, second), runs, strict=True))
         else:

@@ -85,7 +85,7 @@ def init(
     entry = _first_look(trial, device, quiet)
     limits = {name: _limits(name, entry.metrics[name]) for name in names}
     comments = {n: _comment(entry.metrics[n]) for n in names}
-    run["samples"] = int(entry.fingerprint["samples"])
+    run["samples"] = entry.fingerprint.samples
     check = {"baseline": baseline, "confidence": DEFAULT.confidence, "max_probes": MAX_PROBES, "budgets": limits}
     block = render({**table, "run": run, "check": check}, comments, prefix=prefix)
     from hessdiag.check.baseline import updated

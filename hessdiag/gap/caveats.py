@@ -72,13 +72,13 @@ def _confounded(ranked: Sequence[CheckpointRecord]) -> list[str]:
             f"runs were stopped above {ranked[0].performance.floor:g}: how far a run was trained is confounded "
             "with everything else (train all to one level)."
         )
-    sizes = {r.fingerprint.get("n_params") for r in ranked}
+    sizes = {r.fingerprint.n_params for r in ranked}
     if len(sizes) > 1:
         found.append(
             f"The checkpoints have {len(sizes)} different numbers of parameters: raw traces and norms grow with "
             "size."
         )
-    data = {r.fingerprint.get("data_sha256") for r in ranked}
+    data = {r.fingerprint.data_sha256 for r in ranked}
     if len(data) > 1:
         found.append("The checkpoints were measured on different samples: their numbers differ by the data too.")
     return found

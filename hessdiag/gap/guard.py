@@ -7,7 +7,7 @@ same samples and the same random draws, and the two values are compared within t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hessdiag.analysis import Measurement
@@ -16,7 +16,7 @@ from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Measure, Reading
 from hessdiag.gap.rescaling import ALPHA, Rescaling, rescaled
 from hessdiag.problem import Problem
-from hessdiag.results import QUANTITIES, Analysis
+from hessdiag.results import QUANTITIES, Analysis, Fingerprint
 from hessdiag.settings import Settings
 
 SAME = 1e-3  # relative: below, two values are one to single precision
@@ -133,23 +133,23 @@ def settings_of(checkpoint: Checkpoint) -> Settings:
     """How the checkpoint's analysis was made, as far as its fingerprint says; without density."""
     op, analysis = checkpoint.operator, checkpoint.analysis
     asked: tuple[str, ...] = ()
-    recorded: Mapping[str, Any] = {}
+    recorded = Fingerprint()
     if analysis is not None:
         asked = tuple(name for name in QUANTITIES if name in analysis.metrics and name != "negative_mass")
         recorded = analysis.fingerprint
-    names = ("seed", "probes", "density_probes", "steps", "rtol", "confidence")
-    known = {"failure": recorded["failure"]} if "failure" in recorded else None
-    return Settings(
-        quantities=asked or ("trace",),
-        samples=checkpoint.samples.examples,
-        split=checkpoint.samples.split,
-        operator="ggn" if op.kind == "ggn" else "hessian",
-        dtype=str(op.dtype).removeprefix("torch."),
-        device=str(op.device),
-        top=max(1, len(analysis.top)) if analysis is not None else 1,
-        accuracy=known,
-        **{name: recorded[name] for name in names if name in recorded},
-    )
+    options = {f.name for f in fields(Settings)}
+    known: dict[str, Any] = {name: value for name, value in recorded.items() if name in options}
+    measured: dict[str, Any] = {
+        "quantities": asked or ("trace",),
+        "samples": checkpoint.samples.examples,
+        "split": checkpoint.samples.split,
+        "operator": "ggn" if op.kind == "ggn" else "hessian",
+        "dtype": str(op.dtype).removeprefix("torch."),
+        "device": str(op.device),
+        "top": max(1, len(analysis.top)) if analysis is not None else 1,
+        "accuracy": {"failure": recorded.failure} if "failure" in recorded else None,
+    }
+    return Settings(**known | measured)
 
 
 def attempted(one: Measure, checkpoint: Checkpoint) -> Reading | str:

@@ -92,7 +92,7 @@ def read(file: Path, problem: Problem, asked: Examination) -> CheckpointRecord |
         return None
     s = asked.settings
     samples = draw(problem.data[s.split], split=s.split, samples=s.samples, seed=s.seed, batch_size=s.batch_size)
-    if samples.digest != record.fingerprint.get("data_sha256"):
+    if samples.digest != record.fingerprint.data_sha256:
         return None
     dtype = getattr(torch, s.dtype) if s.dtype else None
     first = Curvature(problem, replace(samples, batches=samples.batches[:1]), dtype=dtype, device=s.device)

@@ -160,8 +160,9 @@ def _detail(record: CheckpointRecord, report: GapReport) -> Detail:
     facts = [(str(name), str(value)) for name, value in record.meta.items()]
     facts += [("file", record.file), ("sha256", record.sha256 or "loaded by the factory")]
     facts += [("rescaled", record.rescaled), ("seconds", f"{record.seconds:.1f}")]
-    facts += [(name, str(record.fingerprint[name])) for name in ("samples", "n_params", "dtype", "loss")]
-    facts.append(("seed of the measurement", str(record.fingerprint["seed"])))
+    made = record.fingerprint
+    measured = {"samples": made.samples, "n_params": made.n_params, "dtype": made.dtype, "loss": made.loss}
+    facts += [(name, str(value)) for name, value in (*measured.items(), ("seed of the measurement", made.seed))]
     return Detail(
         name=plain(record.name),
         facts=[(plain(name), plain(value)) for name, value in facts],

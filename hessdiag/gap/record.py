@@ -12,6 +12,7 @@ from hessdiag.errors import UsageError, one_line
 from hessdiag.gap.performance import Performance, SplitPerformance
 from hessdiag.gap.registry import Reading
 from hessdiag.gap.statistics.means import Score
+from hessdiag.results import Fingerprint
 
 SCHEMA = 1
 
@@ -61,7 +62,7 @@ class CheckpointRecord:
     readings: Mapping[str, Reading | str]
     guard: Mapping[str, Moved] = field(default_factory=dict)
     rescaled: str = ""
-    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
     gradient_share: float = 0.0
     loss: float = 0.0
     first_loss: float = 0.0
@@ -73,7 +74,7 @@ class CheckpointRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON can hold it; infinite ends are null."""
-        plain = asdict(self) | {"schema": SCHEMA}
+        plain = asdict(self) | {"schema": SCHEMA, "fingerprint": dict(self.fingerprint)}
         plain["readings"] = {name: _reading_out(one) for name, one in self.readings.items()}
         plain["meta"] = {name: _fact(value) for name, value in self.meta.items()}
         return plain
@@ -92,6 +93,7 @@ class CheckpointRecord:
                 )
                 raise UsageError(msg)
             fields = {name: value for name, value in plain.items() if name != "schema"}
+            fields["fingerprint"] = Fingerprint.of(plain.get("fingerprint", {}))
             fields["performance"] = _performance_in(plain["performance"])
             fields["readings"] = {name: _reading_in(one) for name, one in plain["readings"].items()}
             fields["guard"] = {name: Moved(**one) for name, one in plain["guard"].items()}

@@ -145,12 +145,12 @@ def _counts(report: GapReport) -> list[str]:
         return []
     first = report.records[0]
     splits = " and ".join(f"{split.n:,} of {plain(split.split)}" for split in first.performance.splits)
-    measured = first.fingerprint.get("samples")
+    measured = first.fingerprint.samples
     if not splits or not isinstance(measured, int):
         return []
     return [
         f"Losses and scores are means over {splits}; the measures are of {measured:,} examples of "
-        f"{plain(str(first.fingerprint.get('split', 'the training split')))}, whose loss is another one."
+        f"{plain(str(first.fingerprint.split or 'the training split'))}, whose loss is another one."
     ]
 
 

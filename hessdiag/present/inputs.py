@@ -48,27 +48,15 @@ def _named(source: Source) -> dict[str, Measured]:
 
 def facts(analysis: Analysis) -> list[str]:
     """What is needed to repeat the measurement, as short phrases; what is not known is left out."""
-    known = dict(analysis.fingerprint)
-    settings = [dict(metric.provenance.settings) for metric in analysis.metrics.values()]
-    dtypes = [metric.provenance.dtype for metric in analysis.metrics.values() if metric.provenance.dtype]
-
-    def find(*names: str) -> str | None:
-        for place in (known, *settings):
-            for name in names:
-                if isinstance(place.get(name), int | float | str):
-                    return str(place[name])
-        return None
-
-    samples, split = find("samples", "n_samples"), find("split")
-    loss, operator = find("loss", "criterion"), find("operator")
-    dtype, seed = find("dtype") or (dtypes[0] if dtypes else None), find("seed")
+    made = analysis.fingerprint
+    measured = [metric.provenance.dtype for metric in analysis.metrics.values() if metric.provenance.dtype]
+    dtype = made.dtype or next(iter(measured), None)
     said = []
-    if samples is not None:
-        count = format_count(int(samples)) if samples.isdigit() else samples
-        said.append(f"{count} samples" + (f" ({split})" if split else ""))
-    said += [text for text in (operator, loss, dtype) if text]
-    if seed is not None:
-        said.append(f"seed {seed}")
+    if isinstance(made.samples, int):  # a run.json may have been edited
+        said.append(f"{format_count(made.samples)} samples" + (f" ({made.split})" if made.split else ""))
+    said += [str(text) for text in (made.operator, made.loss, dtype) if text]
+    if made.seed is not None:
+        said.append(f"seed {made.seed}")
     return said
 
 

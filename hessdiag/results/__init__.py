@@ -15,6 +15,7 @@ All of it concerns the frozen sample set. What that set says about the populatio
 """
 
 from hessdiag.results.analysis import SCHEMA, Analysis, Convergence, Cost, Layer, SecondOpinion, SelfTest
+from hessdiag.results.fingerprint import Fingerprint
 from hessdiag.results.metrics import (
     QUANTITIES,
     Bound,
@@ -38,6 +39,7 @@ __all__ = [
     "Cost",
     "DataError",
     "Estimate",
+    "Fingerprint",
     "Kind",
     "Layer",
     "Metric",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessdiag.folders import write_together
+from hessdiag.results.fingerprint import Fingerprint
 from hessdiag.results.metrics import Bound, Kind, Metric, RitzValue
 from hessdiag.results.spectrum import Spectrum
 from hessdiag.shown import csv_text
@@ -94,7 +95,7 @@ class Analysis:
     convergence: Convergence = field(default_factory=Convergence)
     self_test: SelfTest | None = None
     second_opinion: SecondOpinion | None = None
-    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
     cost: Cost = field(default_factory=lambda: Cost(products=0, gradients=0.0, seconds=0.0))
     environment: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -103,7 +104,9 @@ class Analysis:
 
     def about(self, title: str, notes: Sequence[str] = (), weights_file: str | None = None) -> Analysis:
         """This analysis with a title, facts about where its weights came from, and their file's sha256."""
-        fingerprint = {**self.fingerprint, **({"checkpoint_sha256": weights_file} if weights_file else {})}
+        fingerprint = self.fingerprint
+        if weights_file:
+            fingerprint = dataclasses.replace(fingerprint, checkpoint_sha256=weights_file)
         return dataclasses.replace(self, title=title, notes=(*notes, *self.notes), fingerprint=fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,10 +175,10 @@ class Analysis:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     if isinstance(value, Iterator | set | frozenset):

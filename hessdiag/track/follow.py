@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from hessdiag.analysis.measurement import Measurement
 from hessdiag.errors import LoadError, MeasurementError, ProblemError, one_line
-from hessdiag.results import Analysis
+from hessdiag.results import Analysis, Fingerprint
+from hessdiag.results.fingerprint import SUBJECT
 from hessdiag.settings import Settings
 from hessdiag.sources.factory import Built
 from hessdiag.spectral.warm import Warm
@@ -31,8 +32,6 @@ ADAPTIVE = re.compile(
     re.I,
 )
 """Names of optimizers whose step is no gradient times a rate."""
-SUBJECT = ("samples", "split", "data_sha256", "params_sha256", "loss", "operator", "dtype")
-"""Fields of the fingerprint in which all checkpoints of a trajectory agree."""
 OF_ONE = (LoadError, MeasurementError, ProblemError)
 """Refusals that are about one checkpoint, not about what was asked for."""
 
@@ -94,7 +93,7 @@ class Follower:
     warm_start: bool = True
     notes: list[str] = field(default_factory=list)
     _warm: Warm | None = None
-    _subject: Mapping[str, Any] | None = None
+    _first: Fingerprint | None = None
     _measuring: bool = False
     _told: set[str] = field(default_factory=set)
 
@@ -136,12 +135,11 @@ class Follower:
             self.keep(key, name, result)
         return Point(name=name, path=path, analysis=result, rate=rate, warm=warm is not None)
 
-    def _require_same(self, fingerprint: Mapping[str, Any]) -> None:
+    def _require_same(self, fingerprint: Fingerprint) -> None:
         """Refuse a checkpoint whose numbers are about something else than the first's."""
-        mine = {field: fingerprint[field] for field in SUBJECT}
-        if self._subject is None:
-            self._subject = mine
-        moved = [field for field, item in mine.items() if item != self._subject[field]]
+        if self._first is None:
+            self._first = fingerprint
+        moved = [name for name in SUBJECT if fingerprint[name] != self._first[name]]
         if moved:
             msg = (
                 f"its {', '.join(moved)} differ from the first checkpoint's: a trajectory needs one architecture, "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hessdiag.results.analysis import Analysis
+from hessdiag.results import Analysis, Fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ class Point:
         whole = self.analysis.to_dict()
         out |= {key: whole[key] for key in ("metrics", "cost", "warnings", "notes")}
         out |= {name: _finite(self.value(name)) for name in ("loss", "gradient_norm")}
-        out |= {"weights_sha256": self.analysis.fingerprint.get("weights_sha256")}
+        out |= {"weights_sha256": self.analysis.fingerprint.weights_sha256}
         out |= {"warm_start": self.warm, "reused": self.reused, "step": None}
         if self.rate is not None:
             limit = {"limit": self.rate.limit, "lambda_max_over_limit": self.relative()}
@@ -123,13 +123,11 @@ class Trajectory:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``trajectory.json``: plain types only, with the schema number."""
-        first = self.measured[0][1].fingerprint if self.measured else {}
+        first = self.measured[0][1].fingerprint if self.measured else Fingerprint()
         return {
             "schema": SCHEMA,
             "kind": "trajectory",
-            "fingerprint": {
-                key: item for key, item in first.items() if "weights" not in key and "check" not in key
-            },
+            "fingerprint": dict(replace(first, weights_sha256=None, checkpoint_sha256=None)),
             "products": self.products,
             "notes": list(self.notes),
             "checkpoints": [point.to_dict() for point in self.points],

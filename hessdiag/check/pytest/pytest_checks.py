@@ -16,7 +16,6 @@ import pytest
 
 from hessdiag.check.baseline import Line, diff, read, updated
 from hessdiag.check.budgets import Budget, Claim, Level, Scope
-from hessdiag.check.comparable import IDENTITY
 from hessdiag.check.config import ConfigError
 from hessdiag.check.gate import Gate, refuse_worse
 from hessdiag.check.pytest.pytest_plugin import RECORDED, HessdiagWarning
@@ -27,6 +26,7 @@ from hessdiag.check.subject import Recordings
 from hessdiag.check.verdict import Report
 from hessdiag.errors import HessdiagError, NoVerdictError, RaisedError, UsageError, one_line
 from hessdiag.problem import Problem
+from hessdiag.results.fingerprint import IDENTITY
 from hessdiag.sources.git import commit
 
 LONGEST = 2000  # characters of a failure's line
