@@ -10,9 +10,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from hessdiag.presenter import present_with
 
 if TYPE_CHECKING:
+    __version__: str
     from hessdiag.analysis import analyze
     from hessdiag.engine.checks.planner import hessian
     from hessdiag.errors import HessdiagError
@@ -48,6 +49,8 @@ _WHERE = {
     "wolkowicz_styan": "hessdiag.spectral",
 }
 
+present_with("hessdiag.present")
+
 __all__ = [
     "Analysis",
     "Bound",
@@ -77,6 +80,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Names are looked up on first use, so that the command's help never waits for torch."""
+    if name == "__version__":
+        return import_module("hessdiag.installed").version()
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     msg = f"module 'hessdiag' has no attribute {name!r}"

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -27,6 +28,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import hessdiag
 from hessdiag import Problem, __version__, analyze, cli, folders, hessian, load_run
 from hessdiag.check import schema
 from hessdiag.check.config import ConfigError, load_config
@@ -441,6 +443,16 @@ def test_one_definition_would_notice(breakage: str, tmp_path: Path, monkeypatch:
 
 def test_the_version_is_the_package_s() -> None:
     assert call("--version")[1] == f"hessdiag, version {__version__}\n"
+    written = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    assert __version__ == written
+
+
+def test_a_checkout_that_is_not_installed_still_says_something() -> None:
+    checkout = str(Path(hessdiag.__file__).parents[1])
+    # no site-packages: nothing is installed there, hessdiag neither
+    code = f"import sys; sys.path.insert(0, {checkout!r}); import hessdiag; print(hessdiag.__version__)"
+    found = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "unknown\n"
 
 
 def check_reader_may_stop(arguments: list[str]) -> None:

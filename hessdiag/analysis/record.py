@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from hessdiag import __version__
 from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.installed import version
 from hessdiag.results import Fingerprint
 from hessdiag.settings import Settings
 
@@ -98,7 +98,7 @@ def environment(checked: Preflight) -> dict[str, Any]:
         torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     )
     return {
-        "hessdiag": __version__,
+        "hessdiag": version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": str(device),

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hessdiag import __version__
 from hessdiag.check.baseline_text import SCHEMA, Baseline, NewerSchemaError, agreed, parsed, rounded, sides, text
 from hessdiag.check.comparable import shortened
 from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.errors import NoVerdictError, OutputError, UsageError, one_line
 from hessdiag.files import write_whole
+from hessdiag.installed import version
 from hessdiag.results import QUANTITIES
 from hessdiag.results.fingerprint import MISSING
 
@@ -96,7 +96,7 @@ def read(path: str | Path) -> Baseline:
     try:
         return parsed(content.decode())
     except NewerSchemaError as error:
-        msg = f"the baseline {file} has {error}, this hessdiag {__version__} reads {SCHEMA}: update hessdiag"
+        msg = f"the baseline {file} has {error}, this hessdiag {version()} reads {SCHEMA}: update hessdiag"
         raise UsageError(msg) from error
     except (ValueError, RecursionError) as error:
         way_out = f"restore it (git checkout -- {file}), or delete it and run {UPDATE}"

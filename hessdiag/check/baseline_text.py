@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hessdiag import __version__
 from hessdiag.check.recorded import DIGITS, Entry, Recorded
 from hessdiag.errors import NonFiniteError
+from hessdiag.installed import version
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -39,7 +39,7 @@ class Baseline:
     """
 
     entries: Mapping[str, Entry]
-    tool: str = field(default_factory=lambda: f"hessdiag {__version__}")
+    tool: str = field(default_factory=lambda: f"hessdiag {version()}")
     schema: int = SCHEMA
 
 

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
-from hessdiag import __version__
 from hessdiag.cli import stdout
 from hessdiag.errors import FaultsError, HessdiagError, MeasurementError, RaisedError, one_line
+from hessdiag.installed import version
 from hessdiag.shown import leave_out_torchs_own
 
 VERBS = {
@@ -79,8 +79,21 @@ class LazyGroup(click.Group):
             raise MeasurementError(msg) from error
 
 
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        stdout.result(f"hessdiag, version {version()}")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="hessdiag")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """The command line of hessdiag."""
 

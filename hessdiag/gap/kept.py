@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from hessdiag import __version__
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
 from hessdiag.gap.examine import Examination
 from hessdiag.gap.record import SCHEMA, CheckpointRecord
+from hessdiag.installed import version
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 from hessdiag.sources.spec import split_key
@@ -76,7 +76,7 @@ def key(*parts: Any, asked: Examination) -> str:
         *parts: hashes, options and facts that the record depends on.
         asked: the examination.
     """
-    named = [SCHEMA, NUMBERS, __version__, torch.__version__, sorted(asked.chosen()), asdict(asked), *parts]
+    named = [SCHEMA, NUMBERS, version(), torch.__version__, sorted(asked.chosen()), asdict(asked), *parts]
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 

@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessdiag.folders import write_together
+from hessdiag.presenter import presenter
 from hessdiag.results.fingerprint import Fingerprint
 from hessdiag.results.metrics import Bound, Kind, Metric, RitzValue
 from hessdiag.results.spectrum import Spectrum
@@ -164,14 +164,14 @@ class Analysis:
     @property
     def plot(self) -> Any:
         """``analysis.plot.density(ax=None)`` and others; see `hessdiag.present.Plots`."""
-        return import_module("hessdiag.present").Plots(self)
+        return presenter().Plots(self)
 
     def __repr__(self) -> str:
         """A line per quantity: value and interval."""
-        return str(import_module("hessdiag.present.tables").brief(self))
+        return str(presenter().brief(self))
 
     def _repr_html_(self) -> str:
-        return str(import_module("hessdiag.present").notebook(self))
+        return str(presenter().notebook(self))
 
 
 def _plain(value: Any) -> Any:

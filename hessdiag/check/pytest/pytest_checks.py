@@ -18,7 +18,7 @@ from hessdiag.check.baseline import Line, diff, read, updated
 from hessdiag.check.budgets import Budget, Claim, Level, Scope
 from hessdiag.check.config import ConfigError
 from hessdiag.check.gate import Gate, refuse_worse
-from hessdiag.check.pytest.pytest_plugin import RECORDED, HessdiagWarning
+from hessdiag.check.pytest.pytest_names import RECORDED, HessdiagWarning
 from hessdiag.check.pytest.pytest_run import Run, budget_of, measured
 from hessdiag.check.pytest.pytest_words import outcome, properties, reworded
 from hessdiag.check.recorded import Entry

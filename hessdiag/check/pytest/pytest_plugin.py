@@ -13,22 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from hessdiag.check.pytest.pytest_names import RECORDED, HessdiagWarning
+
 if TYPE_CHECKING:
     from hessdiag.check.pytest.pytest_checks import Checks
 
 BASELINE = "tests/hessdiag-baseline.json"
 REASON = "pytest --hessdiag-update"
-RECORDED = "hessdiag.recorded"
 NOT_CI = ("", "0", "false", "no")
 MARKER = "hessdiag(**options): defaults of hessdiag.run() in these tests, for example probes=8, samples=256"
+__all__ = ["HessdiagWarning"]
 PASSED = pytest.StashKey[bool]()
-
-
-class HessdiagWarning(UserWarning):
-    """What a test should say, but need not fail for: nobody can tell, or a limit of level "warn" is exceeded.
-
-    ``-W error::hessdiag.check.pytest.pytest_plugin.HessdiagWarning`` is the strict mode.
-    """
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
