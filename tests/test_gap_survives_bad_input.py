@@ -24,7 +24,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import nn
 
-from hessdiag import Problem, files, folders
+from hessdiag import Problem, files, folders, hashing
 from hessdiag.cli import gap as verb
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
@@ -363,7 +363,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(zoo, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "f/w.pt")
 
-    monkeypatch.setattr(kept, "_of_file", refuse)
+    monkeypatch.setattr(hashing, "of_file", refuse)
     with pytest.raises(UsageError, match=r"^f/w\.pt cannot be read: Permission denied$"):
         kept.digest("f")
 
@@ -523,7 +523,7 @@ BROKEN: dict[str, tuple[Callable[[], None], Callable[[pytest.MonkeyPatch], None]
     "records kept at the end only": (check_interrupted, lambda m: m.setattr(survey, "keep", lambda *_: "")),
     "NaN on the test split passes": (check_not_a_number, lambda m: m.setattr(survey, "NOT_FINITE", "never")),
     "--fresh keeps nothing": (check_fresh, forgets_fresh),
-    "a folder's names do not count": (check_folders, lambda m: m.setattr(kept.os, "fsencode", lambda _: b"")),
+    "a folder's names do not count": (check_folders, lambda m: m.setattr(hashing.os, "fsencode", lambda _: b"")),
     "initial weights read for every checkpoint": (
         check_start_is_read_once,
         lambda m: m.setattr(survey, "_weights_before", uncached),

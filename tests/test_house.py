@@ -15,6 +15,7 @@ ROOT = Path(hessdiag.__file__).parent
 ROOMS = [
     "installed",
     "presenter",
+    "hashing",
     "shown",
     "errors",
     "option",
@@ -211,6 +212,22 @@ def test_only_the_command_line_spells_flags():
     assert flags_outside(trees()) == []
 
 
+def hashlib_outside(trees):
+    """Digests are compared with those in files: one definition of each."""
+    return [
+        name
+        for name, tree in trees
+        for node in ast.walk(tree)
+        if name != "hashing"
+        and isinstance(node, ast.Import | ast.ImportFrom)
+        and "hashlib" in (getattr(node, "module", ""), *(a.name for a in node.names))
+    ]
+
+
+def test_only_one_module_hashes():
+    assert hashlib_outside(trees()) == []
+
+
 def test_files_and_functions_are_short():
     long = [f"{p.relative_to(ROOT)}: {n}" for p in files() if (n := len(p.read_text().splitlines())) > LINES]
     for path in files():
@@ -245,6 +262,7 @@ BROKEN = {
     "autograd in the spectral room": (autograd_outside, "spectral", "torch.autograd.grad(a, b)"),
     "a graph kept elsewhere": (autograd_outside, "sources", "loss.backward(create_graph=True)"),
     "a flag": (flags_outside, "engine", "text = 'try --dtype float64'"),
+    "a hash of its own": (hashlib_outside, "samples", "from hashlib import sha256"),
     "a print": (prints_outside, "analysis", "print(1)"),
 }
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
-import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from hessdiag import hashing
 from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.installed import version
@@ -35,7 +34,7 @@ def fingerprint(operator: Curvature, settings: Settings) -> Fingerprint:
         available=samples.available,
         split=samples.split,
         data_sha256=samples.digest,
-        params_sha256=hashlib.sha256(layout.encode()).hexdigest(),
+        params_sha256=hashing.of_text(layout),
         weights_sha256=weights_digest(operator),
         fixed_sha256=fixed_digest(operator),
         n_params=operator.size,
@@ -57,21 +56,14 @@ def fingerprint(operator: Curvature, settings: Settings) -> Fingerprint:
 
 def weights_digest(operator: Curvature) -> str:
     """sha256 of the parameters that count, in the precision measured."""
-    return _digest(operator.function.theta)
+    return hashing.of_tensors(operator.function.theta)
 
 
 def fixed_digest(operator: Curvature) -> str:
     """sha256 of all else in the model: frozen parameters and buffers move the curvature of those that count."""
     model, counted = operator.problem.bare_model(), {*operator.function.names}
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return _digest(named[name] for name in sorted(named.keys() - counted))
-
-
-def _digest(tensors: Iterable[torch.Tensor]) -> str:
-    whole = hashlib.sha256()
-    for tensor in tensors:
-        whole.update(tensor.detach().to_dense().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+    return hashing.of_tensors(named[name] for name in sorted(named.keys() - counted))
 
 
 def key_of(subject: Fingerprint, surroundings: Mapping[str, Any], settings: Settings) -> str:
@@ -87,8 +79,7 @@ def key_of(subject: Fingerprint, surroundings: Mapping[str, Any], settings: Sett
     code = [f"{surroundings[name]:.6g}" for name in ("loss", "gradient_norm")]
     asked = [list(settings.quantities), settings.max_steps, settings.top, settings.block]
     asked += [dataclasses.asdict(settings.known_to), settings.budget]
-    text = json.dumps([dict(subject), computed_by, code, asked], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return hashing.key(dict(subject), computed_by, code, asked)
 
 
 def environment(checked: Preflight) -> dict[str, Any]:

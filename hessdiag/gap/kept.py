@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hessdiag import hashing
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
 from hessdiag.gap.examine import Examination
@@ -26,47 +24,19 @@ SAME_LOSS = 1e-4  # relative: threads and devices move a mean loss by 1e-6, othe
 
 
 def digest(path: str) -> str:
-    """sha256 of a file, ``path::entry`` included; of a folder, of the names and contents of all files below it.
+    """sha256 of a file, ``path::entry`` included, or of a folder; see `hessdiag.hashing.of_path`.
 
     Args:
-        path: as ``-c`` takes it. Links are followed, a folder that was seen already is not entered again.
+        path: as ``-c`` takes it.
 
     Raises:
         UsageError: it cannot be read.
     """
-    plain = Path(split_key(path)[0])
     try:
-        if not plain.is_dir():
-            return _of_file(plain)
-        whole = hashlib.sha256()
-        for file in sorted(_files(plain), key=lambda file: os.fsencode(file.relative_to(plain))):
-            whole.update(os.fsencode(file.relative_to(plain)) + b"\0" + bytes.fromhex(_of_file(file)))
-        return whole.hexdigest()
+        return hashing.of_path(Path(split_key(path)[0]))
     except OSError as error:
         msg = f"{error.filename or path} cannot be read: {error.strerror or error}"
         raise UsageError(msg) from error
-
-
-def _of_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Regular files below; a pipe or socket would block, a broken link holds nothing."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    seen: set[str] = set()
-    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()  # of two ways into one folder always the same
-        yield from (Path(here, name) for name in names if Path(here, name).is_file())
 
 
 def key(*parts: Any, asked: Examination) -> str:
@@ -76,8 +46,8 @@ def key(*parts: Any, asked: Examination) -> str:
         *parts: hashes, options and facts that the record depends on.
         asked: the examination.
     """
-    named = [SCHEMA, NUMBERS, version(), torch.__version__, sorted(asked.chosen()), asdict(asked), *parts]
-    return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    made_by = (SCHEMA, NUMBERS, version(), torch.__version__)
+    return hashing.key(*made_by, sorted(asked.chosen()), asdict(asked), *parts)
 
 
 def read(file: Path, problem: Problem, asked: Examination) -> CheckpointRecord | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import warnings
@@ -12,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from hessdiag.errors import UsageError
+from hessdiag.hashing import of_text
 from hessdiag.present.text import plain
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _shorter(attribute: str) -> str:
 
 def _accessible(text: str, title: str, description: str, prefix: str | None) -> str:
     if prefix is None:
-        prefix = "h" + hashlib.sha256((text + title + description).encode()).hexdigest()[:8] + "-"
+        prefix = "h" + of_text(text + title + description)[:8] + "-"
     used = set(re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', text))
     targets = {a or b for a, b in used}
     text = _ID.sub(lambda match: f'id="{prefix}{match[1]}"' if match[1] in targets else "", text)

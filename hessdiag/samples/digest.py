@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessdiag.hashing import content, sha256
 from hessdiag.samples.batches import is_texts, map_leaves
 
 DEEPEST = 8  # objects inside objects: one that names itself ends here
@@ -44,23 +44,16 @@ class Digest:
 
     def hexdigest(self) -> str:
         """The hash of all leaves."""
-        whole = hashlib.sha256()
-        for leaf in self._leaves:
-            whole.update(leaf.digest())
-        return whole.hexdigest()
+        return str(sha256(*(leaf.digest() for leaf in self._leaves)).hexdigest())
 
-    def _add(self, index: int, header: str, content: Tensor | bytes) -> None:
+    def _add(self, index: int, header: str, leaf: Tensor | bytes) -> None:
         while len(self._leaves) <= index:
-            self._leaves.append(hashlib.sha256())
+            self._leaves.append(sha256())
             self._headers.append("")
         if self._headers[index] != header:
             self._headers[index] = header
             self._leaves[index].update(header.encode())
-        if isinstance(content, Tensor):
-            plain = content.detach().cpu().resolve_conj().resolve_neg()
-            plain = plain.to_dense() if plain.layout != torch.strided else plain
-            content = plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        self._leaves[index].update(content)
+        self._leaves[index].update(content(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 def of_example(example: Any) -> str:

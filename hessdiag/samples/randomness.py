@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 import types
 from collections import deque
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from hessdiag.hashing import sha256
 
 MOST_OBJECTS = 20_000  # looked through for generators of their own: 20 ms
 LONGEST = 1000  # entries of a list: a generator does not hide behind a thousand file names
@@ -61,7 +62,7 @@ class Generators:
 
 def integer(seed: object, name: str) -> int:
     """A number below 2⁵⁶ that belongs to a seed and a name."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+    return int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 def _get(one: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.errors import UsageError
+from hessdiag.hashing import sha256
 from hessdiag.shift.results import Array, Levels
 
 
@@ -46,7 +46,7 @@ def per_example(scores: Any, inputs: Any) -> Array:
 def digest(inputs: Any) -> str:
     """sha256 of shape and content."""
     array = rows(inputs, "inputs")
-    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
+    return str(sha256(repr(array.shape).encode(), array.tobytes()).hexdigest())
 
 
 def make_levels(

@@ -7,7 +7,6 @@ own (`pickled`), which builds tensors and containers and can call nothing else; 
 from __future__ import annotations
 
 import codecs
-import hashlib
 import pickle
 import tarfile
 import warnings
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from hessdiag.errors import LoadError, one_line
+from hessdiag.hashing import of_file, sha256
 from hessdiag.sources import torch_files, trusted
 from hessdiag.sources.entries import choose, has_tensors
 from hessdiag.sources.other_formats import is_known, other_archive, other_format
@@ -58,13 +58,12 @@ def locate(path: Path) -> Path:
 
 def digest(path: Path) -> str:
     """sha256 of a file; of an index, sha256 of it and its shards in the order of their names."""
-    with path.open("rb") as stream:
-        if sniff(path) != "index":
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-        whole = hashlib.sha256(stream.read())
-    for shard in sorted(set(weight_map(path).values())):
-        whole.update(bytes.fromhex(digest(path.parent / shard)))
-    return whole.hexdigest()
+    if sniff(path) != "index":
+        return of_file(path)
+    shards = sorted(set(weight_map(path).values()))
+    return str(
+        sha256(path.read_bytes(), *(bytes.fromhex(digest(path.parent / one)) for one in shards)).hexdigest()
+    )
 
 
 def sniff(path: Path) -> Format:

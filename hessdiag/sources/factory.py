@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +18,7 @@ from typing import Any
 
 from hessdiag.criteria import CRITERIA
 from hessdiag.errors import HessdiagError, LoadError, ProblemError, RaisedError, UsageError, one_line
+from hessdiag.hashing import sha256
 from hessdiag.problem import Problem
 from hessdiag.sources.spec import exists, parse_options, split_key, split_spec
 from hessdiag.sources.weights import Weights, load_into, read_weights
@@ -139,7 +139,7 @@ def _import_file(path: Path) -> ModuleType:
         msg = f"{path}: no such Python file"
         raise UsageError(msg)
     # a name of its own: problem.py of two projects are two modules, and random.py must not hide random
-    unique = f"{path.stem}_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
+    unique = f"{path.stem}_{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(unique, path.resolve())
     if found is None or found.loader is None:
         msg = f"{path} cannot be imported as Python"

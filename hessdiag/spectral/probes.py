@@ -6,12 +6,12 @@ One stream per parameter name: a probe's entries for a parameter do not change w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
+from hessdiag.hashing import sha256
 from hessdiag.operator import SymmetricOperator
 
 
@@ -26,7 +26,7 @@ def stream(seed: int, *names: str | int) -> Generator:
     # Lengths go in too, or ("ab", "c") and ("a", "bc") would be one stream.
     text = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     generator = torch.Generator()
-    generator.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True))
+    generator.manual_seed(int.from_bytes(sha256(text).digest()[:8], "big", signed=True))
     return generator
 
 
