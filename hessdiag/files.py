@@ -8,6 +8,9 @@ from pathlib import Path
 
 from hessdiag.errors import OutputError, UsageError, one_line
 
+CACHE = Path(".hessdiag") / "cache"
+"""Where finished work is kept for a next time, in the current folder or beside a configuration."""
+
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
@@ -84,8 +87,8 @@ def keep(path: str | Path, content: str) -> str:
         if not ignored.exists():
             write_whole(ignored, "*\n")
         write_whole(path, content)
-    except OutputError as error:
-        return f"nothing is kept for a next time: {error}"
+    except (OutputError, OSError) as error:  # a folder of somebody else's cannot even be looked into
+        return f"nothing is kept for a next time: {one_line(error)}"
     return ""
 
 

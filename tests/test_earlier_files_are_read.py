@@ -17,10 +17,11 @@ from hessdiag.analysis import analyze
 from hessdiag.check.baseline import read, text
 from hessdiag.check.comparable import differences, reproduced, same_weights
 from hessdiag.check.subject import entry_of
+from hessdiag.errors import OutputError
 from hessdiag.gap import kept
 from hessdiag.gap.examine import Examination
 from hessdiag.gap.record import CheckpointRecord
-from hessdiag.results import Analysis, Fingerprint, load_run
+from hessdiag.results import Analysis, Fingerprint, Store, load_run
 from hessdiag.results import fingerprint as module
 from hessdiag.results.fingerprint import DEFAULTS
 from hessdiag.settings import Settings
@@ -90,6 +91,33 @@ def test_a_fingerprint_is_the_mapping_that_files_hold():
     assert dict(Fingerprint()) == {}
     with pytest.raises(KeyError):
         Fingerprint()["steps"]
+
+
+@pytest.mark.parametrize("results", [False, True])
+def test_a_store_gives_back_what_it_kept_and_says_what_it_cannot_read(tmp_path, results):
+    said: list[str] = []
+    store = Store(folder=tmp_path / "kept", say=said.append, results=results)
+    assert store.recall("k", "a b") is None
+    store.keep("k", "a b", load_run(EARLIER / "run.json"))
+    (file,) = (tmp_path / "kept").glob("*.json")
+    assert file.name == ("a-b-k.json" if results else "k.json")
+    assert store.recall("k", "a b").to_dict() == written("run.json")
+    assert (store.recall("another", "a b"), said) == (None, [])
+    file.write_text("{")
+    assert store.recall("k", "a b") is None
+    assert said == [f"{file} cannot be read: measured again"]
+
+
+def test_only_a_result_that_was_asked_for_must_be_written(tmp_path):
+    said: list[str] = []
+    (tmp_path / "file").write_text("")
+    run = load_run(EARLIER / "run.json")
+    Store(folder=tmp_path / "file", say=said.append).keep("k", "", run)
+    assert len(said) == 1 and "nothing is kept for a next time" in said[0]
+    with pytest.raises(OutputError):
+        Store(folder=tmp_path / "file", say=said.append, results=True).keep("k", "", run)
+    Store(folder=None).keep("k", "", run)
+    assert Store(folder=None).recall("k") is None
 
 
 def keeps_what_is_none() -> bool:

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 from hessdiag.analysis import Measurement
 from hessdiag.check.budgets import METRICS, Scope
 from hessdiag.check.recorded import Entry
-from hessdiag.errors import NothingMatchedError, NoVerdictError, UsageError
-from hessdiag.files import keep
+from hessdiag.errors import NothingMatchedError, NoVerdictError
 from hessdiag.problem import Problem
-from hessdiag.results import Analysis, load_run
+from hessdiag.results import Analysis, Store
 from hessdiag.settings import DEFAULT, Settings
 
 Report = Callable[[str, int, int], None]
@@ -90,7 +89,7 @@ class Subject:
         say: Callable[[str], None] | None = None,
         about: tuple[str, str | None] = ("", None),
     ) -> None:
-        self.problem, self.run, self.cache = problem, dict(run), cache
+        self.problem, self.run, self.store = problem, dict(run), Store(folder=cache, say=say)
         self.report, self.say, self.about = report, say, about
         self.analyses: dict[str, Analysis] = {}
         self.products = 0
@@ -118,26 +117,18 @@ class Subject:
         except NothingMatchedError as error:
             msg = f"{scope.label}: {error}"
             raise NoVerdictError(msg) from error
-        file = self.cache / f"{measurement.key}.json" if self.cache is not None else None
-        if file is not None and file.exists():
-            try:
-                found = load_run(file)
-            except UsageError:
-                self._tell(f"{file} cannot be read: measured again")
-            else:
-                self._tell(f"{scope.label}: taken from {file.name}, measured before; `fresh=True` measures again")
-                return found
+        key = measurement.key
+        found = self.store.recall(key)
         if self.say is not None:
-            self.say(f"{scope.label}: {measurement.forecast()}")
+            before = f"taken from {key}.json, measured before; `fresh=True` measures again"
+            self.say(f"{scope.label}: {before if found else measurement.forecast()}")
+        if found is not None:
+            return found
         result = measurement.run(progress=self.report).about(self.about[0], (), self.about[1])
         self.products += result.cost.products
-        if file is not None and measurement.repeatable and (why := keep(file, result.to_json())):
-            self._tell(why)
+        if measurement.repeatable:
+            self.store.keep(key, scope.label, result)
         return result
-
-    def _tell(self, line: str) -> None:
-        if self.say is not None:
-            self.say(line)
 
 
 def entry_of(analysis: Analysis, reason: str = "", commit: str | None = None) -> Entry:

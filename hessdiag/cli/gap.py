@@ -15,6 +15,7 @@ from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import message, reserve
 from hessdiag.errors import MeasurementError, OutputError
+from hessdiag.files import CACHE
 from hessdiag.gap.settings import GapSettings
 from hessdiag.option import options_of
 from hessdiag.settings import PAIRED
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from hessdiag.gap.report import GapReport
     from hessdiag.gap.survey import Survey
 
-CACHE = Path(".hessdiag") / "cache" / "gap"
+RECORDS = CACHE / "gap"
 OWNED = ("gap.html", "gap.csv", "gap.json")  # in the folder of -o
 
 MANY = (
@@ -180,7 +181,7 @@ def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
         asked=examination,
         start=asked["start"],
         from_name=asked["meta_from"],
-        cache=CACHE,
+        cache=RECORDS,
         fresh=asked["fresh"],
         threads=max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None,
     )

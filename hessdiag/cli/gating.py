@@ -12,6 +12,7 @@ from hessdiag.cli.options import click_options, load
 from hessdiag.cli.output import say, sayer
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import UsageError
+from hessdiag.files import CACHE
 from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from hessdiag.check.subject import Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
-CACHE = Path(".hessdiag") / "cache"
 RUN_FLAGS = ("samples", "batch_size", "device", "probes")
 CONFIG = (
     click.option(

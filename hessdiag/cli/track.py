@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 from hessdiag.cli.output import command_line, draw, say, sayer
 from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import LoadError, UsageError
-from hessdiag.files import keep, write_whole
+from hessdiag.files import CACHE
 from hessdiag.folders import write_together
+from hessdiag.results import Store
 from hessdiag.settings import Settings
 from hessdiag.shown import csv_text
 from hessdiag.sources.many import CheckpointFile, checkpoints
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hessdiag.spectral.warm import Warm
     from hessdiag.track.trajectory import Point, Trajectory
 
-CACHE = Path(".hessdiag") / "cache"
 KEPT = "checkpoints"  # in the folder of -o
 
 
@@ -52,7 +51,9 @@ def track(
         raise UsageError(msg)
     files = checkpoints(patterns)
     reserve()
-    trajectory = _followed(files, load, asked, Kept(folder, quiet=quiet), lr, quiet=quiet)
+    where = folder / KEPT if folder else CACHE
+    store = Store(folder=where, say=sayer(quiet=quiet), results=folder is not None)
+    trajectory = _followed(files, load, asked, store, lr, quiet=quiet)
     _show(trajectory, folder, as_json=as_json, quiet=quiet)
     for point in trajectory.failed:
         message(f"hessdiag: {point.name}: {point.error}")
@@ -66,7 +67,7 @@ def _followed(
     files: tuple[CheckpointFile, ...],
     load: Callable[[str], Built],
     asked: Settings,
-    kept: Kept,
+    store: Store,
     lr: float | None,
     *,
     quiet: bool,
@@ -75,7 +76,7 @@ def _followed(
     from hessdiag.track.follow import Follower
     from hessdiag.track.trajectory import Trajectory
 
-    follower = Follower(asked, lr, kept.recall, kept.keep, sayer(quiet=quiet))
+    follower = Follower(asked, lr, store.recall, store.keep, sayer(quiet=quiet))
     points: list[Point] = []
     ended = False
 
@@ -127,40 +128,3 @@ def _show(trajectory: Trajectory, folder: Path | None, *, as_json: bool, quiet: 
         draw(lambda _: terminal_trajectory(trajectory), width=120)
     if folder is not None:
         say([f"written: {folder}/trajectory.json, trajectory.csv, evolution.svg, report.html"], quiet=quiet)
-
-
-class Kept:
-    """Finished measurements on disk, so that an interrupted trajectory goes on where it was.
-
-    Args:
-        folder: of ``-o``: they lie in its ``checkpoints``, readable names first; else in ``.hessdiag/cache``.
-        quiet: say nothing where they cannot be kept.
-    """
-
-    def __init__(self, folder: Path | None, *, quiet: bool) -> None:
-        self.folder, self.named, self.quiet = (folder / KEPT if folder else CACHE), folder is not None, quiet
-
-    def recall(self, key: str, name: str) -> Analysis | None:
-        """The measurement of that key; None where there is none that can be read."""
-        from hessdiag.results import load_run
-
-        file = self._file(key, name)
-        if not file.is_file():
-            return None
-        try:
-            return load_run(file)
-        except UsageError:
-            say([f"{file} cannot be read: measured again"], quiet=self.quiet)
-            return None
-
-    def keep(self, key: str, name: str, analysis: Analysis) -> None:
-        """Write a measurement, whole or not at all; only without ``-o`` is a failure forgiven."""
-        file, text = self._file(key, name), analysis.to_json()
-        if self.named:
-            write_whole(file, text)
-        elif why := keep(file, text):
-            say([why], quiet=self.quiet)
-
-    def _file(self, key: str, name: str) -> Path:
-        readable = re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")[-60:]
-        return self.folder / (f"{readable}-{key}.json" if self.named else f"{key}.json")

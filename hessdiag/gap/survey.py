@@ -203,10 +203,7 @@ def _settled(one: Finding, how: Survey) -> Finding:
     """The finding with its record kept; a checkpoint whose loss is no number where it is judged has failed."""
     note = ""
     if one.record is not None and one.cache is not None:
-        try:
-            note = keep(one.cache, one.record.to_json())
-        except OSError as error:  # a cache folder of somebody else's cannot even be looked into
-            note = f"nothing is kept for a next time: {one_line(error, 120)}"
+        note = keep(one.cache, one.record.to_json())
     for split in one.record.performance.splits if one.record is not None else ():
         if split.split in (how.asked.settings.split, how.asked.test) and NOT_FINITE in split.loss.reason:
             reason = f"{split.loss.reason.removeprefix('cannot tell: ')} in loss on {split.split!r}"

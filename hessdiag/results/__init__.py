@@ -29,6 +29,7 @@ from hessdiag.results.metrics import (
 )
 from hessdiag.results.runfile import json_schema, load_run
 from hessdiag.results.spectrum import Quadrature, Spectrum
+from hessdiag.results.store import Store
 
 __all__ = [
     "QUANTITIES",
@@ -49,6 +50,7 @@ __all__ = [
     "SecondOpinion",
     "SelfTest",
     "Spectrum",
+    "Store",
     "at_least",
     "json_schema",
     "load_run",
