@@ -1,11 +1,13 @@
 """The refusals: one line each, saying what was asked, what is allowed, and the way out.
 
-Every error carries the exit code its command ends with (README, "Exit codes").
+Every error carries the exit code its command ends with (README, "Exit codes"). `Refused` is the refusal of one
+number: it stands in the place of that number, and the rest of the report goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from hessdiag.shown import visible
@@ -88,6 +90,21 @@ class OutputError(HessdiagError):
     """The results could not be written (exit code 4); nothing half-written is left behind."""
 
     exit_code = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a function returns in place of a result that does not exist here.
+
+    Attributes:
+        reason: why, on one line; formatted into a text, a refusal is its reason.
+    """
+
+    reason: str
+
+    def __str__(self) -> str:
+        """The reason."""
+        return self.reason
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from hessdiag.errors import Refused
 from hessdiag.gap.performance import Performance, SplitPerformance
 from hessdiag.gap.record import CheckpointRecord, Moved
 from hessdiag.gap.registry import Reading, registry
@@ -19,7 +20,9 @@ def score(value: float, half: float, n: int = 1000) -> Score:
     return Score(value=value, lo=value - half, hi=value + half, n=n, method="made up")
 
 
-def record(index: int, gap: float, readings: dict[str, Reading | str], name: str = "", **more) -> CheckpointRecord:
+def record(
+    index: int, gap: float, readings: dict[str, Reading | Refused], name: str = "", **more
+) -> CheckpointRecord:
     train, test = score(0.1, 0.01), score(0.1 + gap, 0.02)
     right = score(0.99, 0.005), score(0.99 - gap, 0.01)
     refused = Score(n=1000, reason="cannot tell: 1000 examples, needs 500 more")
@@ -57,11 +60,11 @@ def records(n: int, measures: int = 0) -> list[CheckpointRecord]:
     found = []
     for index in range(n):
         x = (index + 1) / n
-        readings: dict[str, Reading | str] = {
+        readings: dict[str, Reading | Refused] = {
             "up": Reading(x, x - 0.001, x + 0.001, "draws"),
             "down": Reading(-x, -x, math.inf, "search"),
             "flat": Reading(1.0, 1.0, 1.0, "exact"),
-            "none": "no such layer in this model",
+            "none": Refused("no such layer in this model"),
         }
         readings |= {
             name: Reading(v, v - 0.1, v + 0.1, "draws")

@@ -15,7 +15,7 @@ from hessdiag.analysis import Measurement
 from hessdiag.engine.products.coordinates import Coordinates
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.errors import UsageError
+from hessdiag.errors import Refused, UsageError
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures import curvature as curvature_measures
 from hessdiag.gap.measures import flatness, folding, noise, norms, weighted_trace
@@ -210,8 +210,8 @@ def test_an_optimizer_that_scales_directions_has_no_edge(named, where):
     trained = replace(problem, meta=meta)
     at = Checkpoint(trained, measured.samples, measured.operator, analysis=measured.analysis, facts=facts)
     said = MEASURES["edge_of_stability"](at)
-    assert isinstance(said, str) and "2/η is no limit" in said
-    assert said == rate_of(None, facts, meta)[1]
+    assert isinstance(said, Refused) and "2/η is no limit" in said.reason
+    assert said == rate_of(None, facts, meta)
 
 
 def test_the_edge_is_that_of_the_trajectory():
@@ -225,9 +225,9 @@ def test_the_edge_is_that_of_the_trajectory():
     ):
         trained = replace(problem, meta=meta)
         at = Checkpoint(trained, measured.samples, measured.operator, analysis=measured.analysis, facts=facts)
-        rate, _ = rate_of(None, facts, meta)
+        rate = rate_of(None, facts, meta)
         assert value("edge_of_stability", at) == pytest.approx(value("lambda_max", at) / rate.limit)
-    assert "allowed is 0 to less than 1" in rate_of(None, {}, {"lr": 0.1, "momentum": 1.0})[1]
+    assert "allowed is 0 to less than 1" in rate_of(None, {}, {"lr": 0.1, "momentum": 1.0}).reason
 
 
 def diverges(problem: Problem, rate: float, beta: float, nesterov: bool) -> bool:
@@ -358,7 +358,7 @@ def test_a_log_softmax_behind_the_last_layer_changes_nothing():
     problem.model.append(nn.LogSoftmax(-1))
     assert [value(name, checkpoint(problem)) for name in names] == pytest.approx(plain, rel=EXACT)
     problem.model[5] = nn.Tanh()
-    assert "not those of its last layer" in MEASURES["relative_flatness_last"](checkpoint(problem))
+    assert "not those of its last layer" in MEASURES["relative_flatness_last"](checkpoint(problem)).reason
 
 
 def test_simplified_flatness_is_norm_times_trace():
@@ -406,7 +406,7 @@ def test_distances_are_numpys():
     assert value("distance_from_start", at) == pytest.approx(0.1 * math.sqrt(at.size), rel=EXACT)
     norm = math.sqrt(sum(float(p.detach().square().sum()) for p in problem.model.parameters()))
     assert value("weight_norm", at) == pytest.approx(norm, rel=EXACT)
-    assert "initial weights" in MEASURES["distance_from_start"](checkpoint(problem))
+    assert "initial weights" in MEASURES["distance_from_start"](checkpoint(problem)).reason
 
 
 def test_path_norm_sums_over_every_path():
@@ -443,9 +443,9 @@ def test_path_norm_folds_batchnorm():
 
 
 def test_path_norm_is_refused_where_paths_have_no_length():
-    assert "positively homogeneous" in MEASURES["path_norm"](checkpoint(models.mlp()))
-    assert "positively homogeneous" in MEASURES["path_norm"](checkpoint(perceptron(nn.GELU)))
-    assert "tokens" in MEASURES["path_norm"](checkpoint(models.attention()))
+    assert "positively homogeneous" in MEASURES["path_norm"](checkpoint(models.mlp())).reason
+    assert "positively homogeneous" in MEASURES["path_norm"](checkpoint(perceptron(nn.GELU))).reason
+    assert "tokens" in MEASURES["path_norm"](checkpoint(models.attention())).reason
 
 
 def check_margin():
@@ -463,8 +463,8 @@ def check_margin():
 def test_the_margin_is_numpys_percentile():
     check_margin()
     wrong = replace(perceptron(), data={"train": (models.randn(40, 5), models.labels(40, 3))})
-    assert "misclassified" in MEASURES["inverse_margin"](checkpoint(wrong))
-    assert "classes" in MEASURES["inverse_margin"](checkpoint(models.regression()))
+    assert "misclassified" in MEASURES["inverse_margin"](checkpoint(wrong)).reason
+    assert "classes" in MEASURES["inverse_margin"](checkpoint(models.regression())).reason
 
 
 def check_fisher_rao():
@@ -540,9 +540,9 @@ def test_what_is_missing_is_said_in_one_line():
     at = checkpoint(models.attention())
     for name in ("lambda_max", "edge_of_stability", "simplified_flatness", "inverse_margin", "path_norm"):
         found = MEASURES[name](at)
-        assert isinstance(found, str), name
-        assert "\n" not in found
-    assert "learning rate" in MEASURES["edge_of_stability"](at)
+        assert isinstance(found, Refused), name
+        assert "\n" not in found.reason
+    assert "learning rate" in MEASURES["edge_of_stability"](at).reason
 
 
 def test_the_model_keeps_no_hooks():
@@ -550,7 +550,7 @@ def test_the_model_keeps_no_hooks():
     at = checkpoint(problem)
     for name, one in MEASURES.items():
         if one.function.__module__.rsplit(".", 1)[-1] in ("flatness", "norms", "noise", "curvature"):
-            assert isinstance(one(at), Reading | str), name
+            assert isinstance(one(at), Reading | Refused), name
     assert not any(module._forward_hooks for module in problem.model.modules())
 
 
@@ -569,7 +569,7 @@ BROKEN = {
     "the median margin": (lambda m: m.setattr(norms, "QUANTILE", 0.5), check_margin),
     "noise about zero": (lambda m: m.setattr(noise, "_pass", uncentred(noise._pass)), check_noise),
     "momentum ignored": (
-        lambda m: m.setattr(curvature_measures, "rate_of", lambda _lr, _facts, meta: (Rate(lr=meta["lr"]), "")),
+        lambda m: m.setattr(curvature_measures, "rate_of", lambda _lr, _facts, meta: Rate(lr=meta["lr"])),
         test_the_edge_is_where_training_diverges,
     ),
 }

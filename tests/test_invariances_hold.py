@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hessdiag.analysis import Measurement
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.errors import NonFiniteError, UsageError
+from hessdiag.errors import NonFiniteError, Refused, UsageError
 from hessdiag.gap import guard as guarding
 from hessdiag.gap import rescaling
 from hessdiag.gap.checkpoint import Checkpoint
@@ -105,7 +105,7 @@ def changed(problem: Problem, word: str) -> Problem:
 
 
 @pytest.fixture(scope="module")
-def readings() -> dict[str, dict[str, Reading | str]]:
+def readings() -> dict[str, dict[str, Reading | Refused]]:
     """Every measure at the network and at its changed twins."""
     problem = trained()
     twins = {"": problem} | {word: changed(problem, word) for word in INVARIANCES}
@@ -113,12 +113,12 @@ def readings() -> dict[str, dict[str, Reading | str]]:
     return {word: {name: one(at) for name, one in MINE.items()} for word, at in points.items()}
 
 
-def holds(one: Measure, word: str, before: Reading | str, after: Reading | str) -> bool:
+def holds(one: Measure, word: str, before: Reading | Refused, after: Reading | Refused) -> bool:
     """Whether what is claimed is so, and what is not claimed is not so."""
     if one.name == "negative_mass":
-        return isinstance(before, str)  # not part of this analysis: see `test_the_sign_pattern_survives`
+        return isinstance(before, Refused)  # not part of this analysis: see `test_the_sign_pattern_survives`
     assert isinstance(before, Reading), (one.name, before)
-    if isinstance(after, str):
+    if isinstance(after, Refused):
         return word not in one.invariances
     apart, scale = abs(before.value - after.value), max(abs(before.value), abs(after.value))
     if word in one.invariances:
@@ -184,9 +184,9 @@ def residual(plain: bool = False) -> Problem:
     return Problem(model, {"train": data}, criterion="cross_entropy")
 
 
-def places(problem: Problem, **options: float) -> tuple[str, ...] | str:
+def places(problem: Problem, **options: float) -> tuple[str, ...] | Refused:
     found = rescaled(checkpoint(problem, analyzed=False), **options)
-    if isinstance(found, str):
+    if isinstance(found, Refused):
         return found
     x = problem.data["train"][0]
     before, after = copy.deepcopy(problem.model).eval()(x), found.problem.model.eval()(x)
@@ -210,11 +210,11 @@ def check_places():
 
 def check_refusals():
     for problem in (trained(nn.Tanh), trained(nn.GELU), models.mlp(), models.regression()):
-        assert "positively homogeneous" in places(problem)
-    assert "two in a row" in places(models.softmax_regression()[0])
+        assert "positively homogeneous" in places(problem).reason
+    assert "two in a row" in places(models.softmax_regression()[0]).reason
     x, y = models.randn(9, 4), models.labels(9, 3)
     only = Problem(nn.Linear(4, 3).double(), {"train": (x, y)}, loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]))
-    assert "loss only" in places(only)
+    assert "loss only" in places(only).reason
 
 
 def test_rescalings_are_found_by_trying():
@@ -237,7 +237,7 @@ def check_clipping():
     x[65:] *= 100  # seen by the whole sample set only
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(), nn.Linear(6, 3)).double()
     problem = Problem(model, {"train": (x, models.labels(70, 3))}, criterion="cross_entropy")
-    assert "not positively homogeneous" in str(places(problem))
+    assert "not positively homogeneous" in places(problem).reason
 
 
 def test_clipping_on_few_examples_is_seen():
@@ -259,7 +259,7 @@ def test_tied_weights_are_left_alone():
     data = (models.randn(20, 4), models.labels(20, 3))
     # ×4 and ÷4 of one tensor cancel, but the first bias is scaled alone: only the second pair keeps the function
     found = places(Problem(Tied().double(), {"train": data}, criterion="cross_entropy"))
-    assert isinstance(found, str)
+    assert isinstance(found, Refused)
 
 
 def test_the_guard_prints_what_was_claimed_and_leaves_the_model_alone():
@@ -291,7 +291,7 @@ def test_with_batchnorm_raw_curvature_moves_and_folded_norms_do_not():
 
 def test_without_a_place_there_is_a_reason_and_no_comparison():
     found = guard(checkpoint(trained(nn.Tanh), analyzed=False), MINE)
-    assert isinstance(found.rescaling, str)
+    assert isinstance(found.rescaling, Refused)
     assert found.measures == {}
 
 
@@ -310,7 +310,7 @@ def test_the_twin_is_measured_as_the_checkpoint_was():
 
     compared = guard(at, {"trace": MINE["trace"]}, taken, again=again).measures["trace"]
     assert compared.before is taken["trace"]
-    assert isinstance(compared.after, str)
+    assert isinstance(compared.after, Refused)
     assert compared.verdict == "cannot tell"
     assert len(seen) == 1
 
@@ -329,7 +329,7 @@ def test_a_twin_that_cannot_be_measured_is_a_reason():
         raise NonFiniteError("overflow")
 
     found = guard(checkpoint(trained(), analyzed=False), MINE, again=fails)
-    assert "could not be measured: overflow" in found.rescaling
+    assert "could not be measured: overflow" in found.rescaling.reason
     assert not found.measures
 
 
@@ -346,8 +346,8 @@ def check_verdicts():
         (draws(1, 0.3), draws(1.8, 0.3), "moved"),
         (found, Reading(1.05, 1.05, math.inf, "search"), "did not move"),
         (found, Reading(4.0, 4.0, math.inf, "search"), "moved"),
-        ("not here", "not here", "refused"),
-        ("not here", found, "cannot tell"),
+        (Refused("not here"), Refused("not here"), "refused"),
+        (Refused("not here"), found, "cannot tell"),
         (draws(0, 0), draws(0, 0), "did not move"),
     ]
     for before, after, expected in cases:

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from hessdiag.errors import NonFiniteError, UsageError
+from hessdiag.errors import NonFiniteError, Refused, UsageError
 from hessdiag.gap import registry
 from hessdiag.gap.registry import FAMILIES, INVARIANCES, Measure, Reading, exact, found, measure
 
@@ -81,6 +81,14 @@ def test_a_name_taken_twice_is_refused(monkeypatch):
     for entries in ((entry("taken"),), (entry("ours"), entry("ours", "again"))):
         with pytest.raises(UsageError, match="exists already: give it another name"):
             with_plugins(monkeypatch, *entries)
+
+
+def test_a_reason_as_text_is_still_a_refusal_and_one_warning():
+    old = measure("old_style", **TEXTS)(lambda checkpoint: "not here")
+    with pytest.warns(DeprecationWarning, match=r"old_style returns its reason as text: return Refused") as caught:
+        said = [old(None), old(None)]
+    assert said == [Refused("not here")] * 2 and len(caught) == 1
+    assert f"{said[0]}" == said[0].reason
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from torch.utils.data import (
 
 import hessdiag
 from hessdiag.engine.checks.preflight import preflight
-from hessdiag.errors import ProblemError
+from hessdiag.errors import ProblemError, Refused
 from hessdiag.gap.examine import About, Examination, examine
 from hessdiag.samples import divide, draw, examples, randomness, reading, streams, visited
 from hessdiag.samples.randomness import Generators
@@ -481,7 +481,7 @@ def test_what_was_found_reaches_every_report():
     record = examine(problem, Examination(measures=("*norm*",), guard=False), About())
     assert {n.replace("train", split) for n in notes for split in splits} <= set(record.notes)
     curve = dict(shift_curves(problem, ShiftSettings(tests=("other",), other="other")))["other"]
-    assert not isinstance(curve, str), curve
+    assert not isinstance(curve, Refused), curve
     assert set(notes) <= set(curve.notes)
 
 

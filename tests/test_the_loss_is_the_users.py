@@ -27,7 +27,7 @@ from hessdiag.engine.products import composition
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
 from hessdiag.engine.squares.loss_roots import root
-from hessdiag.errors import HessdiagError, MeasurementError, UsageError
+from hessdiag.errors import HessdiagError, MeasurementError, Refused, UsageError
 from hessdiag.problem import Problem
 from hessdiag.settings import Settings
 from tests import models
@@ -425,7 +425,7 @@ def test_what_the_criterion_takes_beside_the_outputs_is_in_every_number(name, si
     trace = report.metrics["trace"]
     assert trace.lo - 1e-9 <= float(H.trace()) <= trace.hi + 1e-9
     assert report.metrics["lambda_max"].value == pytest.approx(float(torch.linalg.eigvalsh(H)[-1]), rel=1e-5)
-    assert re.search(why, model_trace(Curvature(problem, models.sample(problem, 5)), Settings()))
+    assert re.search(why, model_trace(Curvature(problem, models.sample(problem, 5)), Settings()).reason)
 
 
 @pytest.mark.parametrize("name", BESIDE)
@@ -702,7 +702,7 @@ def next_tokens_hold() -> bool:
 
 def trace_refused() -> bool:
     problem, _ = penalised()
-    return isinstance(gauss_newton_trace(Curvature(problem, models.sample(problem))), str)
+    return isinstance(gauss_newton_trace(Curvature(problem, models.sample(problem))), Refused)
 
 
 def healthy() -> bool:

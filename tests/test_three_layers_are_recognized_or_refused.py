@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hessdiag.closed_form import closed_ws, recognize, three_layer
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.errors import Refused
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 from tests.models import attention, cnn, dense_hessian, labels, randn, regression
@@ -137,7 +138,7 @@ def test_accepted_and_equal_to_products(make, kind: str):
         given, draw(given.data["train"], samples=100, batch_size=7), kind=kind, dtype=torch.float64
     )
     closed = closed_ws(operator)
-    assert not isinstance(closed, str), closed
+    assert not isinstance(closed, Refused), closed
     H = operator.dense()
     assert closed.trace.value == pytest.approx(float(H.trace()), rel=1e-10)
     assert closed.frobenius_squared.value == pytest.approx(float(H.square().sum()), rel=1e-10)
@@ -230,14 +231,14 @@ def rare() -> Tensor:
 def test_refused_in_one_line(case: str):
     torch.manual_seed(0)
     make, words = REFUSED[case]
-    reason = found(make(), "residual" if case == "the residual" else "hessian")
-    assert isinstance(reason, str) and words in reason and "\n" not in reason
+    refused = found(make(), "residual" if case == "the residual" else "hessian")
+    assert isinstance(refused, Refused) and words in refused.reason and "\n" not in refused.reason
 
 
 def test_too_much_work_is_refused():
     given = problem(plain(nn.Tanh()))
     operator = Curvature(given, draw(given.data["train"], samples=100))
-    assert "more than 1e+01" in closed_ws(operator, most=10.0)
+    assert "more than 1e+01" in closed_ws(operator, most=10.0).reason
 
 
 BROKEN = {
@@ -259,4 +260,4 @@ def test_this_promise_would_notice(name: str, monkeypatch):
         if replacement is None:
             function, replacement = "_close", lambda *_: True
         monkeypatch.setattr(room, function, replacement)
-    assert not isinstance(found(REFUSED[case][0]()), str)
+    assert not isinstance(found(REFUSED[case][0]()), Refused)

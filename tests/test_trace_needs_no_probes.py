@@ -22,6 +22,7 @@ from hessdiag.analysis.traces import ModelTrace, model_trace
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares import gauss_newton
 from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.errors import Refused
 from hessdiag.problem import Problem
 from hessdiag.results import Estimate, Provenance
 from hessdiag.settings import Settings
@@ -419,9 +420,9 @@ REASONS = {
 def test_where_examples_cannot_be_taken_apart_the_reason_is_given(name):
     make, reason = REASONS[name]
     found = model_trace(operator(make(), batch_size=100), Settings())
-    assert isinstance(found, str)
-    assert reason in found
-    assert "\n" not in found
+    assert isinstance(found, Refused)
+    assert reason in found.reason
+    assert "\n" not in found.reason
 
 
 def test_then_the_trace_comes_from_probes_and_says_so():

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hessdiag.errors import LoadError, UsageError
+from hessdiag.errors import LoadError, Refused, UsageError
 from hessdiag.sources.many import checkpoints, is_pattern
 from hessdiag.spectral import warm as warming
 from hessdiag.spectral.extremes import extremes
@@ -312,14 +312,14 @@ def test_the_limit_is_that_of_the_optimizer():
 
 
 def test_where_the_rate_comes_from():
-    assert rate_of(0.5, {"lr": 0.1}, {"lr": 0.2})[0] == Rate(lr=0.5, origin="--lr")
-    assert rate_of(None, {"lr": 0.1, "momentum": 0.9}, {"lr": 0.2})[0] == Rate(
+    assert rate_of(0.5, {"lr": 0.1}, {"lr": 0.2}) == Rate(lr=0.5, origin="--lr")
+    assert rate_of(None, {"lr": 0.1, "momentum": 0.9}, {"lr": 0.2}) == Rate(
         lr=0.1, momentum=0.9, origin="checkpoint"
     )
-    assert rate_of(None, {}, {"learning_rate": 0.2})[0] == Rate(lr=0.2, origin="problem.meta")
-    assert rate_of(None, {}, {"lr": "fast"}) == (None, "")
-    rate, why = rate_of(None, {"lr": 1e-3, "adaptive": True}, {"lr": 0.2})
-    assert rate is None and "2/η is no limit" in why
+    assert rate_of(None, {}, {"learning_rate": 0.2}) == Rate(lr=0.2, origin="problem.meta")
+    assert rate_of(None, {}, {"lr": "fast"}) is None
+    refused = rate_of(None, {"lr": 1e-3, "adaptive": True}, {"lr": 0.2})
+    assert isinstance(refused, Refused) and "2/η is no limit" in refused.reason
 
 
 def test_an_optimizers_own_groups_are_read(run: Path):

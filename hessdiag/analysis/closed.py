@@ -12,6 +12,7 @@ from hessdiag.analysis.population import by_batch, data_error
 from hessdiag.analysis.traces import ModelTrace
 from hessdiag.closed_form import ClosedForm, Recognized, affordable, exact_traces
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.errors import Refused
 from hessdiag.settings import PAIRED, Settings
 
 FREE = 1e10  # multiply-adds: about a second on one core, not worth an error bar
@@ -30,7 +31,7 @@ def network_of(operator: Curvature, settings: Settings) -> Recognized | None:
     products = planned(settings) + (PAIRED["probes"] if uses_trace(settings) else 0)
     each = PER_PRODUCT * operator.samples.examples * operator.size
     found = affordable(operator, max(FREE, products * each))
-    return None if isinstance(found, str) else found
+    return None if isinstance(found, Refused) else found
 
 
 def closed_trace(operator: Curvature, network: Recognized, confidence: float) -> tuple[ClosedForm, ModelTrace]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from hessdiag.analysis.traces import ModelTrace, OpenTrace
+from hessdiag.errors import Refused
 from hessdiag.settings import Settings
 
-Model = ModelTrace | OpenTrace | str | None  # the trace by way of the model, or why there is none
+Model = ModelTrace | OpenTrace | Refused | None  # the trace by way of the model, or why there is none
 DEFLATION_STEPS = 20  # where no extreme was asked for: 20 steps and 10 probes gave 0.15 % where 30 probes gave 6 %
 TYPICAL = {"lambda_max": 11, "lambda_min": 35}
 """Steps that certify it to 1e-3 at a failure of 1e-3: 11, 15, 7, 11 and 37, 50, 24, 48 on a digits MLP, an MNIST
@@ -50,7 +51,7 @@ def shares(
     Where ``model`` is not known yet, ``by_model`` may be: whether it will give the trace.
     """
     if by_model is not None:
-        model = None if by_model else "foreseen"
+        model = None if by_model else Refused("foreseen")
     elif model is not None:
         by_model = isinstance(model, ModelTrace)
     if not needs_run(settings, model, closed=closed):
@@ -107,7 +108,7 @@ def needs_square(settings: Settings) -> bool:
 
 def needs_forms(settings: Settings, model: Model = None) -> bool:
     """Whether probes are needed; ``model`` is the trace by way of the model, or why there is none."""
-    return (settings.wants("trace") and isinstance(model, str)) or needs_square(settings)
+    return (settings.wants("trace") and isinstance(model, Refused)) or needs_square(settings)
 
 
 def needs_run(settings: Settings, model: Model = None, *, closed: bool = False) -> bool:

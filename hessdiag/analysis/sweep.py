@@ -18,6 +18,7 @@ from hessdiag.analysis.spending import RUN_SHARE, Spending
 from hessdiag.analysis.traces import ModelTrace, OpenTrace, model_trace
 from hessdiag.closed_form import ClosedForm, Recognized
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.errors import Refused
 from hessdiag.results import Estimate
 from hessdiag.settings import Settings
 from hessdiag.spectral import (
@@ -136,7 +137,7 @@ class Sweep:
             found.warnings.append(f"not reached before the end: {', '.join(missing)}, and what follows from them")
         return False
 
-    def _model(self, found: Found, every: bool) -> ModelTrace | OpenTrace | str | None:
+    def _model(self, found: Found, every: bool) -> ModelTrace | OpenTrace | Refused | None:
         """The trace by way of the model, or why there is none; None where nobody asks for it."""
         s, op = self.settings, self.operator
         if self.network is not None:
@@ -148,10 +149,12 @@ class Sweep:
             return None
         op.room = self.spending.room(keep=PILOT if self.spending.by_clock else 0)
         trace = (
-            "it was ended early" if op.left < FEWEST else model_trace(op, s, probed=needs_square(s), whole=every)
+            Refused("it was ended early")
+            if op.left < FEWEST
+            else model_trace(op, s, probed=needs_square(s), whole=every)
         )
-        if isinstance(trace, str) and not every:
-            found.notes.append(f"the trace comes from probes: {trace}")
+        if isinstance(trace, Refused) and not every:
+            found.notes.append(f"the trace comes from probes: {trace.reason}")
         return trace
 
     def _forms(self, found: Found) -> None:

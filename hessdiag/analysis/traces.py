@@ -14,6 +14,7 @@ from hessdiag.analysis.population import batch_error, by_batch, data_error
 from hessdiag.analysis.residual import Residual, ResidualForms
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, curved_tensors, gauss_newton_trace
+from hessdiag.errors import Refused
 from hessdiag.results import DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
@@ -39,7 +40,7 @@ class ModelTrace:
 
 def model_trace(
     operator: Curvature, settings: Settings, *, probed: bool = False, whole: bool = False
-) -> ModelTrace | OpenTrace | str:
+) -> ModelTrace | OpenTrace | Refused:
     """tr(H), or tr(G), through per-example gradients.
 
     Cost: C backward passes of per-example gradients for C outputs, or 16 with signs there; where some tensor is
@@ -56,17 +57,17 @@ def model_trace(
         The trace; what it would take, where probes on H may know it better; or why it has to come from those.
     """
     if operator.method == "finite_difference":
-        return "second derivatives are not available here"
+        return Refused("second derivatives are not available here")
     # an escalated check must shrink the error of draws too
     draws = 0 if probed or whole else max(OUTPUT_DRAWS, (settings.probes or 0) // 2)
     G = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
-    if isinstance(G, str):
+    if isinstance(G, Refused):
         return G
     curved = curved_tensors(operator) if operator.kind == "hessian" else ()
     if curved and whole:
-        return "every direction is multiplied"
+        return Refused("every direction is multiplied")
     if curved and probed and settings.probes is None:
-        return f"the outputs are curved in {len(curved)} tensors, and probes on H are drawn anyway"
+        return Refused(f"the outputs are curved in {len(curved)} tensors, and probes on H are drawn anyway")
     if not curved:
         return _Parts(operator, G, curved, None, settings.confidence, 0).whole(settings)
     found = OpenTrace(operator, G, Residual(operator, curved, settings), settings, curved)

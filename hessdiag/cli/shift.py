@@ -13,7 +13,7 @@ from hessdiag.cli.options import FACTORY, OUTPUT, click_options, flags, load, op
 from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve
-from hessdiag.errors import HessdiagError, MeasurementError, UsageError, one_line
+from hessdiag.errors import HessdiagError, MeasurementError, Refused, UsageError, one_line
 from hessdiag.shift.settings import TESTS, ShiftSettings
 from hessdiag.shown import csv_text
 
@@ -76,8 +76,8 @@ def shift(
                 failures[one.name] = one_line(error)
                 say([f"{one.name}: {failures[one.name]}"], quiet=quiet)
                 continue
-            curves[one.name] = {test: curve for test, curve in found.items() if not isinstance(curve, str)}
-            refused[one.name] = {test: why for test, why in found.items() if isinstance(why, str)}
+            curves[one.name] = {test: curve for test, curve in found.items() if not isinstance(curve, Refused)}
+            refused[one.name] = {test: why.reason for test, why in found.items() if isinstance(why, Refused)}
             report("checkpoints", number, len(files))
     result = ShiftReport(curves, refused, failures, reference, settings)
     if not any(curves.values()):

@@ -12,6 +12,7 @@ from hessdiag.closed_form.recognize import Recognized, recognize
 from hessdiag.closed_form.rows import counting
 from hessdiag.closed_form.traces import Plan, Traces, plan, three_layer
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.errors import Refused
 from hessdiag.results import Bound, Estimate, Layer, Provenance
 from hessdiag.spectral.other_bounds import blockwise_ws
 
@@ -61,7 +62,7 @@ class ClosedForm:
         )
 
 
-def closed_ws(operator: Curvature, *, most: float = MOST) -> ClosedForm | str:
+def closed_ws(operator: Curvature, *, most: float = MOST) -> ClosedForm | Refused:
     """Exact tr H and tr H² where the operator is that of a three-layer network; or one line saying why not.
 
     Args:
@@ -72,17 +73,17 @@ def closed_ws(operator: Curvature, *, most: float = MOST) -> ClosedForm | str:
         The estimates, float64 whatever the operator's dtype. Cost: `traces.plan`, and no products.
     """
     found = affordable(operator, most)
-    return found if isinstance(found, str) else exact_traces(operator, found)
+    return found if isinstance(found, Refused) else exact_traces(operator, found)
 
 
-def affordable(operator: Curvature, most: float) -> Recognized | str:
+def affordable(operator: Curvature, most: float) -> Recognized | Refused:
     """The three-layer network in an operator, if its traces take at most ``most`` multiply-adds; or why not."""
     found = recognize(operator.problem, operator.samples, kind=operator.kind)
-    if isinstance(found, str):
+    if isinstance(found, Refused):
         return found
     takes = foreseen(found).cost.multiply_adds
     if takes > most:
-        return f"the closed form takes {takes:.1g} multiply-adds, more than {most:.1g}"
+        return Refused(f"the closed form takes {takes:.1g} multiply-adds, more than {most:.1g}")
     return found
 
 

@@ -15,7 +15,7 @@ from hessdiag.closed_form.rows import Batch, Rows
 from hessdiag.criteria import align_classes, target_of
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.gradients import gradient
-from hessdiag.errors import HessdiagError, UsageError, one_line
+from hessdiag.errors import HessdiagError, Refused, UsageError, one_line
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, leaves, map_tensors
 
@@ -45,7 +45,7 @@ class Recognized:
         return {name: g for name, g, counts in triples if counts and name is not None and g is not None}
 
 
-def recognize(problem: Problem, samples: SampleSet, *, kind: str = "hessian") -> Recognized | str:
+def recognize(problem: Problem, samples: SampleSet, *, kind: str = "hessian") -> Recognized | Refused:
     """The three-layer network a problem's model is, or why it is none.
 
     Two ``nn.Linear`` with an elementwise activation between them, in a Sequential or as attributes, Flatten,
@@ -62,19 +62,21 @@ def recognize(problem: Problem, samples: SampleSet, *, kind: str = "hessian") ->
         tried where the model's forward applies it as a function.
     """
     if kind not in ("hessian", "ggn"):
-        return f"operator {kind!r}: the closed form gives the Hessian and the Gauss-Newton matrix"
+        return Refused(f"operator {kind!r}: the closed form gives the Hessian and the Gauss-Newton matrix")
     if problem.criterion != "cross_entropy":
-        return f"the loss is {problem.loss_name}: the closed form is for criterion 'cross_entropy'"
+        return Refused(f"the loss is {problem.loss_name}: the closed form is for criterion 'cross_entropy'")
     if problem.weight is not None:
-        return "Problem(weight=...) changes what a batch's mean stands for: the closed form counts targets"
+        return Refused(
+            "Problem(weight=...) changes what a batch's mean stands for: the closed form counts targets"
+        )
     found = _layers(problem.bare_model())
-    if isinstance(found, str):
+    if isinstance(found, Refused):
         return found
     try:
         batches = tuple(_rows(batch, found.linears[0][1].in_features) for batch in samples.batches)
         function = Functional(problem, dtype=torch.float64)
     except (HessdiagError, RuntimeError, TypeError) as error:
-        return one_line(error)
+        return Refused(one_line(error))
     return _proven(found, function, samples, batches, kind)
 
 
@@ -103,25 +105,29 @@ class _Found:
         return {name: tensor.detach() for name, tensor in pairs if name is not None}
 
 
-def _layers(model: nn.Module) -> _Found | str:
+def _layers(model: nn.Module) -> _Found | Refused:
     """Two plain linear layers that own all parameters, and what may stand between them."""
     linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
     rest = [m for m in model.modules() if type(m) is not nn.Linear]
     owners = [m for m in rest if next(m.parameters(recurse=False), None) is not None]
     if owners:
-        return f"{type(owners[0]).__name__} has parameters of its own: the closed form knows two nn.Linear only"
+        return Refused(
+            f"{type(owners[0]).__name__} has parameters of its own: the closed form knows two nn.Linear only"
+        )
     odd = [name for name, layer in linears if set(layer._parameters) != {"weight", "bias"}]
     if odd:
-        return f"{odd[0]} computes its weight from other tensors (pruning, a norm): not the plain layer needed"
+        return Refused(
+            f"{odd[0]} computes its weight from other tensors (pruning, a norm): not the plain layer needed"
+        )
     if len(linears) != 2:
-        return f"{len(linears)} linear layers: the closed form is for exactly two, one hidden layer"
+        return Refused(f"{len(linears)} linear layers: the closed form is for exactly two, one hidden layer")
     if sum(1 for _ in model.parameters()) != sum(1 for _, m in linears for _ in m.parameters()):
-        return "the layers share a tensor: the closed form needs weights of their own"
+        return Refused("the layers share a tensor: the closed form needs weights of their own")
     first, second = linears
     if first[1].out_features != second[1].in_features:
         first, second = second, first
     if first[1].out_features != second[1].in_features:
-        return "the two linear layers do not follow each other: outputs and inputs differ in number"
+        return Refused("the two linear layers do not follow each other: outputs and inputs differ in number")
     active = [
         m for m in rest if not isinstance(m, PASSIVE) and next(m.children(), None) is None and m is not model
     ]
@@ -168,7 +174,7 @@ def _rows(batch: Any, features: int) -> Batch:
 
 def _proven(
     found: _Found, function: Functional, samples: SampleSet, batches: tuple[Batch, ...], kind: str
-) -> Recognized | str:
+) -> Recognized | Refused:
     """The network with the first activation whose outputs and gradients are the model's."""
     piece = function.place(map_tensors(samples.batches[0], lambda leaf: leaf[:CHECKED]))
     reasons = []
@@ -186,8 +192,8 @@ def _proven(
             return Recognized(net, found.names, batches)
         reasons.append(reason)
     if found.modules == 1:
-        return reasons[0]
-    return f"tried {len(reasons)} activations, {found.activations[0].name} first: {reasons[0]}"
+        return Refused(reasons[0])
+    return Refused(f"tried {len(reasons)} activations, {found.activations[0].name} first: {reasons[0]}")
 
 
 def _difference(found: _Found, function: Functional, piece: Any, candidate: Activation) -> str:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hessdiag.analysis import Measurement
 from hessdiag.engine.landscape.landscape import Landscape
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.errors import UsageError
+from hessdiag.errors import Refused, UsageError
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.guard import attempted, guard, remade
 from hessdiag.gap.performance import FLOOR, Examples, Performance, performance
@@ -161,7 +161,7 @@ class _Twin:
 
 
 def _rescaled(
-    checkpoint: Checkpoint, measures: Mapping[str, Measure], readings: Mapping[str, Reading | str]
+    checkpoint: Checkpoint, measures: Mapping[str, Measure], readings: Mapping[str, Reading | Refused]
 ) -> _Twin:
     twins: list[Checkpoint] = []
 
@@ -170,10 +170,10 @@ def _rescaled(
         return twins[-1]
 
     guarded = guard(checkpoint, measures, readings, again=again)
-    if isinstance(guarded.rescaling, str):
-        return _Twin(guarded.rescaling)
+    if isinstance(guarded.rescaling, Refused):
+        return _Twin(guarded.rescaling.reason)
     moved = {
-        key: Moved(verdict=one.verdict, after=None if isinstance(one.after, str) else one.after.value)
+        key: Moved(verdict=one.verdict, after=None if isinstance(one.after, Refused) else one.after.value)
         for key, one in guarded.measures.items()
     }
     operator = twins[0].operator

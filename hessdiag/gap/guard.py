@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hessdiag.analysis import Measurement
-from hessdiag.errors import HessdiagError, one_line
+from hessdiag.errors import HessdiagError, Refused, one_line
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Measure, Reading
 from hessdiag.gap.rescaling import ALPHA, Rescaling, rescaled
@@ -36,8 +36,8 @@ class Comparison:
     """
 
     name: str
-    before: Reading | str
-    after: Reading | str
+    before: Reading | Refused
+    after: Reading | Refused
     verdict: str
 
 
@@ -45,14 +45,14 @@ class Comparison:
 class Guarded:
     """The guard's findings: the rescaling, or why there is none, and every measure beside its second value."""
 
-    rescaling: Rescaling | str
+    rescaling: Rescaling | Refused
     measures: Mapping[str, Comparison]
 
 
 def guard(
     checkpoint: Checkpoint,
     measures: Mapping[str, Measure],
-    readings: Mapping[str, Reading | str] | None = None,
+    readings: Mapping[str, Reading | Refused] | None = None,
     *,
     alpha: float = ALPHA,
     again: Callable[[Problem, Checkpoint], Checkpoint] | None = None,
@@ -74,12 +74,12 @@ def guard(
         UsageError: ``alpha`` is no power of two above 1.
     """
     found = rescaled(checkpoint, alpha=alpha)
-    if isinstance(found, str):
+    if isinstance(found, Refused):
         return Guarded(found, {})
     try:
         twin = (again or remade)(found.problem, checkpoint)
     except HessdiagError as error:
-        return Guarded(f"the rescaled network could not be measured: {one_line(error, 200)}", {})
+        return Guarded(Refused(f"the rescaled network could not be measured: {one_line(error, 200)}"), {})
     known = readings or {}
     compared = {}
     for name, one in measures.items():
@@ -89,15 +89,15 @@ def guard(
     return Guarded(found, compared)
 
 
-def verdict(before: Reading | str, after: Reading | str) -> str:
+def verdict(before: Reading | Refused, after: Reading | Refused) -> str:
     """Whether two readings of one function differ, as far as their intervals allow.
 
     Equal to 1e-3: "did not move". Intervals apart: "moved". In between, intervals that overlap did not move if the
     values are as close as 10 %, and cannot tell otherwise. A maximum found by ascent has no upper end, so 10 %
     decides alone. Two refusals say nothing of a number: "refused".
     """
-    if isinstance(before, str) or isinstance(after, str):
-        return REFUSED if isinstance(before, str) and isinstance(after, str) else OPEN
+    if isinstance(before, Refused) or isinstance(after, Refused):
+        return REFUSED if isinstance(before, Refused) and isinstance(after, Refused) else OPEN
     scale = max(abs(before.value), abs(after.value))
     apart = abs(before.value - after.value)
     if apart <= SAME * scale:
@@ -152,9 +152,9 @@ def settings_of(checkpoint: Checkpoint) -> Settings:
     return Settings(**known | measured)
 
 
-def attempted(one: Measure, checkpoint: Checkpoint) -> Reading | str:
+def attempted(one: Measure, checkpoint: Checkpoint) -> Reading | Refused:
     """The measure, or the one line of its refusal."""
     try:
         return one(checkpoint)
     except HessdiagError as error:
-        return one_line(error)
+        return Refused(one_line(error))

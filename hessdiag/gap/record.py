@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hessdiag.errors import UsageError, one_line
+from hessdiag.errors import Refused, UsageError, one_line
 from hessdiag.gap.performance import Performance, SplitPerformance
 from hessdiag.gap.registry import Reading
 from hessdiag.gap.statistics.means import Score
@@ -40,7 +40,7 @@ class CheckpointRecord:
         sha256: of the file; None where the factory loaded it.
         meta: hyper-parameters and facts of the run, from ``Problem.meta`` and the file.
         performance: per split, with the gaps.
-        readings: by measure; a text is the reason why there is none.
+        readings: by measure; a `Refused` has the reason why there is none.
         guard: by measure; empty where nothing could be rescaled.
         rescaled: what the guard rescaled, or why it could not.
         fingerprint: of the measurement, field by field.
@@ -59,7 +59,7 @@ class CheckpointRecord:
     sha256: str | None
     meta: Mapping[str, Any]
     performance: Performance
-    readings: Mapping[str, Reading | str]
+    readings: Mapping[str, Reading | Refused]
     guard: Mapping[str, Moved] = field(default_factory=dict)
     rescaled: str = ""
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
@@ -117,17 +117,17 @@ class CheckpointRecord:
         return Score(value=-found.value, lo=-found.hi, hi=-found.lo, n=found.n, method=found.method)
 
 
-def _reading_out(one: Reading | str) -> dict[str, Any]:
-    if isinstance(one, str):
-        return {"reason": one}
+def _reading_out(one: Reading | Refused) -> dict[str, Any]:
+    if isinstance(one, Refused):
+        return {"reason": one.reason}
     hi = one.hi if math.isfinite(one.hi) else None
     more = {name: value for name, value in one.more.items() if math.isfinite(value)}
     return {"value": one.value, "lo": one.lo, "hi": hi, "kind": one.kind, "note": one.note, "more": more}
 
 
-def _reading_in(plain: Mapping[str, Any]) -> Reading | str:
+def _reading_in(plain: Mapping[str, Any]) -> Reading | Refused:
     if "reason" in plain:
-        return str(plain["reason"])
+        return Refused(str(plain["reason"]))
     hi = math.inf if plain["hi"] is None else plain["hi"]
     return Reading(plain["value"], plain["lo"], hi, plain["kind"], plain["note"], plain["more"])
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hessdiag.errors import NonFiniteError, UsageError, one_line
+from hessdiag.errors import NonFiniteError, Refused, UsageError, one_line
 
 if TYPE_CHECKING:
     from hessdiag.gap.checkpoint import Checkpoint
@@ -83,7 +83,7 @@ def found(value: float, note: str = "", **more: float) -> Reading:
     return Reading(value, value, math.inf, "search", note, more)
 
 
-Function = Callable[["Checkpoint"], Reading | str]
+Function = Callable[["Checkpoint"], Reading | Refused]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Measure:
         source: paper and section or equation.
         invariances: what provably does not move it, out of `INVARIANCES`; tested for every built-in one.
         cost: in forward passes, gradients and products of the sample set.
-        function: gives a `Reading`, or one line why it cannot be had at this checkpoint.
+        function: gives a `Reading`, or a `Refused` with the reason why there is none at this checkpoint.
     """
 
     name: str
@@ -128,12 +128,24 @@ class Measure:
                 msg = f"measure {self.name!r}: {name} must be one line of text"
                 raise UsageError(msg)
 
-    def __call__(self, checkpoint: Checkpoint) -> Reading | str:
-        """The measure at a checkpoint."""
-        return self.function(checkpoint)
+    def __call__(self, checkpoint: Checkpoint) -> Reading | Refused:
+        """The measure at a checkpoint, or why there is none.
+
+        Before `Refused` a function returned the reason as text. For one version such a text is still taken as a
+        refusal, with one DeprecationWarning per measure.
+        """
+        found: Reading | Refused | str = self.function(checkpoint)
+        if not isinstance(found, str):
+            return found
+        if self.name not in _RETURN_TEXT:
+            _RETURN_TEXT.add(self.name)
+            text = f"measure {self.name} returns its reason as text: return Refused(reason) of hessdiag.errors"
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return Refused(found)
 
 
 _BUILT_IN: dict[str, Measure] = {}
+_RETURN_TEXT: set[str] = set()  # names of measures whose user was told so
 
 
 def measure(

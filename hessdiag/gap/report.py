@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hessdiag.errors import UsageError
+from hessdiag.errors import Refused, UsageError
 from hessdiag.gap.caveats import caveats
 from hessdiag.gap.record import SCHEMA, CheckpointRecord
 from hessdiag.gap.registry import Reading
@@ -155,13 +155,15 @@ class GapReport:
                     hi = one.hi if math.isfinite(one.hi) else None
                     yield (record.name, "measure", name, one.value, one.lo, hi, one.kind, one.note, *beside)
                 else:
-                    yield (record.name, "measure", name, None, None, None, "refused", one, *beside)
+                    yield (record.name, "measure", name, None, None, None, "refused", one.reason, *beside)
         for name, reason in self.failures.items():
             yield (name, "failure", "", None, None, None, "failed", reason, None, "")
 
 
-def _column(cells: Sequence[Score | Reading | str | None]) -> Readings:
-    found = [None if cell is None or isinstance(cell, str) else (cell.value, cell.lo, cell.hi) for cell in cells]
+def _column(cells: Sequence[Score | Reading | Refused | None]) -> Readings:
+    found = [
+        None if cell is None or isinstance(cell, Refused) else (cell.value, cell.lo, cell.hi) for cell in cells
+    ]
     parts = [[None if cell is None else cell[index] for cell in found] for index in range(3)]
     return Readings(values=parts[0], lo=parts[1], hi=parts[2])
 

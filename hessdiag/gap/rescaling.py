@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hessdiag.engine.products.functional import Functional
-from hessdiag.errors import UsageError
+from hessdiag.errors import Refused, UsageError
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.folding import BATCH_NORMS, norm_after
 from hessdiag.problem import Problem
@@ -48,7 +48,7 @@ class Rescaling:
     difference: float
 
 
-def rescaled(checkpoint: Checkpoint, *, alpha: float = ALPHA) -> Rescaling | str:
+def rescaled(checkpoint: Checkpoint, *, alpha: float = ALPHA) -> Rescaling | Refused:
     """A copy of the problem whose layers are rescaled wherever the outputs stay; or why nowhere.
 
     Cost: a copy of the model, 1 forward of 32 examples per pair of consecutive layers, and 2 of the sample set.
@@ -60,7 +60,7 @@ def rescaled(checkpoint: Checkpoint, *, alpha: float = ALPHA) -> Rescaling | str
         msg = f"alpha={alpha}: a power of two above 1 is needed, so that rescaling rounds nothing; 4 say"
         raise UsageError(msg)
     if not checkpoint.problem.has_outputs:
-        return "the problem gives a loss only: whether the function stays cannot be seen"
+        return Refused("the problem gives a loss only: whether the function stays cannot be seen")
     model = copy.deepcopy(checkpoint.problem.bare_model())
     problem = replace(checkpoint.problem, model=model)
     batch = next(divide(checkpoint.samples.batches[0], TRIED))
@@ -77,14 +77,14 @@ def rescaled(checkpoint: Checkpoint, *, alpha: float = ALPHA) -> Rescaling | str
         else:
             step(modules, 1 / alpha)
     if not places:
-        return _nothing(checkpoint)
+        return Refused(_nothing(checkpoint))
     # a clipped activation (ReLU6) may show on other examples than those tried
     difference = max(
         _difference(*(_outputs(one, batch, checkpoint) for one in (checkpoint.problem, problem)))
         for batch in checkpoint.samples.batches
     )
     if difference > tolerance:
-        return (
+        return Refused(
             f"rescaling {', '.join(places)} keeps the outputs on {TRIED} examples, but moves them by "
             f"{difference:.1g} on others: an activation is not positively homogeneous"
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hessdiag.errors import Refused
 from hessdiag.gap.record import CheckpointRecord
-from hessdiag.gap.registry import Reading
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.statistics.environments import Axis
 from hessdiag.gap.statistics.means import Score
@@ -83,8 +83,8 @@ def reading_cells(record: CheckpointRecord, measure: str) -> tuple[str, str, str
     guard = record.guard[measure].verdict if measure in record.guard else ""
     if one is None:
         return NONE, "not taken", ""
-    if not isinstance(one, Reading):
-        return NONE, plain(one), guard
+    if isinstance(one, Refused):
+        return NONE, plain(one.reason), guard
     if one.kind == "exact":
         return format_number(one.value), "exact up to rounding", guard
     if math.isinf(one.hi):
@@ -181,8 +181,8 @@ def _where(worst: Axis) -> str:
 def _why(report: GapReport, one: RankStatistics) -> str:
     """Why there is no tau; where no checkpoint has the measure, its own reason."""
     found = [record.readings.get(one.measure) for record in report.records]
-    said = {each for each in found if isinstance(each, str)}
-    own = len(said) == 1 and all(isinstance(each, str) for each in found)
+    said = {each.reason for each in found if isinstance(each, Refused)}
+    own = len(said) == 1 and all(isinstance(each, Refused) for each in found)
     return f"at no checkpoint: {said.pop()}" if own else _without_name(one.reason, one.measure)
 
 

@@ -12,6 +12,7 @@ from hessdiag.closed_form import Gradients, Recognized, ThreeLayer, Traces, plan
 from hessdiag.engine.checks.seen import Seen
 from hessdiag.engine.products.ranks import Pieces, ranks
 from hessdiag.engine.training.batch_loss import BatchLoss
+from hessdiag.errors import Refused
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 
@@ -33,7 +34,7 @@ class BatchNetwork:
         self._params: tuple[Tensor, ...] = ()
         self._places: tuple[Tensor | None, ...] = ()
 
-    def traces(self, batch: BatchLoss, most: float = math.inf) -> tuple[Pieces, Traces | str]:
+    def traces(self, batch: BatchLoss, most: float = math.inf) -> tuple[Pieces, Traces | Refused]:
         """The loss's gradient, and the traces with their gradients or why there are none; 1 gradient.
 
         The first time also about 9 gradients of 16 samples, to prove that the model is the network found in it.
@@ -45,9 +46,9 @@ class BatchNetwork:
         with Seen(self._model) as seen:
             gradient = batch.gradient()
         if ranks() > 1:
-            return gradient, "several processes: tr H² of the union is no mean over ranks"
+            return gradient, Refused("several processes: tr H² of the union is no mean over ranks")
         if not seen.calls or not seen.regular:
-            return gradient, "the closure does not call the model on one tensor and get one back"
+            return gradient, Refused("the closure does not call the model on one tensor and get one back")
         x, z, grad = (torch.cat([call[i].flatten(1).double() for call in seen.calls]) for i in range(3))
         y = torch.softmax(z, 1) - len(z) * grad
         hard = y.argmax(1)
@@ -56,15 +57,17 @@ class BatchNetwork:
         tolerance = TOLERANCE.get(seen.calls[0][1].dtype, 0.0)
         loss = float(batch.loss) if batch.loss is not None else float("nan")
         if not abs(float(F.cross_entropy(z, targets)) - loss) <= tolerance * (1 + abs(loss)):
-            return gradient, "the closure's loss is not the mean cross-entropy of the model's outputs"
+            return gradient, Refused("the closure's loss is not the mean cross-entropy of the model's outputs")
         net = self._network(batch.params, x, targets)
-        if isinstance(net, str):
+        if isinstance(net, Refused):
             return gradient, net
         if not float((net.forward(x) - z).abs().max()) <= tolerance * (1 + float(z.abs().max())):
-            return gradient, "the model's outputs in training are not the network's (dropout?)"
+            return gradient, Refused("the model's outputs in training are not the network's (dropout?)")
         takes = plan(net, len(x), gradient=True).cost.multiply_adds / (3 * len(x) * net.size + PASS)
         if takes > most:
-            return gradient, f"the closed form would cost about {takes:.2g} gradients, more than {most:.2g}"
+            return gradient, Refused(
+                f"the closed form would cost about {takes:.2g} gradients, more than {most:.2g}"
+            )
         return gradient, three_layer(net, [(x, targets)], gradient=True)
 
     def pieces(self, gradients: Gradients) -> tuple[Tensor, ...]:
@@ -73,12 +76,12 @@ class BatchNetwork:
         found = {id(p): g for p, g in held if g is not None}
         return tuple(found[id(p)].to(p.dtype) for p in self._params)
 
-    def _network(self, params: tuple[Tensor, ...], x: Tensor, targets: Tensor) -> ThreeLayer | str:
+    def _network(self, params: tuple[Tensor, ...], x: Tensor, targets: Tensor) -> ThreeLayer | Refused:
         """The network with the weights of now, or why it is none."""
         if self._known is None:
             problem = Problem(self._model, {"train": (x, targets)}, criterion="cross_entropy")
             found = recognize(problem, draw((x, targets), samples=len(x), batch_size=len(x)))
-            if isinstance(found, str):
+            if isinstance(found, Refused):
                 return found
             self._known = found
         named = dict(self._model.named_parameters())
@@ -86,9 +89,9 @@ class BatchNetwork:
         inside = {id(p) for p in self._places if p is not None}
         trained = {id(p) for p in params}
         if not trained <= inside:
-            return "the optimizer trains parameters outside of the network"
+            return Refused("the optimizer trains parameters outside of the network")
         one, two, three, four = (None if p is None else p.detach().double() for p in self._places)
         if one is None or three is None:
-            return "a layer has no weights"
+            return Refused("a layer has no weights")
         first, second, third, fourth = (p is not None and id(p) in trained for p in self._places)
         return ThreeLayer(one, two, three, four, self._known.net.activation, (first, second, third, fourth))

@@ -13,7 +13,7 @@ from hessdiag.engine.products.ranks import Pieces
 from hessdiag.engine.products.real_pairs import real
 from hessdiag.engine.training.batch_loss import BatchLoss, Method
 from hessdiag.engine.training.training import norm
-from hessdiag.errors import UsageError
+from hessdiag.errors import Refused, UsageError
 from hessdiag.regularizers.batch_network import BatchNetwork
 from hessdiag.regularizers.bound_by_probes import BOUNDS, Bounded, bound_by_probes
 from hessdiag.regularizers.curvature_penalty import CurvaturePenalty, finite
@@ -127,10 +127,10 @@ class HSR(CurvaturePenalty):
         if self._network is not None and not self.reason:
             most = WORTH * (1.5 + PROBE * self.probes) if self.traces == "auto" else math.inf
             gradient, found = self._network.traces(batch, most)
-            if not isinstance(found, str):
+            if not isinstance(found, Refused):
                 quantity = BOUNDS[self.bound]
                 return gradient, self._network.pieces(found.gradient(quantity)), found.value(quantity)
-            self.reason = found
+            self.reason = found.reason
         if self.traces == "closed_form":
             msg = f"traces='closed_form' does not apply: {self.reason}; traces='auto' takes probes there"
             raise UsageError(msg)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hessdiag.errors import HessdiagError, UsageError, one_line
+from hessdiag.errors import HessdiagError, Refused, UsageError, one_line
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, draw
 from hessdiag.shift.experiments import (
@@ -114,7 +114,7 @@ class Prepared:
 
 def shift_curves(
     problem: Problem, settings: ShiftSettings, prepared: Prepared | None = None
-) -> Iterator[tuple[str, ShiftCurve | str]]:
+) -> Iterator[tuple[str, ShiftCurve | Refused]]:
     """Every test asked for, or why it cannot be made.
 
     Cost: forward passes: one of the test split, one per strength of distortion, one of the other source. Principal
@@ -169,7 +169,7 @@ def shift_curves(
         try:
             yield name, tests[name]()
         except HessdiagError as error:
-            yield name, one_line(error)
+            yield name, Refused(one_line(error))
 
 
 def _samples(problem: Problem, split: str, settings: ShiftSettings) -> SampleSet:

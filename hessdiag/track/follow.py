@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hessdiag.analysis.measurement import Measurement
-from hessdiag.errors import LoadError, MeasurementError, ProblemError, one_line
+from hessdiag.errors import LoadError, MeasurementError, ProblemError, Refused, one_line
 from hessdiag.results import Analysis, Fingerprint
 from hessdiag.results.fingerprint import SUBJECT
 from hessdiag.settings import Settings
@@ -36,8 +36,8 @@ OF_ONE = (LoadError, MeasurementError, ProblemError)
 """Refusals that are about one checkpoint, not about what was asked for."""
 
 
-def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[Rate | None, str]:
-    """The step of a checkpoint's optimizer, and why there is none where one is named but bounds no sharpness.
+def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, Any]) -> Rate | Refused | None:
+    """The step of a checkpoint's optimizer; None where none is named, refused where the one named has no limit.
 
     ``lr`` comes before what the checkpoint says of itself (a schedule moves it), that before ``problem.meta``.
     Momentum comes from the first of checkpoint and meta that names it. `Adam` and its like have no such limit,
@@ -47,16 +47,16 @@ def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, An
     momentum = _number(beside.get("momentum")) or 0.0
     nesterov = beside.get("nesterov") is True
     if not 0 <= momentum < 1:
-        return None, f"the momentum is {momentum:g}, allowed is 0 to less than 1: no limit on λ_max is known"
+        return Refused(f"the momentum is {momentum:g}, allowed is 0 to less than 1: no limit on λ_max is known")
     if asked is not None:
-        return Rate(lr=asked, momentum=momentum, nesterov=nesterov, origin="lr"), ""
+        return Rate(lr=asked, momentum=momentum, nesterov=nesterov, origin="lr")
     if _adaptive(facts) or _adaptive(meta):
-        return None, "the optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is given"
+        return Refused("the optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is given")
     for origin, source in (("checkpoint", facts), ("problem.meta", meta)):
         for name in RATES:
             if (rate := _number(source.get(name))) is not None and rate > 0:
-                return Rate(lr=rate, momentum=momentum, nesterov=nesterov, origin=origin), ""
-    return None, ""
+                return Rate(lr=rate, momentum=momentum, nesterov=nesterov, origin=origin)
+    return None
 
 
 def _adaptive(source: Mapping[str, Any]) -> bool:
@@ -113,7 +113,8 @@ class Follower:
             built = load()
             measurement = Measurement(built.problem, self.settings)
             self._require_same(measurement.fingerprint)
-            rate, why = rate_of(self.lr, built.weights.facts if built.weights else {}, built.problem.meta)
+            step = rate_of(self.lr, built.weights.facts if built.weights else {}, built.problem.meta)
+            rate, why = (None, step.reason) if isinstance(step, Refused) else (step, "")
             self._tell(*built.notes, why)
             self.notes += [why] if why and why not in self.notes else []
             key = measurement.key

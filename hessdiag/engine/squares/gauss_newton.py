@@ -29,7 +29,7 @@ from hessdiag.engine.products.stacking import vmapped
 from hessdiag.engine.products.tangents import load_forward_mode
 from hessdiag.engine.squares.loss_roots import root, signed_root
 from hessdiag.engine.squares.pullbacks import Pullbacks, pullbacks
-from hessdiag.errors import one_line
+from hessdiag.errors import Refused, one_line
 from hessdiag.samples import divide, map_tensors, row_count
 
 EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, random signs cost less
@@ -70,7 +70,9 @@ class Ended(Exception):
     """The budget is spent."""
 
 
-def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPUT_DRAWS) -> GaussNewtonTrace | str:
+def gauss_newton_trace(
+    operator: Curvature, *, seed: int = 0, draws: int = OUTPUT_DRAWS
+) -> GaussNewtonTrace | Refused:
     """tr(G) on the operator's sample set.
 
     Cost: one forward and C backward passes of per-example gradients, C the number of outputs per example
@@ -80,26 +82,28 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
         The trace; or one line saying why it cannot be computed like this.
     """
     if why := beside_outputs(operator):
-        return why
+        return Refused(why)
     if operator.problem.weight is not None:
-        return "the loss has a weight of its own, so that examples cannot be taken apart"
+        return Refused("the loss has a weight of its own, so that examples cannot be taken apart")
     if any(row_count(batch) is None for batch in operator.batches):
-        return "examples cannot be taken out of their batches"
+        return Refused("examples cannot be taken out of their batches")
     try:
         with operator.timed():
             outputs = outputs_per_example(operator)
-            if isinstance(outputs, str):
+            if isinstance(outputs, Refused):
                 return outputs
             exact = outputs <= EXACT_OUTPUTS
             if not exact and not draws:
-                return f"{outputs} outputs per example, more than {EXACT_OUTPUTS}"
+                return Refused(f"{outputs} outputs per example, more than {EXACT_OUTPUTS}")
             if not exact and operator.problem.criterion not in CRITERIA:
-                return f"{outputs} outputs per example, and the root of its curvature is known for {KNOWN} only"
+                return Refused(
+                    f"{outputs} outputs per example, and the root of its curvature is known for {KNOWN} only"
+                )
             pulled = pullbacks(operator)
             try:
                 per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
             except Ended:
-                return "the budget ended before all per-example gradients were formed"
+                return Refused("the budget ended before all per-example gradients were formed")
             except (RuntimeError, IndexError) as error:
                 if pulled.all_slow:
                     raise
@@ -107,7 +111,7 @@ def gauss_newton_trace(operator: Curvature, *, seed: int = 0, draws: int = OUTPU
                 per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
             operator.notes.extend(f"tr(G): {reason}" for reason in pulled.reasons)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        return f"per-example gradients fail here ({one_line(error, 100)})"
+        return Refused(f"per-example gradients fail here ({one_line(error, 100)})")
     singles = [one for batch in operator.batches for one in divide(batch, 1)]
     counts = torch.tensor([operator.problem.count(one) for one in singles], dtype=torch.float64)
     return GaussNewtonTrace(
@@ -172,23 +176,23 @@ def _cotangent(function: Functional, outputs: Tensor, piece: Any, generator: tor
     return output_gradient(function, piece) * weights.view(-1, *[1] * (outputs.dim() - 1))
 
 
-def outputs_per_example(operator: Curvature) -> int | str:
+def outputs_per_example(operator: Curvature) -> int | Refused:
     """Outputs per example; or why examples cannot be taken one by one."""
     function = operator.function
     piece = next(divide(operator.batches[0], 2))
     with torch.no_grad():
         together = function.outputs(function.theta, piece)
         if together.dim() < 2 or together.shape[0] != row_count(piece):
-            return f"outputs of shape {tuple(together.shape)} do not hold one example per row"
+            return Refused(f"outputs of shape {tuple(together.shape)} do not hold one example per row")
         ones = list(divide(piece, 1))
         alone = [function.outputs(function.theta, one) for one in ones]
         whole = float(operator.problem.loss_sum(together, piece))
         parts = sum(float(operator.problem.loss_sum(out, one)) for out, one in zip(alone, ones, strict=True))
     scale = float(together.abs().max()) or 1.0
     if float((together - torch.cat(alone)).abs().max()) > DEPENDENT * scale:
-        return "an example's outputs depend on the others in its batch"
+        return Refused("an example's outputs depend on the others in its batch")
     if not operator.divisible or abs(whole - parts) > DEPENDENT * abs(whole):
-        return "the loss of a batch is not the sum over its examples"
+        return Refused("the loss of a batch is not the sum over its examples")
     return together[0].numel()
 
 

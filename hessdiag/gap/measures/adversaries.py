@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.ascent import Norm, auto_pgd, largest_in_box
 from hessdiag.gap.measures.groups import groups
@@ -23,7 +24,7 @@ FUNCTION_PRESERVING = ("layer rescaling", "neuron rescaling", "permutation")
 
 def worst_rise(
     checkpoint: Checkpoint, radius: float, norm: Norm, *, adaptive: bool, normalize: bool = False
-) -> Reading | str:
+) -> Reading | Refused:
     """Mean over groups S of max L_S(w + d) − L_S(w) over |d / c| ≤ radius, c = |w| or 1, as far as found.
 
     Every group of m = min(128, N) examples has a worst point of its own (m-sharpness, with the paper's m),
@@ -61,7 +62,7 @@ def worst_rise(
         for what, number in landscape.counts.items():
             own.counts[what] += number - before[what]
     if not math.isfinite(value):
-        return "the loss overflows at this checkpoint"
+        return Refused("the loss overflows at this checkpoint")
     # the ascent starts at w: below 0 there is only the rounding between two ways of summing
     return found(max(value, 0.0), by_group.note, radius=radius)
 
@@ -75,7 +76,7 @@ def worst_rise(
     invariant=("permutation",),
     cost="21 gradients and 1 forward pass",
 )
-def worst_sharpness(checkpoint: Checkpoint, rho: float = 0.5) -> Reading | str:
+def worst_sharpness(checkpoint: Checkpoint, rho: float = 0.5) -> Reading | Refused:
     """S_max with c = 1 and the Euclidean norm; rho |g| + rho²/2 · lambda_max(H) for small rho.
 
     Source: Andriushchenko et al. 2023, section 2; rho from their grid .25 to 2. By auto-PGD, 20 steps.
@@ -93,7 +94,7 @@ def worst_sharpness(checkpoint: Checkpoint, rho: float = 0.5) -> Reading | str:
     invariant=("permutation",),
     cost="21 gradients and 1 forward pass",
 )
-def worst_sharpness_box(checkpoint: Checkpoint, rho: float = 0.002) -> Reading | str:
+def worst_sharpness_box(checkpoint: Checkpoint, rho: float = 0.002) -> Reading | Refused:
     """S_max with c = 1 and the maximum norm; rho |g|_1 for small rho.
 
     Source: as `worst_sharpness`; rho from the grid .0005 to .004. Cost: 21 gradients and 1 forward pass.
@@ -110,7 +111,7 @@ def worst_sharpness_box(checkpoint: Checkpoint, rho: float = 0.002) -> Reading |
     invariant=FUNCTION_PRESERVING,
     cost="21 gradients and 1 forward pass",
 )
-def worst_sharpness_adaptive(checkpoint: Checkpoint, rho: float = 0.5) -> Reading | str:
+def worst_sharpness_adaptive(checkpoint: Checkpoint, rho: float = 0.5) -> Reading | Refused:
     """S_max with c = |w|: the radius is relative to each weight; for small rho, rho |w g| + rho²/2 · λ_max(WHW).
 
     Source: Andriushchenko et al. 2023, section 2, after Kwon et al. 2021, whose rho it is. The search runs in
@@ -129,7 +130,7 @@ def worst_sharpness_adaptive(checkpoint: Checkpoint, rho: float = 0.5) -> Readin
     invariant=FUNCTION_PRESERVING,
     cost="21 gradients and 1 forward pass",
 )
-def worst_sharpness_adaptive_box(checkpoint: Checkpoint, rho: float = 0.02) -> Reading | str:
+def worst_sharpness_adaptive_box(checkpoint: Checkpoint, rho: float = 0.02) -> Reading | Refused:
     """S_max with c = |w| and the maximum norm; rho |w g|_1 for small rho.
 
     Source: as `worst_sharpness_adaptive`; rho = .02 is ours: with weights of about .1 the box is then about that
@@ -147,7 +148,7 @@ def worst_sharpness_adaptive_box(checkpoint: Checkpoint, rho: float = 0.02) -> R
     invariant=(*FUNCTION_PRESERVING, "logit scaling"),
     cost="21 gradients and 2 forward passes",
 )
-def worst_sharpness_normalized(checkpoint: Checkpoint, rho: float = 0.02) -> Reading | str:
+def worst_sharpness_normalized(checkpoint: Checkpoint, rho: float = 0.02) -> Reading | Refused:
     """`worst_sharpness_adaptive_box` of the loss on logits that are centred and divided by their length.
 
     Source: Andriushchenko et al. 2023, section 2 (logit normalization). Scaling the output layer does not move it.
@@ -167,7 +168,7 @@ def worst_sharpness_normalized(checkpoint: Checkpoint, rho: float = 0.02) -> Rea
     invariant=("permutation",),
     cost="1 gradient and 2 forward passes",
 )
-def sam_sharpness(checkpoint: Checkpoint, rho: float = 0.05) -> Reading | str:
+def sam_sharpness(checkpoint: Checkpoint, rho: float = 0.05) -> Reading | Refused:
     """What SAM adds to the loss: the rise at its point w + rho g / |g|, g the gradient of the whole sample set.
 
     ``more`` holds the first-order part rho |g|. rho = .05 is the paper's for CIFAR. Cost: 1 gradient and 2 forward
@@ -185,7 +186,7 @@ def sam_sharpness(checkpoint: Checkpoint, rho: float = 0.05) -> Reading | str:
     invariant=("permutation",),
     cost="1 gradient and 2 forward passes",
 )
-def asam_sharpness(checkpoint: Checkpoint, rho: float = 0.5, eta: float = 0.01) -> Reading | str:
+def asam_sharpness(checkpoint: Checkpoint, rho: float = 0.5, eta: float = 0.01) -> Reading | Refused:
     """The same with a radius relative to each weight. With eta = 0 no rescaling of layers would move it; .01 does.
 
     rho and eta are the paper's for CIFAR. Cost: 1 gradient and 2 forward passes.
@@ -202,7 +203,7 @@ def asam_sharpness(checkpoint: Checkpoint, rho: float = 0.5, eta: float = 0.01) 
     invariant=("permutation",),
     cost="about 15 gradients",
 )
-def keskar_sharpness(checkpoint: Checkpoint, eps: float = 1e-3, iterations: int = 10) -> Reading | str:
+def keskar_sharpness(checkpoint: Checkpoint, eps: float = 1e-3, iterations: int = 10) -> Reading | Refused:
     """Largest loss in a small box, relative, in percent: by 10 iterations of L-BFGS-B from w, as in the paper.
 
     eps = .001 is one of the paper's two (the other: .0005). The 1 in the box breaks every invariance to scale.
@@ -211,13 +212,13 @@ def keskar_sharpness(checkpoint: Checkpoint, eps: float = 1e-3, iterations: int 
     here = checkpoint.loss
     best = largest_in_box(checkpoint.landscape, eps * (checkpoint.theta.double().abs() + 1), iterations)
     if not (math.isfinite(best) and math.isfinite(here)):
-        return "the loss overflows in the box"
+        return Refused("the loss overflows in the box")
     if here <= -1:
-        return f"the loss is {here:.3g}: the measure divides by 1 + loss, which must be positive"
+        return Refused(f"the loss is {here:.3g}: the measure divides by 1 + loss, which must be positive")
     return found(100 * max(best - here, 0.0) / (1 + here), f"L-BFGS-B, {iterations} iterations")
 
 
-def _one_step(checkpoint: Checkpoint, metric: Tensor, rho: float) -> Reading | str:
+def _one_step(checkpoint: Checkpoint, metric: Tensor, rho: float) -> Reading | Refused:
     stretched = metric * checkpoint.gradient
     length = float(stretched.norm())
     if length == 0:
@@ -226,5 +227,5 @@ def _one_step(checkpoint: Checkpoint, metric: Tensor, rho: float) -> Reading | s
     both = torch.stack([torch.zeros_like(stretched), metric * stretched * (rho / length)])
     here, there = landscape.mean(landscape.draws(both).losses).tolist()
     if not math.isfinite(there - here):
-        return "the loss overflows at SAM's point"
+        return Refused("the loss overflows at SAM's point")
     return exact(there - here, first_order=rho * length)

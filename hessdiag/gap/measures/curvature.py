@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from hessdiag.engine.products.coordinates import Map
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.weighted_trace import COST, weighted_trace
 from hessdiag.gap.registry import Reading, measure
@@ -22,15 +23,15 @@ from hessdiag.results import Metric
 from hessdiag.track.follow import rate_of
 
 READ_OFF = "none beyond the curvature analysis"
-NO_ANALYSIS = "no curvature analysis was made of this checkpoint"
+NO_ANALYSIS = Refused("no curvature analysis was made of this checkpoint")
 
 
-def metric_of(checkpoint: Checkpoint, name: str) -> Metric | str:
+def metric_of(checkpoint: Checkpoint, name: str) -> Metric | Refused:
     """A number of the analysis; or why it is not there."""
     if checkpoint.analysis is None:
         return NO_ANALYSIS
     found = checkpoint.analysis.metrics.get(name)
-    return f"the curvature analysis was made without {name}" if found is None else found
+    return found or Refused(f"the curvature analysis was made without {name}")
 
 
 def reading_of(metric: Metric, scale: float = 1.0, note: str = "") -> Reading:
@@ -40,10 +41,10 @@ def reading_of(metric: Metric, scale: float = 1.0, note: str = "") -> Reading:
     return Reading(metric.value * scale, lo, hi, kinds.get(metric.kind, "interval"), note)
 
 
-def _read(name: str) -> Callable[[Checkpoint], Reading | str]:
-    def read(checkpoint: Checkpoint) -> Reading | str:
+def _read(name: str) -> Callable[[Checkpoint], Reading | Refused]:
+    def read(checkpoint: Checkpoint) -> Reading | Refused:
         metric = metric_of(checkpoint, name)
-        return metric if isinstance(metric, str) else reading_of(metric)
+        return metric if isinstance(metric, Refused) else reading_of(metric)
 
     read.__name__ = name
     return read
@@ -84,11 +85,13 @@ for _name, (_title, _formula, _source, _kept) in RAW.items():
     invariant=("permutation",),
     cost=READ_OFF,
 )
-def spectral_radius(checkpoint: Checkpoint) -> Reading | str:
+def spectral_radius(checkpoint: Checkpoint) -> Reading | Refused:
     """ρ(H) = max(λ_max, −λ_min); its interval from both. No invariance but permutation. Cost: none."""
     top, bottom = metric_of(checkpoint, "lambda_max"), metric_of(checkpoint, "lambda_min")
-    if isinstance(top, str) or isinstance(bottom, str):
-        return next(x for x in (top, bottom) if isinstance(x, str))
+    if isinstance(top, Refused):
+        return top
+    if isinstance(bottom, Refused):
+        return bottom
     note = "the eigenvalue of largest modulus is negative" if -bottom.value > top.value else ""
     value = max(top.value, -bottom.value)
     lo, hi = max(top.lo, -bottom.hi, 0.0), max(top.hi, -bottom.lo, 0.0)
@@ -104,10 +107,10 @@ def spectral_radius(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=READ_OFF,
 )
-def trace_per_example(checkpoint: Checkpoint) -> Reading | str:
+def trace_per_example(checkpoint: Checkpoint) -> Reading | Refused:
     """Tr H / n, n the examples measured on. No invariance but permutation. Cost: none."""
     trace = metric_of(checkpoint, "trace")
-    return trace if isinstance(trace, str) else reading_of(trace, 1 / checkpoint.examples)
+    return trace if isinstance(trace, Refused) else reading_of(trace, 1 / checkpoint.examples)
 
 
 @measure(
@@ -119,10 +122,10 @@ def trace_per_example(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=READ_OFF,
 )
-def frobenius(checkpoint: Checkpoint) -> Reading | str:
+def frobenius(checkpoint: Checkpoint) -> Reading | Refused:
     """‖H‖_F, the root of the measured square. No invariance but permutation. Cost: none."""
     square = metric_of(checkpoint, "frobenius_squared")
-    if isinstance(square, str):
+    if isinstance(square, Refused):
         return square
     lo, value, hi = (math.sqrt(max(x, 0.0)) for x in (square.lo, square.value, square.hi))
     return Reading(value, lo, hi, reading_of(square).kind)
@@ -137,13 +140,15 @@ def frobenius(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=READ_OFF,
 )
-def ws_slack(checkpoint: Checkpoint) -> Reading | str:
+def ws_slack(checkpoint: Checkpoint) -> Reading | Refused:
     """The bound over what it bounds, at least 1. No invariance but permutation. Cost: none."""
     upper, top = metric_of(checkpoint, "ws_upper"), metric_of(checkpoint, "lambda_max")
-    if isinstance(upper, str) or isinstance(top, str):
-        return next(x for x in (upper, top) if isinstance(x, str))
+    if isinstance(upper, Refused):
+        return upper
+    if isinstance(top, Refused):
+        return top
     if top.lo <= 0:
-        return f"λ_max is {top.value:.3g}, not positive for certain: a ratio to it says nothing"
+        return Refused(f"λ_max is {top.value:.3g}, not positive for certain: a ratio to it says nothing")
     value = upper.value / top.value
     return Reading(value, min(upper.lo / top.hi, value), max(upper.hi / top.lo, value), "interval")
 
@@ -157,17 +162,19 @@ def ws_slack(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=READ_OFF,
 )
-def edge_of_stability(checkpoint: Checkpoint) -> Reading | str:
+def edge_of_stability(checkpoint: Checkpoint) -> Reading | Refused:
     """λ_max over the largest curvature at which the optimizer is stable: 1 at the edge.
 
     η, β and nesterov come from the checkpoint, else from ``Problem.meta`` ("lr", "momentum", "nesterov"): the same
     limit as along a trajectory (`rate_of`). No invariance but permutation. Cost: none.
     """
-    rate, why = rate_of(None, checkpoint.facts, checkpoint.problem.meta)
+    rate = rate_of(None, checkpoint.facts, checkpoint.problem.meta)
     if rate is None:
-        return why or 'the learning rate is not known: give Problem(meta={"lr": ...})'
+        return Refused('the learning rate is not known: give Problem(meta={"lr": ...})')
+    if isinstance(rate, Refused):
+        return rate
     top = metric_of(checkpoint, "lambda_max")
-    if isinstance(top, str):
+    if isinstance(top, Refused):
         return top
     note = "a threshold for full-batch training only; between iterates it may be passed with BatchNorm"
     return reading_of(top, 1 / rate.limit, note)
@@ -182,10 +189,10 @@ def edge_of_stability(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=READ_OFF,
 )
-def lambda_max_weights(checkpoint: Checkpoint) -> Reading | str:
+def lambda_max_weights(checkpoint: Checkpoint) -> Reading | Refused:
     """λ_max ‖θ‖²: does not move when all weights are scaled together, but does per layer. Cost: none."""
     top = metric_of(checkpoint, "lambda_max")
-    return top if isinstance(top, str) else reading_of(top, float(checkpoint.theta.double().square().sum()))
+    return top if isinstance(top, Refused) else reading_of(top, float(checkpoint.theta.double().square().sum()))
 
 
 @measure(
@@ -197,7 +204,7 @@ def lambda_max_weights(checkpoint: Checkpoint) -> Reading | str:
     invariant=("layer rescaling", "permutation"),
     cost=COST,
 )
-def filter_normalised_trace(checkpoint: Checkpoint) -> Reading | str:
+def filter_normalised_trace(checkpoint: Checkpoint) -> Reading | Refused:
     """Mean curvature along random directions whose filters are as long as the weights' own.
 
     A filter is a row of a linear layer or one output channel of a convolution. Invariant to the scale of layers:
@@ -209,5 +216,5 @@ def filter_normalised_trace(checkpoint: Checkpoint) -> Reading | str:
             length = tensor.detach().flatten(1).double().square().mean(1).sqrt().to(tensor)
             maps[name] = partial(torch.mul, length.view(-1, *[1] * (tensor.dim() - 1)))
     if not maps:
-        return "no weight that counts is a matrix or a kernel: there are no filters"
+        return Refused("no weight that counts is a matrix or a kernel: there are no filters")
     return weighted_trace(checkpoint, maps, "filter-normalised trace")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hessdiag.criteria import IGNORE_INDEX, align_classes
 from hessdiag.engine.products.coordinates import Map
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint, WeightLayer
 from hessdiag.gap.measures.curvature import NO_ANALYSIS
 from hessdiag.gap.measures.observed import input_spread, passages
@@ -39,19 +40,21 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     invariant=RESCALING,
     cost="1 forward; " + COST,
 )
-def relative_flatness(checkpoint: Checkpoint) -> Reading | str:
+def relative_flatness(checkpoint: Checkpoint) -> Reading | Refused:
     """κ_tr of the penultimate weight layer (the only one, where there is one).
 
     Without a single block: with WWᵀ = RRᵀ, κ_tr is the trace of the layer's Hessian along W₀ + RΨ, Ψ any matrix.
     Invariant to the scale of layers and neurons of positively homogeneous networks, and to permutations.
     """
     layers = matrices(checkpoint)
-    if isinstance(layers, str):
+    if isinstance(layers, Refused):
         return layers
     layer = layers[-2] if len(layers) > 1 else layers[-1]
     spread = input_spread(checkpoint, layer.module)
     if spread is None:
-        return f"{layer.name} is called more than once a pass, or not with numbers: its inputs have no one scale"
+        return Refused(
+            f"{layer.name} is called more than once a pass, or not with numbers: its inputs have no one scale"
+        )
     maps = {_weight_name(layer): _tilted(layer, spread)}
     reading = weighted_trace(checkpoint, maps, f"relative flatness {layer.name}")
     return replace(reading, note=f"layer {layer.name}")
@@ -66,13 +69,13 @@ def relative_flatness(checkpoint: Checkpoint) -> Reading | str:
     invariant=RESCALING,
     cost="1 forward",
 )
-def relative_flatness_last(checkpoint: Checkpoint) -> Reading | str:
+def relative_flatness_last(checkpoint: Checkpoint) -> Reading | Refused:
     """κ_tr of the layer that gives the logits, exact: H_{s,s'} = E S_{s,s'} x xᵀ with S the loss's own Hessian.
 
     Invariances as `relative_flatness`. Cost: 1 forward.
     """
     blocks = _last_layer(checkpoint)
-    if isinstance(blocks, str):
+    if isinstance(blocks, Refused):
         return blocks
     traces = torch.einsum("nst,nd->st", blocks.curvature, blocks.inputs.square())
     value = float((blocks.gram * traces).sum())
@@ -88,14 +91,14 @@ def relative_flatness_last(checkpoint: Checkpoint) -> Reading | str:
     invariant=RESCALING,
     cost="1 forward, an eigenvalue of each pair of rows",
 )
-def relative_flatness_max(checkpoint: Checkpoint) -> Reading | str:
+def relative_flatness_max(checkpoint: Checkpoint) -> Reading | Refused:
     """κ_max of the layer that gives the logits, exact; at most 64 rows. Invariances as `relative_flatness`."""
     blocks = _last_layer(checkpoint)
-    if isinstance(blocks, str):
+    if isinstance(blocks, Refused):
         return blocks
     rows = len(blocks.gram)
     if rows > MOST_ROWS:
-        return (
+        return Refused(
             f"{rows} outputs: κ_max takes an eigenvalue of each pair of rows, and is given for {MOST_ROWS} at most"
         )
     value, x = 0.0, blocks.inputs
@@ -117,10 +120,10 @@ def relative_flatness_max(checkpoint: Checkpoint) -> Reading | str:
     invariant=("layer rescaling", "permutation"),
     cost="none beyond the curvature analysis",
 )
-def simplified_flatness(checkpoint: Checkpoint) -> Reading | str:
+def simplified_flatness(checkpoint: Checkpoint) -> Reading | Refused:
     """‖W‖_F² tr H of the penultimate weight layer. Invariant to the scale of layers, not of neurons."""
     layers = matrices(checkpoint)
-    if isinstance(layers, str):
+    if isinstance(layers, Refused):
         return layers
     return _weighed(checkpoint, [layers[-2] if len(layers) > 1 else layers[-1]])
 
@@ -134,13 +137,13 @@ def simplified_flatness(checkpoint: Checkpoint) -> Reading | str:
     invariant=("layer rescaling", "permutation"),
     cost="none beyond the curvature analysis",
 )
-def layerwise_flatness(checkpoint: Checkpoint) -> Reading | str:
+def layerwise_flatness(checkpoint: Checkpoint) -> Reading | Refused:
     """‖W‖_F² tr H summed over the weight layers. Invariant to the scale of layers, not of neurons. Cost: none."""
     layers = matrices(checkpoint)
-    return layers if isinstance(layers, str) else _weighed(checkpoint, layers)
+    return layers if isinstance(layers, Refused) else _weighed(checkpoint, layers)
 
 
-def matrices(checkpoint: Checkpoint) -> list[WeightLayer] | str:
+def matrices(checkpoint: Checkpoint) -> list[WeightLayer] | Refused:
     """Linear layers and convolutions whose weights count, in order; or why there are none."""
     names = set(checkpoint.operator.function.names)
     found = [
@@ -148,19 +151,19 @@ def matrices(checkpoint: Checkpoint) -> list[WeightLayer] | str:
         for layer in checkpoint.layers
         if isinstance(layer.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and _weight_name(layer) in names
     ]
-    return found or "no linear layer or convolution has a weight that counts"
+    return found or Refused("no linear layer or convolution has a weight that counts")
 
 
 def _weight_name(layer: WeightLayer) -> str:
     return f"{layer.name}.weight" if layer.name else "weight"
 
 
-def _weighed(checkpoint: Checkpoint, layers: list[WeightLayer]) -> Reading | str:
+def _weighed(checkpoint: Checkpoint, layers: list[WeightLayer]) -> Reading | Refused:
     if checkpoint.analysis is None:
         return NO_ANALYSIS
     traces = {layer.name: layer for layer in checkpoint.analysis.layers}
     if any(_weight_name(layer) not in traces for layer in layers):
-        return "the curvature analysis was made without traces per layer"
+        return Refused("the curvature analysis was made without traces per layer")
     pairs = [(float(layer.weight.double().square().sum()), traces[_weight_name(layer)]) for layer in layers]
     exact = all(trace.kind == "exact" for _, trace in pairs)
     value, lo, hi = (sum(size * getattr(trace, end) for size, trace in pairs) for end in ("trace", "lo", "hi"))
@@ -199,25 +202,25 @@ class _LastLayer:
     gram: Tensor
 
 
-def _last_layer(checkpoint: Checkpoint) -> _LastLayer | str:
+def _last_layer(checkpoint: Checkpoint) -> _LastLayer | Refused:
     layers = matrices(checkpoint)
-    if isinstance(layers, str):
+    if isinstance(layers, Refused):
         return layers
     layer = layers[-1]
     if not isinstance(layer.module, nn.Linear):
-        return f"the last layer {layer.name} is no linear layer: its blocks have no closed form here"
+        return Refused(f"the last layer {layer.name} is no linear layer: its blocks have no closed form here")
     inputs, curvatures = [], []
     for outputs, calls in passages(checkpoint, layer.module):
         if len(calls) != 1 or not _are_logits(checkpoint, calls[0].output, outputs):
-            return f"the model's outputs are not those of its last layer {layer.name}"
+            return Refused(f"the model's outputs are not those of its last layer {layer.name}")
         S = _by_logits(checkpoint, calls[0].output, checkpoint.operator.batches[calls[0].batch])
-        if isinstance(S, str):
+        if isinstance(S, Refused):
             return S
         inputs.append(calls[0].input.double().reshape(-1, calls[0].input.shape[-1]).cpu())
         curvatures.append(S.cpu())
     spread = input_spread(checkpoint, layer.module)
     if spread is None:
-        return f"{layer.name} is called more than once a pass: its inputs have no one scale"
+        return Refused(f"{layer.name} is called more than once a pass: its inputs have no one scale")
     spread = spread.cpu()
     weight = layer.weight.detach().double().cpu() * spread
     S = torch.cat(curvatures) / checkpoint.operator.total_weight
@@ -234,11 +237,13 @@ def _are_logits(checkpoint: Checkpoint, given: Tensor, outputs: Tensor) -> bool:
     return of_logits and torch.allclose(again, outputs, rtol=1e-5, atol=1e-6)
 
 
-def _by_logits(checkpoint: Checkpoint, outputs: Tensor, batch: object) -> Tensor | str:
+def _by_logits(checkpoint: Checkpoint, outputs: Tensor, batch: object) -> Tensor | Refused:
     """The Hessian of every row's loss by its outputs, (rows, C, C) float64."""
     problem = checkpoint.problem
     if problem.weight is not None or not isinstance(problem.criterion, str):
-        return "the loss is not one of the built-in criteria: its Hessian by the outputs is not known here"
+        return Refused(
+            "the loss is not one of the built-in criteria: its Hessian by the outputs is not known here"
+        )
     width = outputs.shape[-1]
     eye = torch.eye(width, dtype=torch.float64, device=outputs.device)
     if problem.criterion == "mse":
@@ -246,7 +251,7 @@ def _by_logits(checkpoint: Checkpoint, outputs: Tensor, batch: object) -> Tensor
     logits, targets = align_classes(outputs, problem.targets(batch), problem.criterion)
     second = targets.is_floating_point() and outputs.dim() > 2  # soft targets: classes second, as in torch
     if second or logits.shape[1] != width or len(logits) * width != outputs.numel():
-        return "the classes are not the last layer's outputs"
+        return Refused("the classes are not the last layer's outputs")
     p = logits.double().softmax(-1)
     size = targets.double().sum(-1) if targets.is_floating_point() else (targets != IGNORE_INDEX).double()
     return (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]) * size[:, None, None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hessdiag.criteria import target_of
-from hessdiag.errors import ProblemError
+from hessdiag.errors import ProblemError, Refused
 from hessdiag.gap.checkpoint import Checkpoint, WeightLayer
 from hessdiag.gap.measures.observed import same_tensor_pairs
 from hessdiag.samples import divide, map_tensors
@@ -35,7 +35,7 @@ def norm_after(checkpoint: Checkpoint) -> dict[str, WeightLayer]:
     return {one.name: two for one, two in pairs if id(one.module) in found}
 
 
-def folded_matrices(checkpoint: Checkpoint) -> list[Tensor] | str:
+def folded_matrices(checkpoint: Checkpoint) -> list[Tensor] | Refused:
     """Weights of linear layers, convolutions and embeddings as matrices (out, rest), float64, BatchNorm folded.
 
     A BatchNorm without such a layer before it is a diagonal matrix. Other normalisations are left out: they are
@@ -54,7 +54,7 @@ def folded_matrices(checkpoint: Checkpoint) -> list[Tensor] | str:
         matrices.append(matrix)
     alone = [x for x in checkpoint.layers if _has_statistics(x.module) and x.name not in folded]
     matrices += [torch.diag(norm_scale(layer.module).cpu()) for layer in alone]
-    return matrices or "the model has no linear layer, convolution or embedding"
+    return matrices or Refused("the model has no linear layer, convolution or embedding")
 
 
 def norm_scale(norm: nn.Module) -> Tensor:

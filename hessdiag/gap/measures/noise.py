@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from hessdiag.errors import UsageError, one_line
+from hessdiag.errors import Refused, UsageError, one_line
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.weighted_trace import CONFIDENCE
 from hessdiag.gap.registry import Reading, exact, measure
@@ -70,18 +69,9 @@ class _Spectrum:
     norm: float
 
 
-_DONE: WeakKeyDictionary[Checkpoint, ExampleStatistics | str] = WeakKeyDictionary()
-_SPECTRA: WeakKeyDictionary[Checkpoint, _Spectrum] = WeakKeyDictionary()
-
-
-def example_statistics(checkpoint: Checkpoint) -> ExampleStatistics | str:
+def example_statistics(checkpoint: Checkpoint) -> ExampleStatistics | Refused:
     """One pass over the examples' gradients, made once per checkpoint; or why it cannot be had. One gradient."""
-    if checkpoint not in _DONE:
-        try:
-            _DONE[checkpoint] = _pass(checkpoint)
-        except (RuntimeError, TypeError, ValueError, UsageError) as error:
-            _DONE[checkpoint] = f"gradients of single examples cannot be had here: {one_line(error, 120)}"
-    return _DONE[checkpoint]
+    return checkpoint.once("example statistics", lambda: _statistics(checkpoint))
 
 
 @measure(
@@ -93,10 +83,10 @@ def example_statistics(checkpoint: Checkpoint) -> ExampleStatistics | str:
     invariant=("permutation",),
     cost=ONE_PASS,
 )
-def gradient_noise(checkpoint: Checkpoint) -> Reading | str:
+def gradient_noise(checkpoint: Checkpoint) -> Reading | Refused:
     """Tr Σ on the sample set. No invariance but permutation. Cost: the pass over examples."""
     statistics = example_statistics(checkpoint)
-    return statistics if isinstance(statistics, str) else exact(statistics.trace)
+    return statistics if isinstance(statistics, Refused) else exact(statistics.trace)
 
 
 @measure(
@@ -108,13 +98,13 @@ def gradient_noise(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=ONE_PASS,
 )
-def gradient_noise_max(checkpoint: Checkpoint) -> Reading | str:
+def gradient_noise_max(checkpoint: Checkpoint) -> Reading | Refused:
     """λ_max(Σ) by the examples' inner products. No invariance but permutation. Cost: the pass over examples.
 
     Where not all gradients fit into 256 MiB it is that of every k-th example, which the note says.
     """
     statistics = example_statistics(checkpoint)
-    if isinstance(statistics, str):
+    if isinstance(statistics, Refused):
         return statistics
     return exact(max(float(_spectrum(checkpoint, statistics).values[-1]), 0.0), statistics.note)
 
@@ -128,18 +118,20 @@ def gradient_noise_max(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=ONE_PASS,
 )
-def noise_scale(checkpoint: Checkpoint) -> Reading | str:
+def noise_scale(checkpoint: Checkpoint) -> Reading | Refused:
     """The batch size at which noise and gradient are equal, in examples. Cost: the pass over examples.
 
     ``more``: ``temperature`` η/B where ``Problem.meta`` has "lr" and "batch_size".
     """
     statistics = example_statistics(checkpoint)
-    if isinstance(statistics, str):
+    if isinstance(statistics, Refused):
         return statistics
     spread = statistics.trace / len(statistics.squares)
     square = float(statistics.mean.square().sum()) - spread
     if square <= 0:
-        return "the mean gradient is smaller than its own noise over these examples: the ratio is not resolved"
+        return Refused(
+            "the mean gradient is smaller than its own noise over these examples: the ratio is not resolved"
+        )
     value = statistics.trace / square
     rate, batch = (_positive(checkpoint.meta.get(name)) for name in ("lr", "batch_size"))
     return exact(value) if rate is None or batch is None else exact(value, temperature=rate / batch)
@@ -154,14 +146,14 @@ def noise_scale(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=f"{KNOWN + PROBES} products, {ONE_PASS}",
 )
-def noise_alignment(checkpoint: Checkpoint) -> Reading | str:
+def noise_alignment(checkpoint: Checkpoint) -> Reading | Refused:
     """Tr(HΣ): what one step of noise costs to second order, times 2/η². Cost: 20 products and the pass.
 
     The 10 leading directions of Σ one by one, probes on the rest. ``more``: ``cosine``, tr(HΣ)/(‖H‖_F ‖Σ‖_F) where
     the analysis has ‖H‖_F. No invariance but permutation.
     """
     statistics = example_statistics(checkpoint)
-    if isinstance(statistics, str):
+    if isinstance(statistics, Refused):
         return statistics
     spectrum = _spectrum(checkpoint, statistics)
     scale = statistics.trace / max(spectrum.trace, 1e-300)
@@ -182,6 +174,13 @@ def noise_alignment(checkpoint: Checkpoint) -> Reading | str:
         return Reading(value, value, value, "exact", statistics.note, more)
     _, lo, hi = mean_interval(samples, CONFIDENCE)
     return Reading(value, lo, hi, "draws", statistics.note, more)
+
+
+def _statistics(checkpoint: Checkpoint) -> ExampleStatistics | Refused:
+    try:
+        return _pass(checkpoint)
+    except (RuntimeError, TypeError, ValueError, UsageError) as error:
+        return Refused(f"gradients of single examples cannot be had here: {one_line(error, 120)}")
 
 
 def _pass(checkpoint: Checkpoint) -> ExampleStatistics:
@@ -207,23 +206,22 @@ def _pass(checkpoint: Checkpoint) -> ExampleStatistics:
 
 
 def _spectrum(checkpoint: Checkpoint, statistics: ExampleStatistics) -> _Spectrum:
-    if checkpoint not in _SPECTRA:
-        kept = statistics.kept
-        gram = torch.zeros(len(kept), len(kept), dtype=torch.float64, device=kept.device)
-        for part in torch.split(kept, 2**16, dim=1):
-            gram += part @ part.T
-        gram = gram.cpu() / max(len(kept) - 1, 1)
-        if len(kept) <= 4 * KNOWN:
-            values, vectors = np.linalg.eigh(gram.numpy())
-        else:
-            start = _signs(len(kept), checkpoint.seed, -1).numpy()
-            values, vectors = eigsh(gram.numpy(), k=KNOWN, which="LA", v0=start)
-            order = np.argsort(values)
-            values, vectors = values[order], vectors[:, order]
-        _SPECTRA[checkpoint] = _Spectrum(
-            torch.from_numpy(values), torch.from_numpy(vectors), float(gram.trace()), float(gram.norm())
-        )
-    return _SPECTRA[checkpoint]
+    return checkpoint.once("gradient noise spectrum", lambda: _eigenvalues(statistics.kept, checkpoint.seed))
+
+
+def _eigenvalues(kept: Tensor, seed: int) -> _Spectrum:
+    gram = torch.zeros(len(kept), len(kept), dtype=torch.float64, device=kept.device)
+    for part in torch.split(kept, 2**16, dim=1):
+        gram += part @ part.T
+    gram = gram.cpu() / max(len(kept) - 1, 1)
+    if len(kept) <= 4 * KNOWN:
+        values, vectors = np.linalg.eigh(gram.numpy())
+    else:
+        start = _signs(len(kept), seed, -1).numpy()
+        values, vectors = eigsh(gram.numpy(), k=KNOWN, which="LA", v0=start)
+        order = np.argsort(values)
+        values, vectors = values[order], vectors[:, order]
+    return _Spectrum(torch.from_numpy(values), torch.from_numpy(vectors), float(gram.trace()), float(gram.norm()))
 
 
 def _forms(checkpoint: Checkpoint, statistics: ExampleStatistics, weights: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.pac_bayes import distance_squared
 from hessdiag.gap.registry import Reading, found, measure
@@ -19,7 +20,7 @@ from hessdiag.gap.registry import Reading, found, measure
     invariant=("permutation",),
     cost="one gradient per output and example",
 )
-def nso_trace_term(checkpoint: Checkpoint) -> Reading | str:
+def nso_trace_term(checkpoint: Checkpoint) -> Reading | Refused:
     """The term √(C α r²/m) of L(w) ≤ (1 + e) L̂(w) + (1 + e) √(C α r²/m) + ξ, with the constant 1 of the paper.
 
     C is the largest loss and α the largest trace of an example's Hessian among those measured, r = |w − w₀| this
@@ -30,13 +31,13 @@ def nso_trace_term(checkpoint: Checkpoint) -> Reading | str:
     Cost: one gradient per output and example.
     """
     distance = distance_squared(checkpoint)
-    if isinstance(distance, str):
+    if isinstance(distance, Refused):
         return distance
     trace = gauss_newton_trace(checkpoint.operator, seed=checkpoint.seed)
-    if isinstance(trace, str):
-        return f"traces of single examples cannot be had: {trace}"
+    if isinstance(trace, Refused):
+        return Refused(f"traces of single examples cannot be had: {trace}")
     if not trace.exact:
-        return "traces of single examples are estimated here, and the largest of estimates would be noise"
+        return Refused("traces of single examples are estimated here, and the largest of estimates would be noise")
     kept = trace.counts > 0
     alpha = float((trace.per_example[0][kept] / trace.counts[kept]).max())
     worst = float(checkpoint.scores.loss.max())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hessdiag.criteria import IGNORE_INDEX
 from hessdiag.engine.landscape.scores import classes
-from hessdiag.errors import UsageError, one_line
+from hessdiag.errors import Refused, UsageError, one_line
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.folding import folded_matrices, path_outputs
 from hessdiag.gap.measures.noise import example_statistics
@@ -34,7 +34,7 @@ BLIND = ("layer rescaling", "neuron rescaling", "permutation")
     invariant=("permutation",),
     cost="none",
 )
-def weight_norm(checkpoint: Checkpoint) -> Reading | str:
+def weight_norm(checkpoint: Checkpoint) -> Reading | Refused:
     """‖θ‖₂ of the parameters that count, as trained. No invariance but permutation. Cost: none."""
     return exact(float(checkpoint.theta.double().norm()))
 
@@ -47,10 +47,10 @@ def weight_norm(checkpoint: Checkpoint) -> Reading | str:
     source=JIANG + "; Nagarajan & Kolter 2019",
     cost="none",
 )
-def distance_from_start(checkpoint: Checkpoint) -> Reading | str:
+def distance_from_start(checkpoint: Checkpoint) -> Reading | Refused:
     """‖θ − θ₀‖₂; needs the initial weights. No invariance: θ₀ stays where it was. Cost: none."""
     if checkpoint.start is None:
-        return "the initial weights are not known: give them to know how far training went"
+        return Refused("the initial weights are not known: give them to know how far training went")
     return exact(float((checkpoint.theta.double() - checkpoint.start.double()).norm()))
 
 
@@ -63,10 +63,10 @@ def distance_from_start(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost="1 forward of a batch, where there is BatchNorm",
 )
-def frobenius_sum(checkpoint: Checkpoint) -> Reading | str:
+def frobenius_sum(checkpoint: Checkpoint) -> Reading | Refused:
     """Σ ‖W_l‖_F², BatchNorm folded. No invariance but permutation."""
     weights = folded_matrices(checkpoint)
-    return weights if isinstance(weights, str) else exact(sum(float(W.square().sum()) for W in weights))
+    return weights if isinstance(weights, Refused) else exact(sum(float(W.square().sum()) for W in weights))
 
 
 @measure(
@@ -78,10 +78,10 @@ def frobenius_sum(checkpoint: Checkpoint) -> Reading | str:
     invariant=("layer rescaling", "permutation"),
     cost="1 forward of a batch, where there is BatchNorm",
 )
-def log_spectral_product(checkpoint: Checkpoint) -> Reading | str:
+def log_spectral_product(checkpoint: Checkpoint) -> Reading | Refused:
     """Σ ln ‖W_l‖₂, BatchNorm folded. Invariant to the scale of layers, not of neurons."""
     value = _log_spectral(checkpoint)
-    return value if isinstance(value, str) else exact(value)
+    return value if isinstance(value, Refused) else exact(value)
 
 
 @measure(
@@ -93,11 +93,13 @@ def log_spectral_product(checkpoint: Checkpoint) -> Reading | str:
     invariant=("layer rescaling", "logit scaling", "permutation"),
     cost="1 forward",
 )
-def log_spectral_over_margin(checkpoint: Checkpoint) -> Reading | str:
+def log_spectral_over_margin(checkpoint: Checkpoint) -> Reading | Refused:
     """The log of Π‖W_l‖₂² / γ². Invariant to the scale of layers, that of the logits included; not of neurons."""
     value, margin = _log_spectral(checkpoint), typical_margin(checkpoint)
-    if isinstance(value, str) or isinstance(margin, str):
-        return next(x for x in (value, margin) if isinstance(x, str))
+    if isinstance(value, Refused):
+        return value
+    if isinstance(margin, Refused):
+        return margin
     return exact(2 * value - 2 * math.log(margin))
 
 
@@ -110,7 +112,7 @@ def log_spectral_over_margin(checkpoint: Checkpoint) -> Reading | str:
     invariant=BLIND,
     cost="3 forwards of one example",
 )
-def path_norm(checkpoint: Checkpoint) -> Reading | str:
+def path_norm(checkpoint: Checkpoint) -> Reading | Refused:
     """Root of the sum over paths of squared products of weights, BatchNorm folded, biases as paths of their own.
 
     A last softmax or log-softmax module is the loss's, and left out. Where activations are not piecewise linear it
@@ -120,13 +122,15 @@ def path_norm(checkpoint: Checkpoint) -> Reading | str:
     try:
         outputs = [path_outputs(checkpoint, scale) for scale in (1.0, 2.0, 3.0)]
     except (RuntimeError, TypeError, ValueError, UsageError) as error:
-        return f"the network does not run on squared weights and an input of ones: {one_line(error, 120)}"
+        return Refused(f"the network does not run on squared weights and an input of ones: {one_line(error, 120)}")
     if any(x is None for x in outputs):
-        return "the input is not made of numbers (tokens): paths start at input features"
+        return Refused("the input is not made of numbers (tokens): paths start at input features")
     one, two, three = (x for x in outputs if x is not None)
     bend = float((three - 2 * two + one).abs().max())
     if not math.isfinite(bend) or bend > 1e-9 * float(three.abs().max()) or bool((one < 0).any()):
-        return "some layer is not positively homogeneous (tanh, GELU, LayerNorm): its paths have no length"
+        return Refused(
+            "some layer is not positively homogeneous (tanh, GELU, LayerNorm): its paths have no length"
+        )
     return exact(math.sqrt(float(one.sum())))
 
 
@@ -139,10 +143,10 @@ def path_norm(checkpoint: Checkpoint) -> Reading | str:
     invariant=BLIND,
     cost="1 forward",
 )
-def inverse_margin(checkpoint: Checkpoint) -> Reading | str:
+def inverse_margin(checkpoint: Checkpoint) -> Reading | Refused:
     """1/γ². A function of the outputs alone: blind to every rescaling that keeps them. Cost: 1 forward."""
     margin = typical_margin(checkpoint)
-    return margin if isinstance(margin, str) else exact(margin**-2, margin=margin)
+    return margin if isinstance(margin, Refused) else exact(margin**-2, margin=margin)
 
 
 @measure(
@@ -154,40 +158,40 @@ def inverse_margin(checkpoint: Checkpoint) -> Reading | str:
     invariant=BLIND,
     cost="1 gradient per example, shared with the measures of gradient noise",
 )
-def fisher_rao(checkpoint: Checkpoint) -> Reading | str:
+def fisher_rao(checkpoint: Checkpoint) -> Reading | Refused:
     """Root of the mean of ⟨θ, ∇ℓ⟩² over examples.
 
     For a network positively homogeneous of degree L with cross-entropy, ⟨θ, ∇ℓ⟩ = L (⟨p, f⟩ − f_y); where
     f(2θ) = 2ᴸ f(θ) holds, that side is given too (``closed_form``). Invariant to the scale of layers and neurons.
     """
     statistics = example_statistics(checkpoint)
-    if isinstance(statistics, str):
+    if isinstance(statistics, Refused):
         return statistics
     value = float(statistics.along.square().mean().sqrt())
     closed = _closed_fisher_rao(checkpoint)
     return exact(value) if closed is None else exact(value, degree=closed[0], closed_form=closed[1])
 
 
-def typical_margin(checkpoint: Checkpoint) -> float | str:
+def typical_margin(checkpoint: Checkpoint) -> float | Refused:
     """γ, the 10th percentile of the margins; or why 1/γ says nothing."""
     margins = checkpoint.scores.margin
     if margins is None or not len(margins):
-        return "there are no integer classes, and so no margins"
+        return Refused("there are no integer classes, and so no margins")
     margin = float(torch.quantile(margins.double(), QUANTILE))
     if margin <= 0:
-        return (
+        return Refused(
             f"the margin's 10th percentile is {margin:.3g}: more than a tenth is misclassified, 1/γ says nothing"
         )
     return margin
 
 
-def _log_spectral(checkpoint: Checkpoint) -> float | str:
+def _log_spectral(checkpoint: Checkpoint) -> float | Refused:
     weights = folded_matrices(checkpoint)
-    if isinstance(weights, str):
+    if isinstance(weights, Refused):
         return weights
     norms = [float(torch.linalg.matrix_norm(W, 2)) for W in weights]
     if min(norms) <= 0:
-        return "a layer's weights are all zero: the logarithm of its norm does not exist"
+        return Refused("a layer's weights are all zero: the logarithm of its norm does not exist")
     return sum(math.log(norm) for norm in norms)
 
 

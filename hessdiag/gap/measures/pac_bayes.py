@@ -13,12 +13,13 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.tolerated import EPS, Radius, noise_radius, worst_radius
 from hessdiag.gap.registry import Reading, measure
 
 JIANG = "Jiang et al. 2020 (arXiv 1912.02178), equation"
-NO_START = "the initial weights are not given: distances from them are not known"
+NO_START = Refused("the initial weights are not given: distances from them are not known")
 NOISE_COST = "about 200 forward passes, shared by the measures with this sigma"
 WORST_COST = "about 100 gradients, shared by the measures with this alpha"
 BETWEEN = 33  # points of sigma's interval at which a complexity that need not be monotone is looked at
@@ -33,10 +34,10 @@ BETWEEN = 33  # points of sigma's interval at which a complexity that need not b
     invariant=("permutation",),
     cost=NOISE_COST,
 )
-def pac_bayes_init(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_init(checkpoint: Checkpoint) -> Reading | Refused:
     """(48): σ tolerates a mean drop of accuracy of 0.1 under N(0, σ² I). Cost: σ's, about 200 forward passes."""
     distance = distance_squared(checkpoint)
-    return distance if isinstance(distance, str) else _flat(checkpoint, distance)
+    return distance if isinstance(distance, Refused) else _flat(checkpoint, distance)
 
 
 @measure(
@@ -48,7 +49,7 @@ def pac_bayes_init(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=NOISE_COST,
 )
-def pac_bayes_origin(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_origin(checkpoint: Checkpoint) -> Reading | Refused:
     """(49): as `pac_bayes_init` with |w| for |w − w₀|. Cost: σ's."""
     return _flat(checkpoint, square(checkpoint.theta))
 
@@ -62,7 +63,7 @@ def pac_bayes_origin(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=NOISE_COST,
 )
-def pac_bayes_flatness(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_flatness(checkpoint: Checkpoint) -> Reading | Refused:
     """(53): 1/σ². Cost: σ's."""
     return _over_radius(checkpoint, noise_radius(checkpoint, magnitude=False), lambda s: 1 / s**2)
 
@@ -76,13 +77,13 @@ def pac_bayes_flatness(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=f"{WORST_COST}; {NOISE_COST}",
 )
-def pac_bayes_sharpness_init(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_sharpness_init(checkpoint: Checkpoint) -> Reading | Refused:
     """(51): α is the smallest box |u_i| ≤ α with a point found where accuracy is lower by 0.1.
 
     Cost: α's and σ's.
     """
     distance = distance_squared(checkpoint)
-    return distance if isinstance(distance, str) else _sharp(checkpoint, distance)
+    return distance if isinstance(distance, Refused) else _sharp(checkpoint, distance)
 
 
 @measure(
@@ -94,7 +95,7 @@ def pac_bayes_sharpness_init(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=f"{WORST_COST}; {NOISE_COST}",
 )
-def pac_bayes_sharpness_origin(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_sharpness_origin(checkpoint: Checkpoint) -> Reading | Refused:
     """(52): as `pac_bayes_sharpness_init` with |w| for |w − w₀|. Cost: α's and σ's."""
     return _sharp(checkpoint, square(checkpoint.theta))
 
@@ -108,7 +109,7 @@ def pac_bayes_sharpness_origin(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=WORST_COST,
 )
-def pac_bayes_sharpness(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_sharpness(checkpoint: Checkpoint) -> Reading | Refused:
     """(54): 1/α². Cost: α's, about 100 gradients."""
     return _over_alpha(checkpoint, worst_radius(checkpoint, magnitude=False))
 
@@ -122,10 +123,10 @@ def pac_bayes_sharpness(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=NOISE_COST,
 )
-def pac_bayes_magnitude_init(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_magnitude_init(checkpoint: Checkpoint) -> Reading | Refused:
     """(56): s = σ' tolerates a drop of 0.1 under N(0, σ'² w_i² + e²), e = .001. Cost: σ's."""
     distance = distance_squared(checkpoint)
-    return distance if isinstance(distance, str) else _magnitude(checkpoint, distance)
+    return distance if isinstance(distance, Refused) else _magnitude(checkpoint, distance)
 
 
 @measure(
@@ -137,7 +138,7 @@ def pac_bayes_magnitude_init(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=NOISE_COST,
 )
-def pac_bayes_magnitude_origin(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_magnitude_origin(checkpoint: Checkpoint) -> Reading | Refused:
     """(57): |w|² in the numerator, the distances from w₀ still below. Cost: σ's."""
     return _magnitude(checkpoint, square(checkpoint.theta))
 
@@ -151,7 +152,7 @@ def pac_bayes_magnitude_origin(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=NOISE_COST,
 )
-def pac_bayes_magnitude_flatness(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_magnitude_flatness(checkpoint: Checkpoint) -> Reading | Refused:
     """(61): 1/σ'². Without the .001 a rescaling of layers would not move it; small weights feel it. Cost: σ's."""
     return _over_radius(checkpoint, noise_radius(checkpoint, magnitude=True), lambda s: 1 / s**2)
 
@@ -165,7 +166,7 @@ def pac_bayes_magnitude_flatness(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost=WORST_COST,
 )
-def pac_bayes_magnitude_sharpness(checkpoint: Checkpoint) -> Reading | str:
+def pac_bayes_magnitude_sharpness(checkpoint: Checkpoint) -> Reading | Refused:
     """(62): 1/α'². Cost: α's."""
     return _over_alpha(checkpoint, worst_radius(checkpoint, magnitude=True))
 
@@ -175,7 +176,7 @@ def square(vector: Tensor) -> float:
     return float(vector.double().square().sum())
 
 
-def distance_squared(checkpoint: Checkpoint) -> float | str:
+def distance_squared(checkpoint: Checkpoint) -> float | Refused:
     """|w − w₀|²."""
     return NO_START if checkpoint.start is None else square(checkpoint.theta.double() - checkpoint.start.double())
 
@@ -184,7 +185,7 @@ def _rest(checkpoint: Checkpoint, sigma: float) -> float:
     return math.log(checkpoint.training_size / sigma) + 10
 
 
-def _flat(checkpoint: Checkpoint, square: float) -> Reading | str:
+def _flat(checkpoint: Checkpoint, square: float) -> Reading | Refused:
     return _over_radius(
         checkpoint,
         noise_radius(checkpoint, magnitude=False),
@@ -192,7 +193,7 @@ def _flat(checkpoint: Checkpoint, square: float) -> Reading | str:
     )
 
 
-def _magnitude(checkpoint: Checkpoint, square: float) -> Reading | str:
+def _magnitude(checkpoint: Checkpoint, square: float) -> Reading | Refused:
     start = checkpoint.start
     if start is None:
         return NO_START
@@ -206,18 +207,20 @@ def _magnitude(checkpoint: Checkpoint, square: float) -> Reading | str:
     return _over_radius(checkpoint, noise_radius(checkpoint, magnitude=True), complexity)
 
 
-def _sharp(checkpoint: Checkpoint, square: float) -> Reading | str:
+def _sharp(checkpoint: Checkpoint, square: float) -> Reading | Refused:
     alpha, sigma = worst_radius(checkpoint, magnitude=False), noise_radius(checkpoint, magnitude=False)
-    if isinstance(alpha, str) or isinstance(sigma, str):
-        return alpha if isinstance(alpha, str) else str(sigma)
+    if isinstance(alpha, Refused):
+        return alpha
+    if isinstance(sigma, Refused):
+        return sigma
     first = square * math.log(2 * checkpoint.size) / (4 * alpha.value**2)
     value, low = (_reported(checkpoint, first + _rest(checkpoint, s)) for s in (sigma.value, sigma.hi))
     more = {"complexity": first + _rest(checkpoint, sigma.value), "alpha": alpha.value, "sigma": sigma.value}
     return Reading(value, low, math.inf, "search", "alpha found by ascent; the true one is no larger", more)
 
 
-def _over_alpha(checkpoint: Checkpoint, alpha: Radius | str) -> Reading | str:
-    if isinstance(alpha, str):
+def _over_alpha(checkpoint: Checkpoint, alpha: Radius | Refused) -> Reading | Refused:
+    if isinstance(alpha, Refused):
         return alpha
     value = _reported(checkpoint, 1 / alpha.value**2)
     more = {"complexity": 1 / alpha.value**2, "alpha": alpha.value}
@@ -225,13 +228,13 @@ def _over_alpha(checkpoint: Checkpoint, alpha: Radius | str) -> Reading | str:
 
 
 def _over_radius(
-    checkpoint: Checkpoint, sigma: Radius | str, complexity: Callable[[float], float]
-) -> Reading | str:
+    checkpoint: Checkpoint, sigma: Radius | Refused, complexity: Callable[[float], float]
+) -> Reading | Refused:
     """√(C(σ)/m) with the range of C over σ's interval."""
-    if isinstance(sigma, str):
+    if isinstance(sigma, Refused):
         return sigma
     if sigma.lo <= 0:
-        return (
+        return Refused(
             f"accuracy falls by 0.1 or more, within its error, at any noise down to {sigma.hi:.2g}: no lower end"
         )
     inside = np.geomspace(sigma.lo, sigma.hi, BETWEEN)

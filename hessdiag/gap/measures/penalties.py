@@ -6,10 +6,11 @@ NSO's own terms are `sam_sharpness` and `noise_stability`.
 
 from __future__ import annotations
 
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.measures.curvature import metric_of
 from hessdiag.gap.measures.perturbations import NSO_SIGMA
 from hessdiag.gap.registry import Reading, measure
-from hessdiag.results import Metric
 
 MU = 0.01  # of SpectralRadius and HSR
 TRACE_MU = 1e-3  # of TracePenalty
@@ -24,7 +25,7 @@ TRACE_MU = 1e-3  # of TracePenalty
     invariant=("permutation",),
     cost="none beyond the analysis",
 )
-def nso_penalty(checkpoint: Checkpoint) -> Reading | str:
+def nso_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """σ²/2 · tr H, what averaging over Gaussian noise adds to the loss, to second order. Cost: none of its own."""
     return _scaled(checkpoint, "trace", NSO_SIGMA**2 / 2)
 
@@ -38,7 +39,7 @@ def nso_penalty(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost="none beyond the analysis",
 )
-def trace_penalty(checkpoint: Checkpoint) -> Reading | str:
+def trace_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """μ tr H. Cost: none of its own."""
     return _scaled(checkpoint, "trace", TRACE_MU)
 
@@ -52,7 +53,7 @@ def trace_penalty(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost="none beyond the analysis",
 )
-def hsr_penalty(checkpoint: Checkpoint) -> Reading | str:
+def hsr_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """μ (m + s √(P − 1)) of the whole sample set. Cost: none of its own."""
     return _scaled(checkpoint, "ws_upper", MU)
 
@@ -66,27 +67,22 @@ def hsr_penalty(checkpoint: Checkpoint) -> Reading | str:
     invariant=("permutation",),
     cost="none beyond the analysis",
 )
-def spectral_radius_penalty(checkpoint: Checkpoint) -> Reading | str:
+def spectral_radius_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """μ ρ of the whole sample set; training penalises each batch's own, which is larger on average. Cost: none."""
-    top, bottom = _metric(checkpoint, "lambda_max"), _metric(checkpoint, "lambda_min")
-    if isinstance(top, str) or isinstance(bottom, str):
-        return top if isinstance(top, str) else str(bottom)
+    top, bottom = metric_of(checkpoint, "lambda_max"), metric_of(checkpoint, "lambda_min")
+    if isinstance(top, Refused):
+        return top
+    if isinstance(bottom, Refused):
+        return bottom
     ends = [
         max(high, -low, 0.0) for high, low in ((top.value, bottom.value), (top.lo, bottom.hi), (top.hi, bottom.lo))
     ]
     return _reading(checkpoint, MU * ends[0], MU * ends[1], MU * ends[2])
 
 
-def _metric(checkpoint: Checkpoint, quantity: str) -> Metric | str:
-    if checkpoint.analysis is None:
-        return "there is no analysis of this checkpoint to read it off"
-    metric = checkpoint.analysis.metrics.get(quantity)
-    return metric or f"the analysis does not hold {quantity}"
-
-
-def _scaled(checkpoint: Checkpoint, quantity: str, strength: float) -> Reading | str:
-    metric = _metric(checkpoint, quantity)
-    if isinstance(metric, str):
+def _scaled(checkpoint: Checkpoint, quantity: str, strength: float) -> Reading | Refused:
+    metric = metric_of(checkpoint, quantity)
+    if isinstance(metric, Refused):
         return metric
     return _reading(checkpoint, strength * metric.value, strength * metric.lo, strength * metric.hi)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from hessdiag.engine.landscape.landscape import Landscape
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Reading, measure
 from hessdiag.spectral.interval import mean_interval
@@ -28,7 +29,7 @@ CHUNK_BYTES = 64 * 2**20  # of directions held at once
 RADII = (0.001, 0.005, 0.01, 0.02)  # standard deviations of NSO's own measurements, arXiv 2306.08553
 NSO_SIGMA = 0.01  # NSO's own for CIFAR
 ANDRIUSHCHENKO = "Andriushchenko et al. 2023 (arXiv 2302.07011), section 2"
-NO_CLASSES = "there are no integer classes, whose logits could be normalised"
+NO_CLASSES = Refused("there are no integer classes, whose logits could be normalised")
 
 
 def directions(checkpoint: Checkpoint, law: Law, number: int) -> Iterator[Tensor]:
@@ -81,10 +82,10 @@ def rises(
     return torch.cat(found).numpy()
 
 
-def averaged(values: NDArray[np.float64], more: Mapping[str, float] | None = None) -> Reading | str:
+def averaged(values: NDArray[np.float64], more: Mapping[str, float] | None = None) -> Reading | Refused:
     """The mean of independent draws with its 95 % interval; or why there is none."""
     if not np.isfinite(values).all():
-        return "the loss overflows under these perturbations"
+        return Refused("the loss overflows under these perturbations")
     _, lo, hi = mean_interval(values, CONFIDENCE)
     return Reading(float(values.mean()), lo, hi, "draws", more=more or {})
 
@@ -104,7 +105,7 @@ def small_radius_limit(checkpoint: Checkpoint, variance: float) -> dict[str, flo
     invariant=("permutation",),
     cost="21 forward passes",
 )
-def average_sharpness(checkpoint: Checkpoint, rho: float = 0.05) -> Reading | str:
+def average_sharpness(checkpoint: Checkpoint, rho: float = 0.05) -> Reading | Refused:
     """S_avg with c = 1: E L(w + d) − L(w) for d ~ N(0, rho² I); rho²/2 · tr H for small rho.
 
     Source: Andriushchenko et al. 2023, section 2; rho at the lower end of their grid .05 to .4, as weights
@@ -123,7 +124,7 @@ def average_sharpness(checkpoint: Checkpoint, rho: float = 0.05) -> Reading | st
     invariant=("permutation",),
     cost="21 forward passes",
 )
-def average_sharpness_box(checkpoint: Checkpoint, rho: float = 0.1) -> Reading | str:
+def average_sharpness_box(checkpoint: Checkpoint, rho: float = 0.1) -> Reading | Refused:
     """The same for d uniform on the box |d_i| ≤ rho; rho²/6 · tr H for small rho.
 
     Source: as `average_sharpness`, whose box grid begins at .1. Unmoved in law by permuting neurons.
@@ -141,7 +142,7 @@ def average_sharpness_box(checkpoint: Checkpoint, rho: float = 0.1) -> Reading |
     invariant=("layer rescaling", "neuron rescaling", "permutation"),
     cost="21 forward passes",
 )
-def average_sharpness_adaptive(checkpoint: Checkpoint, rho: float = 0.1) -> Reading | str:
+def average_sharpness_adaptive(checkpoint: Checkpoint, rho: float = 0.1) -> Reading | Refused:
     """S_avg with c = |w|: the noise is relative to each weight; rho²/2 · tr(diag(w²) H) for small rho.
 
     Source: Andriushchenko et al. 2023, section 2; rho from their grid .05 to .4. A rescaling of layers or neurons
@@ -159,7 +160,7 @@ def average_sharpness_adaptive(checkpoint: Checkpoint, rho: float = 0.1) -> Read
     invariant=("layer rescaling", "neuron rescaling", "permutation"),
     cost="21 forward passes",
 )
-def average_sharpness_adaptive_box(checkpoint: Checkpoint, rho: float = 0.2) -> Reading | str:
+def average_sharpness_adaptive_box(checkpoint: Checkpoint, rho: float = 0.2) -> Reading | Refused:
     """The same for d uniform on |d_i| ≤ rho |w_i|; rho²/6 · tr(diag(w²) H) for small rho.
 
     Source: as `average_sharpness_adaptive`; rho from the grid .1 to .8. Cost: 21 forward passes.
@@ -176,7 +177,7 @@ def average_sharpness_adaptive_box(checkpoint: Checkpoint, rho: float = 0.2) -> 
     invariant=("layer rescaling", "neuron rescaling", "logit scaling", "permutation"),
     cost="22 forward passes",
 )
-def average_sharpness_normalized(checkpoint: Checkpoint, rho: float = 0.1) -> Reading | str:
+def average_sharpness_normalized(checkpoint: Checkpoint, rho: float = 0.1) -> Reading | Refused:
     """`average_sharpness_adaptive` of the loss on logits that are centred and divided by their length.
 
     Source: Andriushchenko et al. 2023, section 2 (logit normalization). Scaling the whole output layer does not
@@ -196,24 +197,22 @@ def average_sharpness_normalized(checkpoint: Checkpoint, rho: float = 0.1) -> Re
     invariant=("permutation",),
     cost="84 forward passes",
 )
-def noise_stability(checkpoint: Checkpoint) -> Reading | str:
+def noise_stability(checkpoint: Checkpoint) -> Reading | Refused:
     """F(w) − L(w) of noise stability optimization at sigma = .01, the paper's for CIFAR, and at its other radii.
 
     ``more`` holds, per radius, the rise and, with an analysis at hand, its ratio to sigma²/2 · tr H: a ratio away
     from 1 says that the fourth order counts at this radius; or, at every radius, that kinks (ReLU) do.
     Cost: 21 forward passes per radius.
     """
+    found = {sigma: rises(checkpoint, sigma) for sigma in RADII}
+    reading = averaged(found[NSO_SIGMA])
+    if isinstance(reading, Refused):
+        return reading
     more: dict[str, float] = {}
-    reading: Reading | str = ""
-    for sigma in RADII:
-        values = rises(checkpoint, sigma)
+    for sigma, values in found.items():
         more[f"rise_at_{sigma:g}"] = float(values.mean())
         for half in small_radius_limit(checkpoint, sigma**2).values():
             more[f"ratio_at_{sigma:g}"] = float(values.mean()) / half if half else float("nan")
-        if sigma == NSO_SIGMA:
-            reading = averaged(values)
-    if isinstance(reading, str):
-        return reading
     return Reading(
         reading.value, reading.lo, reading.hi, "draws", more={k: v for k, v in more.items() if np.isfinite(v)}
     )

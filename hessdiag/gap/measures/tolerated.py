@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.ascent import STEPS, auto_pgd
 from hessdiag.gap.measures.perturbations import CONFIDENCE, directions
@@ -31,7 +32,7 @@ CLOSE_ENOUGH = 0.05  # the same for a search, whose own error is larger
 RAY = 8  # fractions of a shift looked at together
 SHORTEST = 1e-4
 EPS = 1e-3  # keeps noise in zero weights: Jiang et al., equations 56 to 62
-NO_ACCURACY = "there are no integer classes: these measures ask how far accuracy falls"
+NO_ACCURACY = Refused("there are no integer classes: these measures ask how far accuracy falls")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Radius:
     hi: float
 
 
-def noise_radius(checkpoint: Checkpoint, *, magnitude: bool) -> Radius | str:
+def noise_radius(checkpoint: Checkpoint, *, magnitude: bool) -> Radius | Refused:
     """Largest σ with mean accuracy at w + u of at least accuracy(w) − 0.1, u ~ N(0, σ² I).
 
     The 10 draws are scaled, not drawn anew, for every σ; in the last 2 % the mean is interpolated.
@@ -66,7 +67,7 @@ def noise_radius(checkpoint: Checkpoint, *, magnitude: bool) -> Radius | str:
     return checkpoint.once(f"noise radius {magnitude}", lambda: _noise_radius(checkpoint, magnitude))
 
 
-def worst_radius(checkpoint: Checkpoint, *, magnitude: bool) -> Radius | str:
+def worst_radius(checkpoint: Checkpoint, *, magnitude: bool) -> Radius | Refused:
     """Smallest α for which a point with |u_i| ≤ α and accuracy below accuracy(w) − 0.1 was found.
 
     By auto-PGD on the loss, 20 steps, accuracy looked at after each; every point found is moved back towards w as
@@ -82,7 +83,7 @@ def worst_radius(checkpoint: Checkpoint, *, magnitude: bool) -> Radius | str:
     return checkpoint.once(f"worst radius {magnitude}", lambda: _worst_radius(checkpoint, magnitude))
 
 
-def _noise_radius(checkpoint: Checkpoint, magnitude: bool) -> Radius | str:
+def _noise_radius(checkpoint: Checkpoint, magnitude: bool) -> Radius | Refused:
     here = checkpoint.accuracy
     if here is None:
         return NO_ACCURACY
@@ -95,7 +96,7 @@ def _noise_radius(checkpoint: Checkpoint, magnitude: bool) -> Radius | str:
 
     brackets = [bisect(lambda s, end=end: ends(s)[end] >= here - DROP) for end in range(3)]  # type: ignore[misc]
     if any(bracket is None for bracket in brackets):
-        return f"accuracy ({here:.3g} here) does not fall by {DROP} however large the noise"
+        return Refused(f"accuracy ({here:.3g} here) does not fall by {DROP} however large the noise")
     lower, middle, upper = (bracket or (0.0, 0.0) for bracket in brackets)
     before, after = (ends(s)[1] if s else here for s in middle)
     share = (before - here + DROP) / (before - after) if before > after else 1.0
@@ -103,7 +104,7 @@ def _noise_radius(checkpoint: Checkpoint, magnitude: bool) -> Radius | str:
     return Radius(value, min(lower[0], value), max(upper[1], value))
 
 
-def _worst_radius(checkpoint: Checkpoint, magnitude: bool) -> Radius | str:
+def _worst_radius(checkpoint: Checkpoint, magnitude: bool) -> Radius | Refused:
     here = checkpoint.accuracy
     if here is None:
         return NO_ACCURACY
@@ -116,7 +117,7 @@ def _worst_radius(checkpoint: Checkpoint, magnitude: bool) -> Radius | str:
             break
         low = alpha
     if not high:
-        return f"no point was found at which accuracy ({here:.3g} here) is lower by {DROP}"
+        return Refused(f"no point was found at which accuracy ({here:.3g} here) is lower by {DROP}")
     for _ in range(HALVINGS):
         if high - low <= CLOSE_ENOUGH * high:
             break

@@ -9,6 +9,7 @@ import torch
 from hessdiag.engine.products.coordinates import Coordinates, Map
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Reading
 from hessdiag.settings import DEFAULT, PAIRED
@@ -34,7 +35,7 @@ def weighted_trace(checkpoint: Checkpoint, maps: Mapping[str, Map], stream: str)
     function = Coordinates(checkpoint.operator.function, maps)
     operator = _seen_through(checkpoint.operator, function)
     exact = None if operator.method == "finite_difference" else gauss_newton_trace(operator, seed=checkpoint.seed)
-    if exact is None or isinstance(exact, str) or not exact.exact:
+    if exact is None or isinstance(exact, Refused) or not exact.exact:
         return _probed(operator, checkpoint.seed, stream, 0.0)
     known = float(exact.draws.mean())
     bent = set(maps) & set(curved_tensors(checkpoint.operator)) if operator.kind == "hessian" else set()
