@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +35,17 @@ def visible(text: str, most: int | None = None, *, lines: bool = False) -> str:
     """
     shown = "".join(char if lines and char == "\n" else _shown(char) for char in text.replace("\r\n", "\n"))
     return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
+
+
+def plain(text: str) -> str:
+    """``text`` as a page or a table can show it, line ends kept; see `visible`."""
+    return visible(text, lines=True)
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """``a, b and 3 more``."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(plain(name) for name in names[:most]) + rest
 
 
 def inert(text: str) -> str:

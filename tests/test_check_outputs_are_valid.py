@@ -24,7 +24,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 from rich.cells import cell_len
 
-from hessdiag.check.numbers import interval_words
 from hessdiag.check.verdict import Interval, Report, Verdict
 from hessdiag.check.writers import FORMATS, check_schema, document, metrics, parse_output, terminal
 from hessdiag.check.writers.document import Document
@@ -319,7 +318,7 @@ def test_markdown_shows_what_was_written(text):
 def test_interval_shown_holds_the_interval(ends):
     lo, value, hi = ends
     for percent in (False, True):
-        shown = interval_words(Interval(value, lo, hi), percent=percent, signed=percent)
+        shown = Interval(value, lo, hi).words(percent=percent, signed=percent)
         numbers = [float(each) for each in re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", shown.replace("−", "-"))]
         scale = 100 if percent else 1
         if lo < hi:

@@ -536,7 +536,7 @@ BROKEN: dict[str, tuple[Callable[[], None], Callable[[pytest.MonkeyPatch], None]
     ),
     "control characters on the terminal": (
         check_odd_names,
-        lambda m: m.setattr("hessdiag.present.text.plain", lambda text: text),
+        lambda m: m.setattr("hessdiag.shown.plain", lambda text: text),
     ),
     "digits compared as whole numbers": (
         check_order,

@@ -24,6 +24,7 @@ ROOMS = [
     "folders",
     "accuracy",
     "results",
+    "formatting",
     "settings",
     "operator",
     "samples",

@@ -24,12 +24,12 @@ from rich.console import Console
 from scipy.stats import beta
 
 from hessdiag.errors import UsageError
+from hessdiag.formatting import format_ends, format_interval, format_metric, format_number
 from hessdiag.present import Plots, notebook, png, reading, svg, terminal_table
 from hessdiag.present.convergence import convergence, convergence_frame
 from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulative_frame
 from hessdiag.present.density import density, density_caption, density_frame
 from hessdiag.present.layers import layers, layers_frame
-from hessdiag.present.text import format_interval, format_metric, format_number
 from hessdiag.present.words import kind_in_words
 from hessdiag.results import Analysis, Quadrature, Spectrum
 from hessdiag.track.page import evolution_frame
@@ -512,6 +512,8 @@ NUMBERS = [
     ((0.0, 0.0, 0.0), "0", "[0, 0]"),
     ((31.9179512345, 31.9179512345, 31.9179512345), "31.9180", "[31.9179, 31.9180]"),
     ((123456789.0, 1.2e8, 1.3e8), "1.235×10⁸", "[1.200, 1.300]×10⁸"),
+    ((8570.173, 7670.173, 9470.173), "8,570", "[7,670, 9,480]"),
+    ((0.009, 0.0089, 0.009099999999999999), "0.00900", "[0.00890, 0.00910]"),
 ]
 
 
@@ -519,6 +521,9 @@ NUMBERS = [
 def test_digits_are_those_the_interval_justifies(numbers, value, interval):
     assert format_number(*numbers) == value
     assert format_interval(*numbers) == interval
+    # a check spells them otherwise, but to the same digits
+    shown = [parsed(text.replace("e", "×10").replace("+", "")) for text in format_ends(*numbers)]
+    assert shown == [[one] for one in (*parsed(value), *parsed(interval.replace(", ", " ")))]
 
 
 def parsed(text):

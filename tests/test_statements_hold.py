@@ -13,6 +13,7 @@ from rich.console import Console
 import hessdiag
 from hessdiag import hessian
 from hessdiag.errors import UsageError
+from hessdiag.formatting import format_metric, rounded_up
 from hessdiag.gap import report as reporting
 from hessdiag.gap import rows as gap_rows
 from hessdiag.gap import runs as grouping
@@ -23,7 +24,6 @@ from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.survey import Survey
 from hessdiag.present import page, signs, tables, terminal_table
 from hessdiag.present.layers import layers_caption, layers_frame
-from hessdiag.present.text import format_metric, rounded_up
 from hessdiag.present.words import kind_in_words, reading
 from hessdiag.results import Layer, json_schema
 from hessdiag.settings import Settings

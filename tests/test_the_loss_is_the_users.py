@@ -25,7 +25,8 @@ from hessdiag.engine.landscape import passes
 from hessdiag.engine.landscape.landscape import Landscape
 from hessdiag.engine.products import composition
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.engine.squares.curved import curved_tensors
+from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.engine.squares.loss_roots import root
 from hessdiag.errors import HessdiagError, MeasurementError, Refused, UsageError
 from hessdiag.problem import Problem

@@ -20,8 +20,9 @@ from hessdiag.analysis import analyze, settled, traces
 from hessdiag.analysis.residual import Residual
 from hessdiag.analysis.traces import ModelTrace, model_trace
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.squares import gauss_newton
-from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.engine.squares import curved, gauss_newton
+from hessdiag.engine.squares.curved import curved_tensors
+from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.errors import Refused
 from hessdiag.problem import Problem
 from hessdiag.results import Estimate, Provenance
@@ -437,7 +438,7 @@ def test_then_the_trace_comes_from_probes_and_says_so():
 
 BROKEN_EXACTLY = {
     "curvature is overlooked": lambda patch: patch.setattr(traces, "curved_tensors", lambda op: ()),
-    "curvature is measured with a blunt tool": lambda patch: patch.setattr(gauss_newton, "CURVED", 1e3),
+    "curvature is measured with a blunt tool": lambda patch: patch.setattr(curved, "CURVED", 1e3),
     "one direction of the loss is left out": lambda patch: patch.setattr(
         gauss_newton, "_loss_curvature", without_a_column(gauss_newton._loss_curvature)
     ),

@@ -13,7 +13,8 @@ from torch import Tensor
 from hessdiag.analysis.population import batch_error, by_batch, data_error
 from hessdiag.analysis.residual import Residual, ResidualForms
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.squares.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, curved_tensors, gauss_newton_trace
+from hessdiag.engine.squares.curved import curved_tensors
+from hessdiag.engine.squares.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, gauss_newton_trace
 from hessdiag.errors import Refused
 from hessdiag.results import DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.samples import row_count

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from hessdiag.check.budgets import Budget, Limit
 from hessdiag.check.change import METHODS, change, level
-from hessdiag.check.numbers import interval_words
 from hessdiag.check.recorded import Recorded
 from hessdiag.check.verdict import Interval, Row, Verdict, either, lower, upper
 from hessdiag.settings import DEFAULT
@@ -155,7 +154,7 @@ def _judge(budget: Budget, limit: Limit, evidence: Evidence) -> _Judged:
 def _because(judged: _Judged, why: str) -> _Judged:
     if judged.tested is None:
         return judged
-    detail = judged.reason or f"changed by {interval_words(judged.tested, signed=True)}"
+    detail = judged.reason or f"changed by {judged.tested.words(signed=True)}"
     return replace(judged, reason=f"{why} = {judged.threshold:g}, {detail}")
 
 
@@ -185,7 +184,7 @@ def _reason(
 ) -> str:
     if verdict is Verdict.PASS:
         return ""
-    shown = interval_words(tested, signed=limit.needs_baseline, percent=limit.relative)
+    shown = tested.words(signed=limit.needs_baseline, percent=limit.relative)
     if verdict is Verdict.FAIL:
         return f"{shown}, beyond {limit}"
     return f"{shown} holds the limit {limit}: {_cure(tested, limit, measured, evidence, population)}"

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from hessdiag.check.budgets import Claim, Level
+from hessdiag.formatting import format_ends
 
 BRACKET = "bracket"
 """How the method of an interval begins whose value is only one of its ends."""
@@ -36,6 +37,18 @@ class Interval:
         """False for a bracket with an end farther from the value than zero is: its value says nothing."""
         farthest = max(self.hi - self.value, self.value - self.lo)
         return not self.method.startswith(BRACKET) or farthest <= abs(self.value)
+
+    def words(self, *, signed: bool = False, percent: bool = False) -> str:
+        """``5.85 [5.21, 6.49]``; of a bracket that does not resolve its number the two ends alone.
+
+        Args:
+            signed: whether a positive number has its sign.
+            percent: whether it is a share to be shown as a percentage.
+        """
+        value, low, high = format_ends(self.value, self.lo, self.hi, signed=signed, percent=percent)
+        if self.lo == self.hi:
+            return value
+        return f"{value} [{low}, {high}]" if self.resolved else f"[{low}, {high}]"
 
 
 def upper(interval: Interval, limit: float) -> Verdict:

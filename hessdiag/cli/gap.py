@@ -94,7 +94,7 @@ def gap(
     how = _survey(factory, jobs, asked)
 
     from hessdiag.gap.report import GapReport
-    from hessdiag.present.text import plain
+    from hessdiag.shown import plain
     from hessdiag.sources.many import checkpoints
 
     files = [(one.name, one.path) for one in checkpoints(patterns)]
@@ -211,7 +211,7 @@ def _left(one: Any, number: int, total: int, jobs: int) -> list[str]:
 
 
 def _progress(one: Any, number: int, total: int) -> str:
-    from hessdiag.present.text import plain
+    from hessdiag.shown import plain
 
     if one.record is None:
         return plain(f"{number}/{total} {one.name}: {one.reason}")

@@ -147,4 +147,6 @@ def _upwards(number: float) -> float:
 
 
 def _comment(measured: Recorded) -> str:
-    return f"measured {measured.value:.5g} [{measured.lo:.5g}, {measured.hi:.5g}]"
+    from hessdiag.check.verdict import Interval
+
+    return f"measured {Interval(measured.value, measured.lo, measured.hi, measured.kind).words()}"

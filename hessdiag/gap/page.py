@@ -21,8 +21,7 @@ from hessdiag.gap.registry import Measure, Reading, registry
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.rows import performance_rows, rank_rows, reading_cells, refusals, summary, verdicts
 from hessdiag.present.pictures import Picture, environment, picture
-from hessdiag.present.text import plain
-from hessdiag.shown import csv_text
+from hessdiag.shown import csv_text, plain
 
 MOST_DETAILED = 12  # checkpoints whose readings are tables of their own; a hundred would pass two megabytes
 MOST_CSV = 700_000  # bytes of the tidy table inside the page

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessdiag.errors import UsageError
+from hessdiag.formatting import format_tau
 from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.registry import Reading
 from hessdiag.gap.report import GapReport
 from hessdiag.present.axes import COLOURS, GREY, heading, ink, legend_above, legend_beside, plain_ticks, prepare
-from hessdiag.present.text import format_tau, plain
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,12 +211,8 @@ def performances_frame(report: GapReport) -> pd.DataFrame:
 
 def drawable(report: GapReport, measures: Sequence[str] = SHOWN) -> list[str]:
     """Of these measures, those that at least two checkpoints have together with the gap."""
-    found = []
-    for measure in measures:
-        values = [r.readings.get(measure) for r in report.records if r.gap(report.gap_kind).value is not None]
-        if sum(isinstance(value, Reading) for value in values) > 1:
-            found.append(measure)
-    return found
+    known = [one.readings for one in report.records if one.gap(report.gap_kind).value is not None]
+    return [name for name in measures if sum(isinstance(one.get(name), Reading) for one in known) > 1]
 
 
 def tau_of(report: GapReport, measure: str) -> str:

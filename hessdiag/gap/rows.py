@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 
 from hessdiag.errors import Refused
+from hessdiag.formatting import format_interval, format_number, format_p, format_tau
 from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.statistics.environments import Axis
 from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.statistics.rank_results import RankStatistics
-from hessdiag.present.text import format_interval, format_number, format_p, format_tau, listed, plain
+from hessdiag.shown import listed, plain
 
 NONE = "—"
 

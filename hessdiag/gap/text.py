@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hessdiag.gap.plots import SHOWN
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.rows import performance_rows, rank_rows, reading_cells, refusals, summary
-from hessdiag.present.text import plain
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hessdiag.analysis.so_far import Row, SoFar
-from hessdiag.present.text import format_interval, format_number, format_percent, plain
+from hessdiag.formatting import format_interval, format_number, format_percent
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hessdiag.present.text import plain, power
+from hessdiag.formatting import power, with_minus
 from hessdiag.present.vector import INK
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -186,7 +187,7 @@ def plain_ticks(axis: Axis) -> None:
 
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _=None: f"{value:g}".replace("-", "−")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _=None: with_minus(f"{value:g}")))
     axis.set_minor_formatter(NullFormatter())
 
 

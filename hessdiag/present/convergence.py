@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from hessdiag.errors import UsageError
+from hessdiag.formatting import format_interval, format_metric
 from hessdiag.present.axes import COLOURS, LINES, caption, heading, ink, note, prepare
 from hessdiag.present.inputs import facts
-from hessdiag.present.text import format_interval, format_metric
 from hessdiag.results import Analysis
 
 if TYPE_CHECKING:

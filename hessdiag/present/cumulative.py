@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hessdiag.formatting import power
 from hessdiag.present.axes import COLOURS, Array, Symlog, bootstrap, caption, heading, ink, note, prepare
 from hessdiag.present.inputs import Measured, brief, facts, left_open, spectra, sweep, threshold
 from hessdiag.present.signs import zone_in_caption, zone_in_stairs
-from hessdiag.present.text import power
 from hessdiag.results import Quadrature, Spectrum
 from hessdiag.results.chance import least_share
 

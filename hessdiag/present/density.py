@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hessdiag.errors import UsageError
+from hessdiag.formatting import format_number
 from hessdiag.present.axes import (
     COLOURS,
     GREY,
@@ -24,8 +25,8 @@ from hessdiag.present.axes import (
 )
 from hessdiag.present.inputs import Source, brief, facts, left_open, spectra, sweep, threshold, widest
 from hessdiag.present.signs import negative_mass, zone_in_caption, zone_in_density
-from hessdiag.present.text import format_number, plain
 from hessdiag.results import Analysis, Quadrature, Spectrum
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     import pandas as pd

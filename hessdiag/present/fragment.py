@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from hessdiag.present.tables import COLUMNS, metric_rows
-from hessdiag.present.text import plain
 from hessdiag.present.words import label, reading
 from hessdiag.results import Analysis
+from hessdiag.shown import plain
 
 _CELL = 'style="text-align:left;vertical-align:top;padding:.2em .9em .2em 0"'
 

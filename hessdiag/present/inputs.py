@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from hessdiag.errors import UsageError
-from hessdiag.present.text import format_count, format_number, format_percent
+from hessdiag.formatting import format_count, format_number, format_percent
 from hessdiag.results import Analysis, Metric, Spectrum
 
 Measured = Analysis | Spectrum

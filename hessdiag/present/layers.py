@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hessdiag.errors import UsageError
+from hessdiag.formatting import format_count, with_minus
 from hessdiag.present.axes import COLOURS, Symlog, caption, heading, ink, prepare
 from hessdiag.present.inputs import facts
-from hessdiag.present.text import format_count, plain
 from hessdiag.results import Analysis
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +120,7 @@ def _shares(ax: Axes, frame: pd.DataFrame) -> None:
     for row, share in enumerate(frame["share"]):
         if share == share:
             text = f"{100 * share:.1f}%" if abs(share) >= 0.0005 else "<0.1%"
-            ax.text(1.015, row, text.replace("-", "−"), va="center", **style)
+            ax.text(1.015, row, with_minus(text), va="center", **style)
 
 
 def _short(name: str, most: int = 38) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hessdiag.present.text import plain
+from hessdiag.formatting import with_minus
 from hessdiag.present.vector import svg
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,5 +75,5 @@ def _rows(frame: pd.DataFrame, file: str) -> tuple[list[list[str]], str]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return "—" if value != value else f"{value:.5g}".replace("-", "−")
+        return "—" if value != value else with_minus(f"{value:.5g}")
     return plain(str(value))

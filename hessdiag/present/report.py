@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hessdiag.errors import UsageError
+from hessdiag.formatting import format_metric
 from hessdiag.present.convergence import convergence, convergence_caption, convergence_frame
 from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulative_frame
 from hessdiag.present.density import density, density_caption, density_frame
@@ -16,10 +17,9 @@ from hessdiag.present.layers import layers, layers_caption, layers_frame
 from hessdiag.present.pictures import Picture, environment, picture
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.tables import COLUMNS, companion_rows, metric_rows
-from hessdiag.present.text import format_metric, plain
 from hessdiag.present.words import CAVEAT, MEANING, data_in_words, label, reading
 from hessdiag.results import Analysis
-from hessdiag.shown import csv_text
+from hessdiag.shown import csv_text, plain
 
 MOST_ANALYSES = 12  # keeps the page below two megabytes
 HEADLINES = ("lambda_max", "trace", "negative_mass", "ws_upper")

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hessdiag.present.text import format_count, plain
+from hessdiag.formatting import format_count
 from hessdiag.results import Analysis, SecondOpinion, SelfTest
+from hessdiag.shown import plain
 
 
 def reproduce(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:

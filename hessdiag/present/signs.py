@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hessdiag.formatting import format_metric, format_percent, rounded_up
 from hessdiag.present.axes import GREY, bootstrap, note
 from hessdiag.present.inputs import widest
-from hessdiag.present.text import format_metric, format_percent, rounded_up
 from hessdiag.results import Analysis, Metric, Spectrum
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from hessdiag.present.text import UNRESOLVED, format_metric, plain
+from hessdiag.formatting import UNRESOLVED, format_metric
 from hessdiag.present.words import CAVEAT, data_in_words, kind_in_words, label, reading
 from hessdiag.results import Analysis, Metric
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     from rich.table import Table

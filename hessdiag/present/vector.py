@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hessdiag.errors import UsageError
 from hessdiag.hashing import of_text
-from hessdiag.present.text import plain
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

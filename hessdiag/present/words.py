@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from hessdiag.formatting import format_metric, format_number
 from hessdiag.present.signs import negative_in_words
-from hessdiag.present.text import format_metric, format_number, plain
 from hessdiag.results import Analysis, Bound, Estimate, Metric, RitzValue
+from hessdiag.shown import plain
 
 MEANING = {
     "lambda_max": "largest eigenvalue",

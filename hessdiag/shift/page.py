@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hessdiag.formatting import format_interval, format_number, format_p
 from hessdiag.multiplicity import holm
 from hessdiag.present.pictures import Picture, environment, picture
-from hessdiag.present.text import format_interval, format_number, format_p, listed, plain
 from hessdiag.shift.experiments import CurveDifference, ShiftCurve, Slope
 from hessdiag.shift.images import DEGREES, PADDING
 from hessdiag.shift.plots import MANY, MOST_CLOUDS, TITLES, shift_plot
 from hessdiag.shift.report import ShiftReport
 from hessdiag.shift.settings import TESTS
+from hessdiag.shown import listed, plain
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -9,9 +9,9 @@ import numpy as np
 
 from hessdiag.errors import UsageError
 from hessdiag.present.axes import COLOURS, LINES, Array, heading, ink, legend_beside, prepare
-from hessdiag.present.text import plain
 from hessdiag.shift.experiments import ShiftCurve
 from hessdiag.shift.report import ShiftReport
+from hessdiag.shown import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from hessdiag.formatting import format_interval, format_metric, format_number
 from hessdiag.present.density import shared_grid
 from hessdiag.present.inputs import facts, threshold, widest
 from hessdiag.present.pictures import environment, picture
 from hessdiag.present.reproduce import reproduce
-from hessdiag.present.text import format_interval, format_metric, format_number, listed, plain
 from hessdiag.present.words import CAVEAT
 from hessdiag.results import Analysis
-from hessdiag.shown import csv_text
+from hessdiag.shown import csv_text, listed, plain
 from hessdiag.track.plots import evolution, limit_name, panel_frame, spectra_of
 from hessdiag.track.trajectory import Point, Trajectory
 

@@ -10,8 +10,8 @@ import numpy as np
 from hessdiag.errors import UsageError
 from hessdiag.present.axes import COLOURS, Array, ink, plain_ticks, styled
 from hessdiag.present.density import Smooth, shared_grid, within
-from hessdiag.present.text import plain
 from hessdiag.results import Analysis, Spectrum
+from hessdiag.shown import plain
 from hessdiag.track.trajectory import Point, Rate, Trajectory
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from hessdiag.check.numbers import interval_words
 from hessdiag.shown import visible
 
 if TYPE_CHECKING:  # it measures, and a table must not wait for torch
@@ -23,11 +22,11 @@ def comparison(rows: Sequence[Compared], first: str, second: str) -> Table:
     for title in ("metric", visible(first, 40), visible(second, 40), "difference", "the second is"):
         table.add_column(Text(title), overflow="fold")
     for row in rows:
-        difference = interval_words(row.difference, signed=True, percent=row.relative)
+        difference = row.difference.words(signed=True, percent=row.relative)
         table.add_row(
             Text(row.metric),
-            Text(interval_words(row.first)),
-            Text(interval_words(row.second)),
+            Text(row.first.words()),
+            Text(row.second.words()),
             Text(difference),
             Text(row.words, STYLES[row.words]),
         )

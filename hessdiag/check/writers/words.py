@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from hessdiag.check.numbers import interval_words
 from hessdiag.check.verdict import Report, Row, Verdict
 
 SIGNS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.UNSURE: "?", Verdict.NONE: "!"}
@@ -18,14 +17,14 @@ def verdict_words(report: Report, row: Row) -> str:
 
 def measured_words(row: Row) -> str:
     """``5.85 [5.21, 6.49]``, or a dash."""
-    return interval_words(row.measured) if row.measured else "—"
+    return row.measured.words() if row.measured else "—"
 
 
 def change_words(row: Row) -> str:
     """``+12% [+8%, +16%]`` for limits on a change, else a dash."""
     if row.tested is None or row.limit_kind not in ("max_increase", "max_decrease"):
         return "—"
-    return interval_words(row.tested, signed=True, percent=row.relative)
+    return row.tested.words(signed=True, percent=row.relative)
 
 
 def worst_first(report: Report) -> list[Row]:

@@ -1,13 +1,10 @@
-"""tr(G) without probes, and where tr(H) = tr(G).
+"""tr(G) without probes; `curved` says where tr(H) = tr(G).
 
 G = (1/W) Σ_n J_nᵀ S_n J_n with S_n = d²loss/doutputs² of example n. With S_n = Σ_c s_c u_c u_cᵀ,
 tr(J_nᵀ S_n J_n) = Σ_c s_c ‖J_nᵀ u_c‖²: exact, from one backward pass per example and class, and the sums split
 per tensor and per example for free. With many outputs (a language model) S_n = A_n A_nᵀ takes random signs z
 instead: E‖J_nᵀ A_n z‖² has the same mean. Labels drawn from the model's own distribution would do as well, but
 spread 3.5 times as far (a one-block GPT, 46% of the trace a draw against 13%), and jump from weights to weights.
-
-R = H − G has no diagonal block for a tensor the outputs are piecewise linear in (ReLU, max-pool, BatchNorm in
-evaluation mode, convolutions). Whether that is so is decided per tensor by `curved_tensors`, not by trust.
 """
 
 from __future__ import annotations
@@ -23,8 +20,6 @@ from hessdiag.criteria import CRITERIA
 from hessdiag.engine.products.composition import beside_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.gradients import output_gradient
-from hessdiag.engine.products.precision import in_double
 from hessdiag.engine.products.stacking import vmapped
 from hessdiag.engine.products.tangents import load_forward_mode
 from hessdiag.engine.squares.loss_roots import root, signed_root
@@ -35,8 +30,6 @@ from hessdiag.samples import divide, map_tensors, row_count
 EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, random signs cost less
 OUTPUT_DRAWS = 16  # draws of signs at the outputs, a backward pass of the sample set each
 CHUNK_BYTES = 32 * 2**20  # for the signs at the outputs
-CURVED = 1e-6  # relative: piecewise linear tensors give exactly 0 or rounding, curved ones 1e-3 and more
-PROBED_EXAMPLES = 4
 KNOWN = f"{', '.join(CRITERIA[:-1])} and {CRITERIA[-1]}"
 SLOWER = 1.5  # the first piece is
 DEPENDENT = 1e-3  # relative: rounding leaves 1e-5, batch statistics 1e-1
@@ -117,63 +110,6 @@ def gauss_newton_trace(
     return GaussNewtonTrace(
         exact, per_example, per_tensor / operator.total_weight, counts, outputs if exact else draws
     )
-
-
-def curved_tensors(operator: Curvature) -> tuple[str, ...]:
-    """Names of the tensors whose diagonal block of R does not vanish.
-
-    For a random v inside one tensor, the block applied to v is the double backward of c·outputs, c the loss's
-    gradient by the outputs, weighted at random per example: zero where the outputs are piecewise linear in the
-    tensor, and where only a log-softmax curves them, since the entries of c sum to zero. Costs one second backward
-    pass of 4 examples per tensor; tensors these do not reach (an expert nobody was sent to) are looked at again on
-    the next. What autograd gets wrong here the self-test has refused before.
-    """
-    generator = torch.Generator().manual_seed(7)
-    function = in_double(operator) or operator.function
-    curved: dict[str, bool] = {}
-    pieces = (piece for batch in operator.batches for piece in divide(batch, PROBED_EXAMPLES))
-    with operator.timed():
-        for piece in pieces:
-            curved |= _curved_in(function, function.place(piece), curved, generator)
-            if len(curved) == len(operator.function.names):
-                break
-    return tuple(name for name in operator.function.names if curved.get(name, False))
-
-
-def _curved_in(
-    function: Functional, piece: Any, decided: dict[str, bool], generator: torch.Generator
-) -> dict[str, bool]:
-    """Of the tensors not decided yet and reached by these examples, whether they are curved."""
-    outputs = function.outputs(function.theta, piece)
-    cotangent = _cotangent(function, outputs, piece, generator)
-    if not outputs.requires_grad:
-        return {}
-    grads = torch.autograd.grad(
-        (outputs * cotangent).sum(), function.theta, create_graph=True, materialize_grads=True
-    )
-    typical = float(function.flat(function.theta).detach().double().norm()) / math.sqrt(function.size)
-    found = {}
-    for name, theta, grad in zip(function.names, function.theta, grads, strict=True):
-        length = float(grad.detach().double().norm())
-        if name in decided or length == 0:
-            continue
-        found[name] = False
-        if grad.requires_grad:
-            v = torch.randn(theta.shape, generator=generator).to(theta)
-            (block,) = torch.autograd.grad(grad, theta, v, retain_graph=True, materialize_grads=True)
-            # biases often begin at zero: their size is then that of a typical weight
-            size = max(float(theta.detach().double().norm()), typical * math.sqrt(theta.numel())) or 1.0
-            scale = length / size
-            found[name] = float(block.double().norm()) > CURVED * scale * float(v.double().norm())
-    return found
-
-
-def _cotangent(function: Functional, outputs: Tensor, piece: Any, generator: torch.Generator) -> Tensor:
-    if function.dtype != torch.float64:
-        # in single precision a confident example's p − y does not sum to zero: any cotangent is the safe choice
-        return torch.randn(outputs.shape, generator=generator).to(outputs)
-    weights = 0.5 + torch.rand(len(outputs), generator=generator).to(outputs)
-    return output_gradient(function, piece) * weights.view(-1, *[1] * (outputs.dim() - 1))
 
 
 def outputs_per_example(operator: Curvature) -> int | Refused:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.engine.squares.curved import curved_tensors
+from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.pac_bayes import distance_squared

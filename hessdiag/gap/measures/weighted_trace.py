@@ -8,7 +8,8 @@ import torch
 
 from hessdiag.engine.products.coordinates import Coordinates, Map
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.squares.gauss_newton import curved_tensors, gauss_newton_trace
+from hessdiag.engine.squares.curved import curved_tensors
+from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Reading
