@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from hessdiag.shown import visible
+from hessdiag.shown import cut, single_spaced, visible
 
 
 class HessdiagError(Exception):
@@ -109,7 +109,7 @@ class Refused:
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The text of any exception on one line, cut to ``limit`` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = single_spaced(error) or type(error).__name__
     if not isinstance(error, HessdiagError):
         text = text.replace("`", "'")  # what stands in backticks is an option of ours
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut(text, limit)

@@ -1,7 +1,8 @@
 """Text of users and files on its way out: a terminal, a build server and a spreadsheet find nothing to obey.
 
-Names, notes and errors may hold any character. Every surface shows them through `visible`; what ends up as a line
-of output passes `inert` too, and tables for spreadsheets are written by `csv_text`.
+Names, notes and errors may hold any character. Every surface shows them through `visible`, and through
+`single_spaced` before that where line ends are to become spaces. What ends up as a line of output passes `inert`
+too, and tables for spreadsheets are written by `csv_text`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,17 @@ def visible(text: str, most: int | None = None, *, lines: bool = False) -> str:
         lines: line ends stay, for text of several lines.
     """
     shown = "".join(char if lines and char == "\n" else _shown(char) for char in text.replace("\r\n", "\n"))
-    return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
+    return cut(shown, most)
+
+
+def single_spaced(text: object) -> str:
+    """The text of anything on one line, each run of spaces and line ends as one space."""
+    return " ".join(str(text).split())
+
+
+def cut(text: str, most: int | None) -> str:
+    """At most so many characters; the rest becomes ``…``."""
+    return text if most is None or len(text) <= most else text[: most - 1] + "…"
 
 
 def plain(text: str) -> str:

@@ -30,11 +30,11 @@ from hessdiag.spectral.warm import Warm, ending
 
 LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
 
-Report = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 def analyze(
-    problem: Problem, quantities: Any = None, *, progress: Report | None = None, **options: Any
+    problem: Problem, quantities: Any = None, *, progress: Progress | None = None, **options: Any
 ) -> Analysis:
     """Measure how sharp a checkpoint is, every number with its interval.
 
@@ -164,7 +164,10 @@ class Measurement:
             self._spending.interrupted = True
 
     def run(
-        self, progress: Report | None = None, warm: Warm | None = None, look: Callable[[SoFar], None] | None = None
+        self,
+        progress: Progress | None = None,
+        warm: Warm | None = None,
+        look: Callable[[SoFar], None] | None = None,
     ) -> Analysis:
         """Measure; where ``warm`` is given, the extremes start near what an earlier run left.
 

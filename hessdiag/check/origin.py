@@ -12,6 +12,7 @@ from hessdiag.check.render import dotted
 from hessdiag.check.schema import Fault
 from hessdiag.check.toml_lines import line_of
 from hessdiag.errors import FaultsError, UsageError, one_line
+from hessdiag.shown import single_spaced, visible
 from hessdiag.sources.spec import split_key, split_spec
 
 PYPROJECT = "pyproject.toml"
@@ -71,8 +72,7 @@ class Origin:
             flag = self.from_flag(path)
             line = self.line(path) if flag is None else 0
             name = _typed(flag) if flag else f"{shown_file(self.file)}:{line}: {dotted(path)}"
-            said = " ".join(f"{name}: {text}".split())
-            lines["".join(character if character.isprintable() else "?" for character in said)] = line
+            lines[visible(single_spaced(f"{name}: {text}"))] = line
         return sorted(lines, key=lambda text: lines[text])
 
     def anchored(self, key: tuple[str, ...], path: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hessdiag.errors import UsageError, one_line
+from hessdiag.shown import single_spaced, visible
 
 PREFIX = ("tool", "hessdiag")
 BUDGETS = ("check", "budgets")
@@ -96,13 +97,9 @@ def _sections(
         if isinstance(value, Mapping) and (*path, key) in SECTIONS:
             below += _sections(value, (*path, key), prefix, comments)
             continue
-        comment = _printable(comments.get(key, "")) if path == BUDGETS else ""
+        comment = visible(single_spaced(comments.get(key, ""))).removeprefix("# ") if path == BUDGETS else ""
         lines.append(f"{dotted([key])} = {inline(value)}" + (f"  # {comment}" if comment else ""))
     return [lines, *below]
-
-
-def _printable(comment: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in " ".join(comment.split())).removeprefix("# ")
 
 
 def append_to(file: Path, block: str) -> str:

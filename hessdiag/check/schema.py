@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from hessdiag.check.budgets import CLAIMS, LEVELS, Claim, Level
 from hessdiag.option import hint, options_of
 from hessdiag.settings import UNPAIRED, Settings
+from hessdiag.shown import visible
 
 SCHEMA = 1
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -175,5 +176,4 @@ def shown(value: Any, limit: int = 60) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (TypeError, ValueError):
         text = repr(value) if not isinstance(value, int) else "a number too long to show"
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return visible(text, limit)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hessdiag.analysis import Measurement
+from hessdiag.analysis.measurement import Progress
 from hessdiag.check.budgets import METRICS, Scope
 from hessdiag.check.recorded import Entry
 from hessdiag.errors import NothingMatchedError, NoVerdictError
@@ -15,7 +16,6 @@ from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Store
 from hessdiag.settings import DEFAULT, Settings
 
-Report = Callable[[str, int, int], None]
 SURROUNDINGS = ("hessdiag", "torch", "device", "device_name", "method", "date")
 
 
@@ -85,7 +85,7 @@ class Subject:
         run: Mapping[str, Any],
         *,
         cache: Path | None = None,
-        report: Report | None = None,
+        report: Progress | None = None,
         say: Callable[[str], None] | None = None,
         about: tuple[str, str | None] = ("", None),
     ) -> None:

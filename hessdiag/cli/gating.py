@@ -16,6 +16,7 @@ from hessdiag.files import CACHE
 from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
+    from hessdiag.analysis.measurement import Progress
     from hessdiag.check.config import Config
     from hessdiag.check.subject import Subject
 
@@ -90,7 +91,7 @@ def read_config(config_file: Path | None, flags: dict[str, Any]) -> Config:
 
 def subject_of(
     config: Config,
-    report: Callable[[str, int, int], None],
+    report: Progress,
     *,
     fresh: bool,
     quiet: bool,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from hessdiag.cli.stdout import message
 
-Report = Callable[[str, int, int], None]
+if TYPE_CHECKING:  # its room loads torch
+    from hessdiag.analysis.measurement import Progress
 
 EVERY = 30.0  # seconds between two lines where there is no terminal: a log shows that work goes on
 
@@ -19,7 +21,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def display(*, quiet: bool) -> Iterator[Report]:
+def display(*, quiet: bool) -> Iterator[Progress]:
     """A function to report (stage, done, total) to; bars with remaining time on a terminal, lines elsewhere."""
     if quiet:
         yield silent
@@ -57,7 +59,7 @@ class Beat:
         return now - self._begun
 
 
-def _beats() -> Report:
+def _beats() -> Progress:
     beat = Beat()
 
     def report(stage: str, done: int, total: int) -> None:

@@ -23,6 +23,7 @@ from hessdiag.closed_form.pairwise import Kept, squares, sums
 from hessdiag.closed_form.rows import Batch, Rows
 from hessdiag.errors import UsageError
 from hessdiag.spectral.bounds import WS, wolkowicz_styan
+from hessdiag.spectral.moments import ws_derivatives
 
 Order = Literal["auto", "pairwise", "linear"]
 Quantity = Literal["trace", "frobenius_squared", "ws_upper", "ws_lower", "ws_spread", "ws_span"]
@@ -226,13 +227,9 @@ def _function(quantity: Quantity, traces: Traces) -> tuple[float, float, float]:
     if quantity not in (*reach, "ws_spread"):
         msg = f"{quantity!r}: allowed are trace, frobenius_squared, ws_upper, ws_lower, ws_spread, ws_span"
         raise UsageError(msg)
-    m, variance = t1 / P, t2 / P - (t1 / P) ** 2
-    # below this the variance is rounding, and its root's derivative would be noise
-    s = math.sqrt(variance) if variance > 1e-13 * t2 / P else 0.0
-    factor = math.sqrt(2 * P) if quantity == "ws_spread" else reach[quantity] * math.sqrt(P - 1)
+    spread = math.sqrt(2 * P) if quantity == "ws_spread" else reach[quantity] * math.sqrt(P - 1)
     mean = 1.0 if quantity in ("ws_upper", "ws_lower") else 0.0
-    by_trace, by_square = (-t1 / (P * P * s), 1 / (2 * P * s)) if s > 0 else (0.0, 0.0)
-    return mean * m + factor * s, mean / P + factor * by_trace, factor * by_square
+    return ws_derivatives(t1, t2, P, mean=mean, spread=spread, rounding=1e-13)
 
 
 @lru_cache(maxsize=1)

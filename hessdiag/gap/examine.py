@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hessdiag.analysis import Measurement
+from hessdiag.analysis.measurement import Progress
 from hessdiag.engine.landscape.landscape import Landscape
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import Refused, UsageError
@@ -29,8 +30,6 @@ from hessdiag.samples import divide, draw
 from hessdiag.settings import Settings
 
 CURVATURE = tuple(name for name in QUANTITIES if name not in ("density", "negative_mass"))
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ def examine(
     about: About,
     *,
     start: Mapping[str, Tensor] | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> CheckpointRecord:
     """Everything a report says of one checkpoint.

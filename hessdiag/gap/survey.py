@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from hessdiag.analysis.measurement import Progress
 from hessdiag.errors import HessdiagError, UsageError, one_line
 from hessdiag.files import keep
 from hessdiag.gap import kept
-from hessdiag.gap.examine import About, Examination, Report, examine
+from hessdiag.gap.examine import About, Examination, examine
 from hessdiag.gap.processes import side_by_side
 from hessdiag.gap.record import CheckpointRecord
 from hessdiag.sources.factory import build_problem
@@ -100,7 +101,7 @@ def survey(
     how: Survey,
     *,
     jobs: int = 1,
-    report: Report | None = None,
+    report: Progress | None = None,
     say: Say | None = None,
 ) -> Generator[Finding, None, None]:
     """Examine files, and yield what became of each as it is done.
@@ -133,7 +134,7 @@ def survey(
 
 
 def _in_turn(
-    files: Sequence[tuple[str, str]], how: Survey, report: Report | None, say: Say | None
+    files: Sequence[tuple[str, str]], how: Survey, report: Progress | None, say: Say | None
 ) -> Generator[Finding, None, None]:
     for name, path in files:
         yield look(name, path, how, report, say)
@@ -148,7 +149,7 @@ def _in_processes(files: Sequence[tuple[str, str]], how: Survey, jobs: int) -> G
             yield Finding(name, None, f"its process ended ({one_line(found, 120)}): take `jobs=1`")
 
 
-def look(name: str, path: str, how: Survey, report: Report | None = None, say: Say | None = None) -> Finding:
+def look(name: str, path: str, how: Survey, report: Progress | None = None, say: Say | None = None) -> Finding:
     """Examine one file, or take its record from the cache; nothing is written."""
     if how.threads is not None:
         torch.set_num_threads(how.threads)
@@ -166,7 +167,7 @@ def _why(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {one_line(error, 200)}"
 
 
-def _look(name: str, path: str, how: Survey, report: Report | None, say: Say | None) -> Finding:
+def _look(name: str, path: str, how: Survey, report: Progress | None, say: Say | None) -> Finding:
     built = build_problem(
         how.factory, checkpoint=path, options=how.options, app_dir=how.app_dir, trust_pickle=how.trust_pickle
     )

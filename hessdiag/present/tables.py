@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hessdiag.formatting import UNRESOLVED, format_metric
 from hessdiag.present.words import CAVEAT, data_in_words, kind_in_words, label, reading
 from hessdiag.results import Analysis, Metric
-from hessdiag.shown import plain
+from hessdiag.shown import plain, single_spaced
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,4 +113,4 @@ def _several(table: Table, analyses: Mapping[str, Analysis]) -> list[str]:
 
 
 def _warned(analysis: Analysis) -> list[str]:
-    return ["! " + plain(" ".join(warning.split())) for warning in analysis.warnings]
+    return ["! " + plain(single_spaced(warning)) for warning in analysis.warnings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hessdiag.formatting import format_metric, format_number
+from hessdiag.present.inputs import brief
 from hessdiag.present.signs import negative_in_words
 from hessdiag.results import Analysis, Bound, Estimate, Metric, RitzValue
 from hessdiag.shown import plain
@@ -76,7 +77,7 @@ def _sharpest(analysis: Analysis) -> str:
     metric = analysis.metrics.get("lambda_max")
     if metric is None:
         return ""
-    value, interval = _value(metric), format_metric(metric)[1]
+    value, interval = brief(metric), format_metric(metric)[1]
     if metric.value <= 0:
         return f"No direction curves upwards: the largest eigenvalue is {value}, within {interval}."
     rate = format_number(2 / metric.value, 2 / metric.value * 0.99, 2 / metric.value * 1.01)
@@ -86,17 +87,13 @@ def _sharpest(analysis: Analysis) -> str:
     )
 
 
-def _value(metric: Metric) -> str:
-    return format_number(metric.value, metric.lo, metric.hi)
-
-
 def _lowest(analysis: Analysis) -> str:
     metric = analysis.metrics.get("lambda_min")
     if metric is None or metric.lo >= 0:
         return ""
     if metric.hi >= 0:
         return "The smallest eigenvalue cannot be told from zero."
-    return f"The loss curves downwards in at least one direction (λ_min = {_value(metric)}): not a minimum."
+    return f"The loss curves downwards in at least one direction (λ_min = {brief(metric)}): not a minimum."
 
 
 def _spread(analysis: Analysis) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hessdiag.errors import LoadError, UsageError, one_line
+from hessdiag.shown import single_spaced
 
 IDX_IMAGES, IDX_LABELS = 2051, 2049  # magic numbers of the MNIST files (LeCun, Cortes & Burges)
 CHANNELS = (1, 3, 4)
@@ -216,7 +217,7 @@ def _npz(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.generic]]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             lacking = [name for name in names if name not in archive]
             if lacking:
-                there = ", ".join(" ".join(name.split()) for name in archive.files)
+                there = ", ".join(single_spaced(name) for name in archive.files)
                 msg = f"{path} has no array {lacking[0]!r}; there are {there or 'none'}"
                 raise LoadError(msg)
             return {name: archive[name] for name in names}

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from hessdiag.errors import LoadError
+from hessdiag.shown import single_spaced
 from hessdiag.sources.storages import Odd
 
 ENTRIES = ("state_dict", "model", "model_state_dict", "module", "net", "params", "weights")
@@ -154,7 +155,7 @@ def _entries(content: Any) -> list[str]:
 
 def some(names: Iterable[Any]) -> str:
     """The first of some names, on one line."""
-    words = [" ".join(str(name).split()) for name in islice(names, SHOWN + 1)]
+    words = [single_spaced(name) for name in islice(names, SHOWN + 1)]
     return ", ".join(words[:SHOWN]) + (" ..." if len(words) > SHOWN else "")
 
 

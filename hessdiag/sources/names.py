@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessdiag.shown import single_spaced
 from hessdiag.sources.stand_ins import Array, Attributes, Dtype, Foreign, Name
 from hessdiag.sources.storages import TYPES, Odd, Storage, rebuild
 
@@ -38,7 +39,7 @@ def find(module: str, name: str) -> Name | Foreign:
     """What a name of a pickle stands for."""
     module = MODULES.get(module, module)
     full = f"{module}.{name}"
-    return BUILDERS.get(full) or Foreign(" ".join(full.split())[:120])
+    return BUILDERS.get(full) or Foreign(single_spaced(full)[:120])
 
 
 def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:

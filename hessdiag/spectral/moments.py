@@ -169,3 +169,24 @@ def _draw(
     left = op.size - (krylov.size if krylov is not None else 0)
     at_least(num_probes, min(2, left), "num_probes", "a standard error")
     return forms_to(op, krylov, num_probes, seed, rtol)
+
+
+def ws_derivatives(
+    t1: float, t2: float, size: int, *, mean: float, spread: float, rounding: float
+) -> tuple[float, float, float]:
+    """``mean · m + spread · s`` of two known traces, and its derivatives by tr H and by tr H².
+
+    With m = tr H/d and s² = tr H²/d − m².
+
+    Args:
+        t1: tr H.
+        t2: tr H².
+        size: d.
+        mean: 1 for a bound, 0 for a multiple of s.
+        spread: what s is multiplied by.
+        rounding: relative; an s² below it is none, and s has its minimum there: derivatives are those of m alone.
+    """
+    m, variance = t1 / size, t2 / size - (t1 / size) ** 2
+    s = math.sqrt(variance) if variance > rounding * t2 / size else 0.0
+    by_t1, by_t2 = (-t1 / (size**2 * s), 1 / (2 * size * s)) if s else (0.0, 0.0)
+    return mean * m + spread * s, mean / size + spread * by_t1, spread * by_t2

@@ -44,7 +44,7 @@ def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, An
     whichever of the two names them.
     """
     beside = {**meta, **facts}
-    momentum = _number(beside.get("momentum")) or 0.0
+    momentum = number(beside.get("momentum")) or 0.0
     nesterov = beside.get("nesterov") is True
     if not 0 <= momentum < 1:
         return Refused(f"the momentum is {momentum:g}, allowed is 0 to less than 1: no limit on λ_max is known")
@@ -54,7 +54,7 @@ def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, An
         return Refused("the optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is given")
     for origin, source in (("checkpoint", facts), ("problem.meta", meta)):
         for name in RATES:
-            if (rate := _number(source.get(name))) is not None and rate > 0:
+            if rate := positive(source.get(name)):
                 return Rate(lr=rate, momentum=momentum, nesterov=nesterov, origin=origin)
     return None
 
@@ -66,10 +66,17 @@ def _adaptive(source: Mapping[str, Any]) -> bool:
     return source.get("adaptive") is True or named
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """What a checkpoint or a problem says, if it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def positive(value: Any) -> float | None:
+    """The same, if it is above 0."""
+    found = number(value)
+    return found if found is not None and found > 0 else None
 
 
 @dataclass

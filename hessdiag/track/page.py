@@ -15,7 +15,7 @@ from hessdiag.present.pictures import environment, picture
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.words import CAVEAT
 from hessdiag.results import Analysis
-from hessdiag.shown import csv_text, listed, plain
+from hessdiag.shown import csv_text, listed, plain, single_spaced
 from hessdiag.track.plots import evolution, limit_name, panel_frame, spectra_of
 from hessdiag.track.trajectory import Point, Trajectory
 
@@ -128,7 +128,7 @@ def warnings(trajectory: Trajectory) -> list[str]:
     about: dict[str, list[str]] = {}
     for point, analysis in trajectory.measured:
         for warning in analysis.warnings:
-            about.setdefault(plain(" ".join(warning.split())), []).append(point.name)
+            about.setdefault(plain(single_spaced(warning)), []).append(point.name)
     failed = [f"{plain(point.name)} was not measured: {plain(point.error)}" for point in trajectory.failed]
     return failed + [f"{listed(names)}: {warning}" for warning, names in about.items()]
 

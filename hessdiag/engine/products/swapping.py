@@ -16,8 +16,6 @@ from torch.utils._pytree import tree_map_only
 
 from hessdiag.engine.products.attributes import own_attributes
 
-Place = tuple[Any, Any, Tensor]
-
 
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor], *, everywhere: bool = False) -> Iterator[None]:

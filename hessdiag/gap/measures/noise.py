@@ -20,6 +20,7 @@ from hessdiag.gap.measures.weighted_trace import CONFIDENCE
 from hessdiag.gap.registry import Reading, exact, measure
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.probes import stream
+from hessdiag.track.follow import positive
 
 KEPT_BYTES = 256 * 2**20  # of per-example gradients in memory; beyond, every k-th example stands for all
 KEPT_EXAMPLES = 2048  # whose inner products are taken
@@ -133,7 +134,7 @@ def noise_scale(checkpoint: Checkpoint) -> Reading | Refused:
             "the mean gradient is smaller than its own noise over these examples: the ratio is not resolved"
         )
     value = statistics.trace / square
-    rate, batch = (_positive(checkpoint.meta.get(name)) for name in ("lr", "batch_size"))
+    rate, batch = (positive(checkpoint.meta.get(name)) for name in ("lr", "batch_size"))
     return exact(value) if rate is None or batch is None else exact(value, temperature=rate / batch)
 
 
@@ -237,8 +238,3 @@ def _forms(checkpoint: Checkpoint, statistics: ExampleStatistics, weights: Tenso
 def _signs(size: int, seed: int, index: int) -> Tensor:
     draw = torch.randint(2, (size,), generator=stream(seed, "noise alignment", index))
     return (draw * 2 - 1).double()
-
-
-def _positive(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-    return float(value) if number and isinstance(value, int | float) else None

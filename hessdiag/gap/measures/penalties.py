@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
-from hessdiag.gap.measures.curvature import metric_of
+from hessdiag.gap.measures.curvature import metric_of, spectral_radius
 from hessdiag.gap.measures.perturbations import NSO_SIGMA
 from hessdiag.gap.registry import Reading, measure
+from hessdiag.results import Metric
 
 MU = 0.01  # of SpectralRadius and HSR
 TRACE_MU = 1e-3  # of TracePenalty
@@ -27,7 +28,7 @@ TRACE_MU = 1e-3  # of TracePenalty
 )
 def nso_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """σ²/2 · tr H, what averaging over Gaussian noise adds to the loss, to second order. Cost: none of its own."""
-    return _scaled(checkpoint, "trace", NSO_SIGMA**2 / 2)
+    return _scaled(checkpoint, metric_of(checkpoint, "trace"), NSO_SIGMA**2 / 2)
 
 
 @measure(
@@ -41,7 +42,7 @@ def nso_penalty(checkpoint: Checkpoint) -> Reading | Refused:
 )
 def trace_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """μ tr H. Cost: none of its own."""
-    return _scaled(checkpoint, "trace", TRACE_MU)
+    return _scaled(checkpoint, metric_of(checkpoint, "trace"), TRACE_MU)
 
 
 @measure(
@@ -55,7 +56,7 @@ def trace_penalty(checkpoint: Checkpoint) -> Reading | Refused:
 )
 def hsr_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """μ (m + s √(P − 1)) of the whole sample set. Cost: none of its own."""
-    return _scaled(checkpoint, "ws_upper", MU)
+    return _scaled(checkpoint, metric_of(checkpoint, "ws_upper"), MU)
 
 
 @measure(
@@ -69,24 +70,12 @@ def hsr_penalty(checkpoint: Checkpoint) -> Reading | Refused:
 )
 def spectral_radius_penalty(checkpoint: Checkpoint) -> Reading | Refused:
     """μ ρ of the whole sample set; training penalises each batch's own, which is larger on average. Cost: none."""
-    top, bottom = metric_of(checkpoint, "lambda_max"), metric_of(checkpoint, "lambda_min")
-    if isinstance(top, Refused):
-        return top
-    if isinstance(bottom, Refused):
-        return bottom
-    ends = [
-        max(high, -low, 0.0) for high, low in ((top.value, bottom.value), (top.lo, bottom.hi), (top.hi, bottom.lo))
-    ]
-    return _reading(checkpoint, MU * ends[0], MU * ends[1], MU * ends[2])
+    return _scaled(checkpoint, spectral_radius(checkpoint), MU)
 
 
-def _scaled(checkpoint: Checkpoint, quantity: str, strength: float) -> Reading | Refused:
-    metric = metric_of(checkpoint, quantity)
-    if isinstance(metric, Refused):
-        return metric
-    return _reading(checkpoint, strength * metric.value, strength * metric.lo, strength * metric.hi)
-
-
-def _reading(checkpoint: Checkpoint, value: float, lo: float, hi: float) -> Reading:
+def _scaled(checkpoint: Checkpoint, number: Metric | Reading | Refused, strength: float) -> Reading | Refused:
+    if isinstance(number, Refused):
+        return number
+    value, lo, hi = strength * number.value, strength * number.lo, strength * number.hi
     loss = checkpoint.loss
     return Reading(value, lo, hi, "interval", more={"share_of_loss": value / loss} if loss > 0 else {})
