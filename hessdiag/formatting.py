@@ -90,11 +90,6 @@ def format_tau(tau: float) -> str:
     return with_minus(f"{tau:+.2f}")
 
 
-def format_count(count: int) -> str:
-    """``1,234,567``."""
-    return f"{count:,}"
-
-
 def with_minus(number: str) -> str:
     """A number's text with the minus sign in place of the hyphen."""
     return number.replace("-", "−")

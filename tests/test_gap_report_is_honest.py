@@ -224,7 +224,7 @@ BROKEN = {
         CheckpointRecord, "gap", flipped(CheckpointRecord.gap)
     ),
     "no caveats": lambda patch: patch.setattr(GapReport, "caveats", ()),
-    "names not escaped": lambda patch: patch.setattr(pages, "environment", unescaped),
+    "names not escaped": lambda patch: patch.setattr("hessdiag.present.pictures.environment", unescaped),
     "the guard is not shown": lambda patch: patch.setattr(example, "Moved", lambda **k: gap_rows.NONE),
     "refusals not said": lambda patch: patch.setattr(GapReport, "measures", ("up", "down")),
     "two checkpoints are enough": lambda patch: patch.setattr("hessdiag.gap.statistics.ranks.FEWEST", 0),

@@ -145,11 +145,11 @@ BROKEN = {
     "a checkpoint is left out": lambda patch: patch.setattr(
         ShiftReport, "of_test", lambda self, test: dict(list(_of_test(self, test).items())[:1])
     ),
-    "names not escaped": lambda patch: patch.setattr("hessdiag.shift.page.environment", _unescaped),
+    "names not escaped": lambda patch: patch.setattr("hessdiag.present.pictures.environment", _unescaped),
     "names read as formulas": lambda patch: patch.setattr("hessdiag.present.axes._verbatim", lambda legend: None),
     "no summary": lambda patch: patch.setattr("hessdiag.shift.page.summary", lambda report: []),
     "a figure without its table": lambda patch: patch.setattr(
-        "hessdiag.shift.page.environment", lambda *_: _without("<table>")
+        "hessdiag.present.pictures.environment", lambda *_: _without("<table>")
     ),
 }
 _of_test = ShiftReport.of_test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -228,7 +229,11 @@ def pilots_used_again(op, krylov, num_probes, seed, rtol):
     pilot = deflation.forms(op, krylov, PILOT, seed)
     needed = pilot.trace.var(ddof=1) / (rtol * pilot.trace.mean()) ** 2
     more = min(math.ceil(needed), num_probes) - PILOT
-    return pilot if more <= 0 else pilot.with_more(deflation.forms(op, krylov, more, seed, first=PILOT))
+    if more <= 0:
+        return pilot
+    rest = deflation.forms(op, krylov, more, seed, first=PILOT)
+    joined = {name: np.concatenate([getattr(pilot, name), getattr(rest, name)]) for name in ("trace", "squares")}
+    return replace(pilot, products=pilot.products + len(rest.trace), **joined)
 
 
 def third(pilot: np.ndarray, wanted: float, most: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 
 from hessdiag.errors import UsageError
@@ -20,7 +19,7 @@ from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.registry import Measure, Reading, registry
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.rows import performance_rows, rank_rows, reading_cells, refusals, summary, verdicts
-from hessdiag.present.pictures import Picture, environment, picture
+from hessdiag.present.pictures import Picture, data_address, picture, rendered
 from hessdiag.shown import csv_text, plain
 
 MOST_DETAILED = 12  # checkpoints whose readings are tables of their own; a hundred would pass two megabytes
@@ -63,41 +62,34 @@ def gap_page(report: GapReport, command: str = "") -> str:
     columns, rows = performance_rows(report)
     known = registry()
     csv = csv_text(report.to_frame())
-    text: str = (
-        environment("hessdiag.gap")
-        .get_template("gap.html.j2")
-        .render(
-            title=f"{len(report.records)} checkpoints against the {report.gap_kind} gap",
-            summary=summary(report),
-            caveats=report.caveats,
-            columns=columns,
-            rows=rows,
-            performance=_performance(report),
-            taus=_taus(report),
-            ranked=rank_rows(report),
-            confidence=f"{report.confidence:.0%}",
-            refusals=[(reason, ", ".join(names)) for reason, names in refusals(report)],
-            information=_information(report),
-            scatters=[_scatter(report, measure, known.get(measure)) for measure in drawable(report)],
-            details=[_detail(record, report) for record in report.records] if _few(report) else [],
-            most_detailed=MOST_DETAILED,
-            definitions=[_definition(one, report) for name, one in known.items() if name in report.measures],
-            failures=[(plain(name), plain(reason)) for name, reason in report.failures.items()],
-            command=plain(command),
-            csv=_address(csv) if len(csv) <= MOST_CSV else "",
-            csv_name=RESULT_CSV,
-            gap=report.gap_kind,
-        )
+    return rendered(
+        "hessdiag.gap",
+        "gap.html.j2",
+        title=f"{len(report.records)} checkpoints against the {report.gap_kind} gap",
+        summary=summary(report),
+        caveats=report.caveats,
+        columns=columns,
+        rows=rows,
+        performance=_performance(report),
+        taus=_taus(report),
+        ranked=rank_rows(report),
+        confidence=f"{report.confidence:.0%}",
+        refusals=[(reason, ", ".join(names)) for reason, names in refusals(report)],
+        information=_information(report),
+        scatters=[_scatter(report, measure, known.get(measure)) for measure in drawable(report)],
+        details=[_detail(record, report) for record in report.records] if _few(report) else [],
+        most_detailed=MOST_DETAILED,
+        definitions=[_definition(one, report) for name, one in known.items() if name in report.measures],
+        failures=[(plain(name), plain(reason)) for name, reason in report.failures.items()],
+        command=plain(command),
+        csv=data_address(csv) if len(csv) <= MOST_CSV else "",
+        csv_name=RESULT_CSV,
+        gap=report.gap_kind,
     )
-    return text
 
 
 def _few(report: GapReport) -> bool:
     return len(report.records) <= MOST_DETAILED
-
-
-def _address(csv: str) -> str:
-    return f"data:text/csv;base64,{base64.b64encode(csv.encode()).decode()}"
 
 
 def _performance(report: GapReport) -> Picture | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,6 +17,7 @@ from hessdiag.gap.runs import runs
 from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.statistics.rank_results import RankReport, Readings, RunTable
 from hessdiag.gap.statistics.ranks import rank_report
+from hessdiag.results.analysis import as_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +127,7 @@ class GapReport:
             "gap": self.gap_kind,
             "records": [record.to_dict() for record in self.records],
             "failures": dict(self.failures),
-            "ranks": _finite(asdict(self.ranks)),
+            "ranks": as_json(self.ranks),
             "caveats": list(self.caveats),
         }
         return json.dumps(plain, sort_keys=True, indent=1, allow_nan=False) + "\n"
@@ -176,12 +177,3 @@ def _score(checkpoint: str, kind: str, name: str, one: Score) -> tuple[Any, ...]
 def _encodable(cell: Any) -> Any:
     """Without what UTF-8 has not: the bytes of a file name that are no text."""
     return cell.encode(errors="replace").decode() if isinstance(cell, str) else cell
-
-
-def _finite(value: Any) -> Any:
-    """Without NaN and infinity, which JSON has not."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

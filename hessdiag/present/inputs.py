@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from hessdiag.errors import UsageError
-from hessdiag.formatting import format_count, format_number, format_percent
+from hessdiag.formatting import format_number, format_percent
 from hessdiag.results import Analysis, Metric, Spectrum
 
 Measured = Analysis | Spectrum
@@ -53,7 +53,7 @@ def facts(analysis: Analysis) -> list[str]:
     dtype = made.dtype or next(iter(measured), None)
     said = []
     if isinstance(made.samples, int):  # a run.json may have been edited
-        said.append(f"{format_count(made.samples)} samples" + (f" ({made.split})" if made.split else ""))
+        said.append(f"{made.samples:,} samples" + (f" ({made.split})" if made.split else ""))
     said += [str(text) for text in (made.operator, made.loss, dtype) if text]
     if made.seed is not None:
         said.append(f"seed {made.seed}")
@@ -69,7 +69,7 @@ def sweep(spectrum: Spectrum) -> str:
         seen = "every eigenvalue"
     elif spectrum.error is not None:
         seen = f"the run's own start, {steps}"
-    return f"{format_count(spectrum.dimension)} parameters · {seen}"
+    return f"{spectrum.dimension:,} parameters · {seen}"
 
 
 def left_open(drawn: Sequence[Spectrum], banded: str) -> str:

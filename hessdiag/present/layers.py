@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hessdiag.errors import UsageError
-from hessdiag.formatting import format_count, with_minus
+from hessdiag.formatting import with_minus
 from hessdiag.present.axes import COLOURS, Symlog, caption, heading, ink, prepare
 from hessdiag.present.inputs import facts
 from hessdiag.results import Analysis
@@ -83,7 +83,7 @@ def layers_frame(analysis: Analysis) -> pd.DataFrame:
 def layers_caption(analysis: Analysis) -> str:
     """What is needed to repeat and to read the picture, in one paragraph."""
     count = len(analysis.layers)
-    which = f"The {MOST_ROWS} of {format_count(count)} tensors with the largest |trace|"
+    which = f"The {MOST_ROWS} of {count:,} tensors with the largest |trace|"
     if count <= MOST_ROWS:
         which = f"All {count} tensors" if count > 1 else "The only tensor"
     kinds = {layer.kind for layer in analysis.layers}

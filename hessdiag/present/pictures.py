@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,18 @@ def picture(ax: Axes, text: str, frame: pd.DataFrame, key: str, file: str, title
     )
 
 
-def environment(room: str = "hessdiag.present") -> Environment:
+def data_address(csv: str) -> str:
+    """A link that holds the table itself: a page is one file."""
+    return f"data:text/csv;base64,{base64.b64encode(csv.encode()).decode()}"
+
+
+def rendered(room: str, template: str, **values: Any) -> str:
+    """A template of a room, filled."""
+    text: str = environment(room).get_template(template).render(**values)
+    return text
+
+
+def environment(room: str) -> Environment:
     """The templates of a room, on top of those that all pages share; every value escaped and none missing."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 

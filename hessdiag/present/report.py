@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulati
 from hessdiag.present.density import density, density_caption, density_frame
 from hessdiag.present.inputs import MOST_OVERLAID
 from hessdiag.present.layers import layers, layers_caption, layers_frame
-from hessdiag.present.pictures import Picture, environment, picture
+from hessdiag.present.pictures import Picture, data_address, picture, rendered
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.tables import COLUMNS, companion_rows, metric_rows
 from hessdiag.present.words import CAVEAT, MEANING, data_in_words, label, reading
@@ -64,23 +63,21 @@ def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
     quantities = list(dict.fromkeys(name for analysis in analyses.values() for name in analysis.metrics))
     names = [run.name for run in runs]
     title = names[0] if len(names) == 1 else f"{len(names)} analyses"
-    return (
-        environment()
-        .get_template("run.html.j2")
-        .render(
-            title=title,
-            runs=runs,
-            columns=COLUMNS,
-            comparison=_comparison(analyses, quantities) if len(analyses) > 1 else [],
-            overlay=_overlay(analyses),
-            caveat=CAVEAT,
-            command=plain(command),
-            has={
-                part: any(getattr(run, part) for run in runs)
-                for part in ("spectrum", "layers", "convergence", "warnings")
-            },
-            warned=sum(len(run.warnings) for run in runs),
-        )
+    return rendered(
+        "hessdiag.present",
+        "run.html.j2",
+        title=title,
+        runs=runs,
+        columns=COLUMNS,
+        comparison=_comparison(analyses, quantities) if len(analyses) > 1 else [],
+        overlay=_overlay(analyses),
+        caveat=CAVEAT,
+        command=plain(command),
+        has={
+            part: any(getattr(run, part) for run in runs)
+            for part in ("spectrum", "layers", "convergence", "warnings")
+        },
+        warned=sum(len(run.warnings) for run in runs),
     )
 
 
@@ -112,7 +109,6 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
         frame = layers_frame(analysis)[["name", "size", "trace", "lo", "hi", "kind"]]
         drawn = layers(analysis, show_caption=False)
         bars = [picture(drawn, layers_caption(analysis), frame, f"{key}-layers", "layers.csv")]
-    csv = base64.b64encode(csv_text(analysis.to_frame()).encode()).decode()
     return Run(
         key=key,
         name=label(name, analysis),
@@ -126,7 +122,7 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
         layers=bars,
         convergence=settled,
         facts=reproduce(analysis),
-        csv=f"data:text/csv;base64,{csv}",
+        csv=data_address(csv_text(analysis.to_frame())),
     )
 
 

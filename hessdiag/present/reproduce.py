@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hessdiag.formatting import format_count
 from hessdiag.results import Analysis, SecondOpinion, SelfTest
 from hessdiag.shown import plain
 
@@ -15,7 +14,7 @@ def reproduce(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
     """The definition lists under Reproduce, titles to (term, text) pairs; empty ones are left out."""
     cost = analysis.cost
     spent = {
-        "products": format_count(cost.products),
+        "products": f"{cost.products:,}",
         "time, in that of a gradient of the same samples": f"{cost.gradients:.4g}",
         "seconds": f"{cost.seconds:.4g}",
     }

@@ -111,7 +111,7 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``run.json``: plain types only, with the schema number."""
-        return {"schema": SCHEMA, **_plain(self)}
+        return {"schema": SCHEMA, **as_json(self)}
 
     def to_json(self) -> str:
         """``run.json`` as text: sorted keys, stable under re-writing."""
@@ -174,15 +174,16 @@ class Analysis:
         return str(presenter().notebook(self))
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """A dataclass and what it holds in the types of JSON; NaN and infinity, which it has not, become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, Iterator | set | frozenset):
-        return [_plain(item) for item in sorted(value)]
+        return [as_json(item) for item in sorted(value)]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hessdiag.formatting import format_interval, format_number, format_p
 from hessdiag.multiplicity import holm
-from hessdiag.present.pictures import Picture, environment, picture
+from hessdiag.present.pictures import Picture, picture, rendered
 from hessdiag.shift.experiments import CurveDifference, ShiftCurve, Slope
 from hessdiag.shift.images import DEGREES, PADDING
 from hessdiag.shift.plots import MANY, MOST_CLOUDS, TITLES, shift_plot
@@ -132,25 +132,22 @@ def shift_page(report: ShiftReport, command: str = "") -> str:
         )
         for test in _tests(report)
     ]
-    text: str = (
-        environment("hessdiag.shift")
-        .get_template("shift.html.j2")
-        .render(
-            title=f"{len(report.curves)} checkpoints under shift"
-            if len(report.curves) > 1
-            else f"{plain(next(iter(report.curves), 'nothing'))} under shift",
-            sections=sections,
-            summary=summary(report),
-            columns=COLUMNS,
-            confidence=f"{report.settings.confidence:.0%}",
-            against=[column.strip() for column in AGAINST],
-            remarks=remarks(report),
-            caveat=CAVEAT,
-            failures=[(plain(name), plain(why)) for name, why in report.failures.items()],
-            command=plain(command),
-        )
+    return rendered(
+        "hessdiag.shift",
+        "shift.html.j2",
+        title=f"{len(report.curves)} checkpoints under shift"
+        if len(report.curves) > 1
+        else f"{plain(next(iter(report.curves), 'nothing'))} under shift",
+        sections=sections,
+        summary=summary(report),
+        columns=COLUMNS,
+        confidence=f"{report.settings.confidence:.0%}",
+        against=[column.strip() for column in AGAINST],
+        remarks=remarks(report),
+        caveat=CAVEAT,
+        failures=[(plain(name), plain(why)) for name, why in report.failures.items()],
+        command=plain(command),
     )
-    return text
 
 
 def _tests(report: ShiftReport) -> list[str]:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessdiag.errors import BudgetError, UsageError
+from hessdiag.errors import BudgetError
 from hessdiag.operator import SymmetricOperator
 from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out
 from hessdiag.spectral.interval import PILOT, enough
@@ -73,24 +73,6 @@ class Forms:
             return "every direction"
         return f"Hutchinson, {self.known} directions deflated" if self.known else "Hutchinson"
 
-    def with_more(self, more: Forms) -> Forms:
-        """These probes and those, which must be others of the same stream and the same deflation.
-
-        Raises:
-            UsageError: they do not belong together.
-        """
-        if self.exact:
-            return self
-        if (self.known, self.dimension, self.seed) != (more.known, more.dimension, more.seed) or more.exact:
-            msg = "forms of different deflations or seeds cannot be joined: draw both with the same run and seed"
-            raise UsageError(msg)
-        return replace(
-            self,
-            trace=np.concatenate([self.trace, more.trace]),
-            squares=np.concatenate([self.squares, more.squares]),
-            products=self.products + len(more.trace),
-        )
-
 
 def forms(
     op: SymmetricOperator,
@@ -110,7 +92,7 @@ def forms(
         num_probes: products to spend; where they cover the complement, a basis of it makes the result exact.
         seed: names the stream.
         quantity: names the stream.
-        first: index of the first probe: probes before it were spent elsewhere (`Forms.with_more`).
+        first: index of the first probe: probes before it were spent elsewhere.
         on_block: called with the forms so far after each block of products.
 
     Raises:

@@ -174,17 +174,10 @@ def _draw(
 def ws_derivatives(
     t1: float, t2: float, size: int, *, mean: float, spread: float, rounding: float
 ) -> tuple[float, float, float]:
-    """``mean · m + spread · s`` of two known traces, and its derivatives by tr H and by tr H².
+    """A bound, ``mean`` · m + ``spread`` · s, and its derivatives by T₁ = tr H and T₂ = tr H².
 
-    With m = tr H/d and s² = tr H²/d − m².
-
-    Args:
-        t1: tr H.
-        t2: tr H².
-        size: d.
-        mean: 1 for a bound, 0 for a multiple of s.
-        spread: what s is multiplied by.
-        rounding: relative; an s² below it is none, and s has its minimum there: derivatives are those of m alone.
+    With d the size, m = T₁/d and s² = T₂/d − m². An s² below ``rounding`` · T₂/d is none: s has its minimum there,
+    and only m moves.
     """
     m, variance = t1 / size, t2 / size - (t1 / size) ** 2
     s = math.sqrt(variance) if variance > rounding * t2 / size else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from hessdiag.formatting import format_interval, format_metric, format_number
 from hessdiag.present.density import shared_grid
 from hessdiag.present.inputs import facts, threshold, widest
-from hessdiag.present.pictures import environment, picture
+from hessdiag.present.pictures import data_address, picture, rendered
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.words import CAVEAT
 from hessdiag.results import Analysis
@@ -207,22 +206,19 @@ def trajectory_page(trajectory: Trajectory, command: str = "") -> str:
         frame = evolution_frame(trajectory)
         ax = drawn.axes[0]
         pictures = [picture(ax, evolution_caption(trajectory), frame, "evolution", "trajectory.csv", name)]
-    csv = base64.b64encode(csv_text(trajectory.to_frame()).encode()).decode()
-    return (
-        environment("hessdiag.track")
-        .get_template("trajectory.html.j2")
-        .render(
-            title=f"{len(trajectory.points)} checkpoints along training",
-            columns=columns(trajectory),
-            rows=rows(trajectory),
-            reading=reading(trajectory),
-            notes=[plain(note) for note in trajectory.notes],
-            warnings=warnings(trajectory),
-            pictures=pictures,
-            command=plain(command),
-            products=f"{trajectory.products:,}",
-            facts=reproduce(measured[0][1]) if measured else [],
-            first=plain(measured[0][0].name) if measured else "",
-            csv=f"data:text/csv;base64,{csv}",
-        )
+    return rendered(
+        "hessdiag.track",
+        "trajectory.html.j2",
+        title=f"{len(trajectory.points)} checkpoints along training",
+        columns=columns(trajectory),
+        rows=rows(trajectory),
+        reading=reading(trajectory),
+        notes=[plain(note) for note in trajectory.notes],
+        warnings=warnings(trajectory),
+        pictures=pictures,
+        command=plain(command),
+        products=f"{trajectory.products:,}",
+        facts=reproduce(measured[0][1]) if measured else [],
+        first=plain(measured[0][0].name) if measured else "",
+        csv=data_address(csv_text(trajectory.to_frame())),
     )

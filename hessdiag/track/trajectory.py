@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hessdiag.results import Analysis, Fingerprint
+from hessdiag.results.analysis import Analysis, as_json
+from hessdiag.results.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +85,7 @@ class Point:
             return out
         whole = self.analysis.to_dict()
         out |= {key: whole[key] for key in ("metrics", "cost", "warnings", "notes")}
-        out |= {name: _finite(self.value(name)) for name in ("loss", "gradient_norm")}
+        out |= {name: as_json(self.value(name)) for name in ("loss", "gradient_norm")}
         out |= {"weights_sha256": self.analysis.fingerprint.weights_sha256}
         out |= {"warm_start": self.warm, "reused": self.reused, "step": None}
         if self.rate is not None:
@@ -165,7 +166,3 @@ def _quantities(point: Point) -> list[tuple[str, float, float, float, str]]:
         exact |= {"learning_rate": point.rate.lr, "stability_limit": point.rate.limit}
     rows += [(name, value, value, value, "exact") for name, value in exact.items()]
     return rows if relative is None else [*rows, ("lambda_max_over_limit", *relative, "ritz")]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
