@@ -24,6 +24,7 @@ from hessdiag.check.budgets import Limit, Scope
 from hessdiag.check.config import ConfigError, find_config, load_config
 from hessdiag.errors import UsageError
 from hessdiag.settings import PAIRED, Settings
+from hessdiag.shown import visible
 from tests.bad_configs import BROKEN_TOML, CONFIGS, HEAD
 
 EXAMPLE = """
@@ -317,7 +318,7 @@ def test_whatever_stands_there_is_a_configuration_or_faults(
         read = load_config(file, flags)
     except ConfigError as error:
         assert error.faults
-        assert all(fault.isprintable() for fault in error.faults)
+        assert all(visible(fault) == fault for fault in error.faults)
     else:
         assert Settings(**{**PAIRED, **read.run}, confidence=read.confidence).probes <= read.max_probes
 
