@@ -103,7 +103,7 @@ CASES: list[Case] = [
     ("analyze p.py:class_for_model", 2, ("model is type", "Problem(model=")),
     ("analyze p.py:two_losses", 2, ("give one of criterion", "loss f(model, batch)")),
     ("analyze p.py:unknown_criterion", 2, ("'hinge'", "allowed are cross_entropy, mse")),
-    ("analyze p.py:module_criterion", 2, ("CrossEntropyLoss()", "lambda outputs, batch")),
+    ("analyze p.py:module_criterion", 2, ("class indices", "give nn.CrossEntropyLoss()")),
     # the checkpoint
     (f"{GOOD} -c empty.pt", 4, ("empty.pt is empty", "interrupted")),
     (f"{GOOD} -c cut.pt", 4, ("cut.pt is damaged or cut short", "save it again")),

@@ -72,7 +72,7 @@ def loading():
     images("none.npz")
 
 def nothing(): pass
-def module(): return nn.Linear(2, 2), nn.CrossEntropyLoss(), DATA
+def module(): return nn.Linear(2, 2), 5, DATA
 def unknown(): return {"model": nn.Linear(2, 2), "data": {"train": DATA}, "critterion": "mse"}
 def partial(): return {"model": nn.Linear(2, 2), "criterion": "mse"}
 
@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[HessdiagError], str]] = {
     "broken file": ("broken.py:f", {}, ProblemError, "raised SyntaxError"),
     "lacking a package": ("lacking.py:f", {}, ProblemError, "no_such_package"),
     "nothing returned": ("facts.py:nothing", {}, ProblemError, "returned NoneType"),
-    "a loss module": ("facts.py:module", {}, ProblemError, "must be cross_entropy, mse, causal_lm or f"),
+    "a number for a loss": ("facts.py:module", {}, ProblemError, "must be cross_entropy, mse, causal_lm, one of"),
     "an unknown field": ("facts.py:unknown", {}, ProblemError, "'critterion'; the fields .* model, data"),
     "a missing field": ("facts.py:partial", {}, ProblemError, "no 'data'"),
 }

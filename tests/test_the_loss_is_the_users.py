@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hessdiag
-from hessdiag import criteria
 from hessdiag.analysis.traces import model_trace
+from hessdiag.criteria import layout
 from hessdiag.engine.checks import candidates, weighting
 from hessdiag.engine.checks.preflight import preflight, require_sound
 from hessdiag.engine.checks.readings import reading_of
@@ -671,7 +671,7 @@ def test_a_healthy_loss_is_not_suspected(name, size):
 
 
 def no_shift(patch):
-    patch.setattr("hessdiag.problem.targets_of", lambda criterion, batch: criteria.target_of(batch))
+    patch.setattr("hessdiag.criteria.criterion._next_tokens", lambda targets: targets)
 
 
 def first_batch_only(patch):
@@ -715,15 +715,15 @@ def healthy() -> bool:
 BROKEN = {
     "labels are not shifted": (no_shift, next_tokens_hold),
     "targets are reshaped": (
-        lambda patch: patch.setattr(criteria, "same_numbers", lambda o, t: o.numel() == t.numel()),
+        lambda patch: patch.setattr(layout, "same_numbers", lambda o, t: o.numel() == t.numel()),
         lambda: refused("numbers in another layout"),
     ),
     "floats are taken for classes": (
-        lambda patch: patch.setattr(criteria, "is_index", lambda targets: targets.dim() < 2),
+        lambda patch: patch.setattr(layout, "is_index", lambda targets: targets.dim() < 2),
         lambda: refused("class indices as floats"),
     ),
     "values are not looked at": (
-        lambda patch: patch.setattr("hessdiag.problem.check_values", lambda criterion, targets: None),
+        lambda patch: patch.setattr("hessdiag.criteria.criterion.check_values", lambda criterion, targets: None),
         lambda: refused("soft targets with classes last"),
     ),
     "batches are not put together": (first_batch_only, fits("class weights of few examples")),

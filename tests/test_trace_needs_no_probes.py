@@ -412,7 +412,7 @@ REASONS = {
             {"train": (models.randn(9, 5), models.randn(9, 40))},
             criterion=lambda outputs, batch: F.huber_loss(outputs, batch[1]),
         ),
-        "known for cross_entropy, mse and causal_lm only",
+        "known for cross_entropy, mse, causal_lm and torch",
     ),
 }
 

@@ -63,7 +63,8 @@ def recognize(problem: Problem, samples: SampleSet, *, kind: str = "hessian") ->
     """
     if kind not in ("hessian", "ggn"):
         return Refused(f"operator {kind!r}: the closed form gives the Hessian and the Gauss-Newton matrix")
-    if problem.criterion != "cross_entropy":
+    known = problem.built_in
+    if known is None or known.name != "cross_entropy" or not known.plain:
         return Refused(f"the loss is {problem.loss_name}: the closed form is for criterion 'cross_entropy'")
     if problem.weight is not None:
         return Refused(

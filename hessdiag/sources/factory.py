@@ -16,7 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hessdiag.criteria import CRITERIA
+from torch import nn
+
+from hessdiag.criteria import CRITERIA, how_called, recognized
 from hessdiag.errors import HessdiagError, LoadError, ProblemError, RaisedError, UsageError, one_line
 from hessdiag.hashing import sha256
 from hessdiag.problem import Problem
@@ -55,8 +57,9 @@ def build_problem(
     """Call a factory and load its checkpoint.
 
     The factory is ``def name(checkpoint=None, **options)``, and returns a `Problem`, a dict of its fields, or
-    ``(model, loss, data)`` where loss is a criterion's name or ``f(model, batch)``. If it has a parameter
-    called ``checkpoint`` it gets the file and loads it by itself; otherwise the weights are loaded here, strictly.
+    ``(model, loss, data)`` where loss is what `Problem.criterion` takes, or ``f(model, batch)``. If it has a
+    parameter called ``checkpoint`` it gets the file and loads it by itself; otherwise the weights are loaded here,
+    strictly.
 
     Args:
         spec: ``pkg.module:function`` or ``path/file.py:function``.
@@ -230,13 +233,13 @@ def _as_problem(result: Any, spec: str) -> Problem:
         return Problem(**result)
     if isinstance(result, tuple) and len(result) == 3:
         model, loss, data = result
-        splits = data if isinstance(data, Mapping) else {"train": data}
-        if isinstance(loss, str):
-            return Problem(model, splits, criterion=loss)
-        if callable(loss) and not hasattr(loss, "parameters"):
-            return Problem(model, splits, loss=loss)
-        msg = f"{spec}: the loss of (model, loss, data) must be {', '.join(CRITERIA)} or f(model, batch)"
-        raise ProblemError(msg)
+        known = isinstance(loss, str | nn.Module) or recognized(loss) is not None
+        if known or (callable(loss) and how_called(loss) == "f(outputs, targets)"):
+            return Problem(model, data, criterion=loss)
+        if callable(loss):
+            return Problem(model, data, loss=loss)
+        msg = f"{spec}: the loss of (model, loss, data) must be {', '.join(CRITERIA)}, one of torch's losses, "
+        raise ProblemError(msg + "f(outputs, targets) or f(model, batch)")
     msg = (
         f"{spec} returned {type(result).__name__}: return a Problem, a dict of its fields, or (model, loss, data)"
     )

@@ -61,6 +61,12 @@ def model_facts(operator: Curvature) -> list[Finding]:
             Finding("note", "precision", f"weights are {', '.join(sorted(half))}; measured in {dtype} copies")
         )
     facts += _read_as(operator)
+    known = operator.problem.built_in
+    if known is not None and known.scale is not None:
+        text = (
+            f"{known.shown} is summed over the {operator.samples.examples:,} examples measured: the numbers grow "
+        )
+        facts.append(Finding("note", "loss", text + "with the samples; those of a mean do not"))
     if not operator.problem.has_outputs:
         facts.append(
             Finding("note", "loss", "a loss(model, batch) gives the Hessian only: no G, R or exact trace")

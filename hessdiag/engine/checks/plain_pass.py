@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hessdiag.criteria import TARGET_KEYS, target_of
+from hessdiag.criteria import TARGET_KEYS, by_torch, target_of
 from hessdiag.engine.checks.readings import Reading, reading_of
 from hessdiag.engine.products.attributes import left_as_found, put_back
 from hessdiag.engine.products.checkpointing import kept_activations
@@ -215,9 +215,12 @@ class PlainModel:
         if problem.loss is not None:
             return problem.loss(self.model, batch)
         outputs = problem.outputs(self.model, batch)
-        if callable(problem.criterion):
-            return problem.criterion(outputs, batch)
-        return TORCH_LOSSES[str(problem.criterion)](outputs, target_of(batch))
+        known = problem.built_in
+        if known is None:
+            return problem.mean_loss(outputs, batch)
+        if known.given:
+            return by_torch(known, outputs, target_of(batch))
+        return TORCH_LOSSES[known.name](outputs, target_of(batch))
 
 
 def _reading(returned: Any, batch: Any, loss: float) -> Reading:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessdiag.engine.checks.kept_weights import first_pass
 from hessdiag.engine.checks.kinks import kinks
+from hessdiag.engine.checks.log_probabilities import require_log_probabilities
 from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.engine.products.gradients import Kind, depends, gradient
@@ -87,6 +88,7 @@ def hessian(
     first = EXACT_METHODS[0] if method == "auto" else method
     curvature = Curvature(problem, drawn, kind=operator, method=first, **options)
     first_pass(curvature)
+    require_log_probabilities(curvature)
     curvature.method = choose(curvature, fixed=method != "auto").method
     curvature.notes += (*drawn.warnings, *drawn.notes)
     return curvature

@@ -18,6 +18,7 @@ from hessdiag.criteria import TARGET_KEYS
 from hessdiag.engine.checks.facts import Finding, Level, model_facts
 from hessdiag.engine.checks.kept_weights import first_pass, require_kept_nothing, without_part
 from hessdiag.engine.checks.kinks import kinks
+from hessdiag.engine.checks.log_probabilities import require_log_probabilities
 from hessdiag.engine.checks.masked_rows import masked_gradients
 from hessdiag.engine.checks.planner import Plan, choose, trials_in
 from hessdiag.engine.checks.second_opinion import second_opinion
@@ -199,6 +200,7 @@ def _loss_works(operator: Curvature) -> Finding:
     if differ(first, second):
         text = f"the same loss twice gave {first:.8g} and {second:.8g}: {why_it_changes(operator, batch)}"
         return Finding("fault", "determinism", text)
+    require_log_probabilities(operator)
     return Finding("ok", "determinism", "the same loss twice is the same")
 
 

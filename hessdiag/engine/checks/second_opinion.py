@@ -119,7 +119,7 @@ def _returned(problem: Problem, returned: Sequence[Returned], limit: float) -> l
         if abs(one.ours - one.theirs) > limit * max(abs(one.ours), abs(one.theirs)) + LOSS_FLOOR:
             text = f"criterion={_name(problem)} gives {one.ours:.6g} where model(**batch).loss is {one.theirs:.6g}"
             text += f": {ANSWERS[one.reading]}"
-            return [Finding("fault" if isinstance(problem.criterion, str) else "warning", "model's loss", text)]
+            return [Finding("fault" if problem.built_in is not None else "warning", "model's loss", text)]
     return []
 
 
@@ -138,7 +138,7 @@ ANSWERS: dict[Reading, str] = {
 
 
 def _name(problem: Problem) -> str:
-    return f'"{problem.criterion}"' if isinstance(problem.criterion, str) else problem.loss_name
+    return problem.loss_name if problem.built_in is None else problem.built_in.shown
 
 
 def _another_loss(operator: Curvature, numbers: SecondOpinion) -> str:

@@ -189,9 +189,9 @@ def _alike(examples: list[Any]) -> list[list[Any]]:
 def _fault(operator: Curvature, trials: list[Trial], off: float) -> Finding:
     problem, rows = operator.problem, row_count(operator.batches[0])
     text = f"the loss of a batch is not the sum over its parts (off by {off:.2g})"
-    own = not isinstance(problem.criterion, str) or problem.weight is not None
+    own = problem.built_in is None or problem.weight is not None
     known = _passing(operator, trials) if own and len(operator.batches) > 1 else None
-    if isinstance(problem.criterion, str) or problem.weight is not None or len(operator.batches) == 1:
+    if problem.built_in is not None or problem.weight is not None or len(operator.batches) == 1:
         text += f": the numbers hold for batches of {rows} examples only (batch statistics, a contrastive loss, "
         text += "a mask)" if known is None else f"a mask); for batches of any size: Problem({known.text})"
         return Finding("warning", "weighting", text)
@@ -220,7 +220,7 @@ def _untested(operator: Curvature) -> Finding:
     if len(operator.batches) == 1:
         return Finding("note", UNTESTED, "one batch, which cannot be cut: the numbers hold for it as a whole")
     why = "whether batches count rightly could not be tried (their examples cannot be put together)"
-    if isinstance(problem.criterion, str) and problem.weight is None:
-        return Finding("note", UNTESTED, f"{why}; criterion {problem.criterion!r} counts its terms itself")
+    if problem.built_in is not None and problem.weight is None:
+        return Finding("note", UNTESTED, f"{why}; criterion {problem.built_in.shown} counts its terms itself")
     cure = "if the loss is a mean over tokens or with class weights, give Problem(weight=f(batch))"
     return Finding("warning", UNTESTED, f"{why}: {cure}")

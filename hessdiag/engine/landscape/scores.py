@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hessdiag.criteria import IGNORE_INDEX, align_classes, is_index, squared_error
+from hessdiag.criteria import IGNORE_INDEX, align_classes, is_index
 from hessdiag.errors import ProblemError
 from hessdiag.problem import Problem
 
@@ -34,11 +33,12 @@ class Scores:
 
 def classes(problem: Problem, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
     """Logits (n, classes) and integer classes (n,), -100 where a position does not count; or None."""
+    known = problem.built_in
     try:
         targets = problem.targets(batch)
-        if not is_index(targets):
+        if not is_index(targets) or (known is not None and not known.of_classes):
             return None
-        logits, labels = align_classes(outputs, targets, problem.criterion)
+        logits, labels = align_classes(outputs, targets) if known is None else known.align(outputs, targets)
     except ProblemError:
         return None
     return (logits, labels) if logits.shape[1] > 1 else None
@@ -72,20 +72,19 @@ def normalized(problem: Problem, outputs: Tensor, batch: Any) -> Tensor:
 
 def from_outputs(problem: Problem, outputs: Tensor, batch: Any) -> Scores | None:
     """The scores of a batch from its outputs alone; None where the loss is not a built-in one."""
-    found = classes(problem, outputs, batch)
-    if problem.criterion == "mse":
-        difference = squared_error(outputs.double(), problem.targets(batch))
-        return Scores(difference.reshape(len(outputs), -1).mean(1).cpu())
-    if not isinstance(problem.criterion, str):
+    known = problem.built_in
+    if known is None or not known.unweighted:
         return None
+    if not known.of_classes:
+        terms = known.each(outputs.double(), problem.targets(batch))
+        return Scores(terms.reshape(len(outputs), -1).mean(1).cpu())
+    found = classes(problem, outputs, batch)
     if found is None:
-        logits, targets = align_classes(outputs, problem.targets(batch), problem.criterion)
-        return Scores(-(targets * F.log_softmax(logits.double(), -1)).sum(-1).cpu())
+        return Scores(known.each(outputs.double(), problem.targets(batch)).cpu())
     logits, labels = found
     kept = labels != IGNORE_INDEX
     logits, labels = logits[kept].double(), labels[kept]
-    loss = F.cross_entropy(logits, labels, reduction="none")
-    return with_classes(loss, logits, labels)
+    return with_classes(known.of_aligned(logits, labels), logits, labels)
 
 
 def with_classes(loss: Tensor, logits: Tensor, labels: Tensor) -> Scores:

@@ -64,7 +64,7 @@ def _look(function: Functional, batches: list[Any]) -> str:
 
 def _reached(function: Functional, piece: Any) -> list[str]:
     """Names of the parameters that a criterion depends on while its outputs are held constant."""
-    if isinstance(function.problem.criterion, str):
+    if function.problem.built_in is not None:
         return []
     function.total(function.theta, piece)  # the whole loss decides how its parameters are reached
     total = function.with_constant_outputs(function.theta, piece)

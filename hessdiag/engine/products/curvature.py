@@ -67,6 +67,7 @@ class Curvature(SymmetricOperator):
         if method not in METHODS:
             msg = f"`method={method!r}`: allowed are auto, {', '.join(METHODS)}"
             raise UsageError(msg)
+        problem = problem.on(samples.batches)
         self.function = function or Functional(problem, dtype=dtype, device=device)
         super().__init__(
             self.function.size, dtype=self.function.dtype, device=self.function.device, layout=self.function.layout

@@ -30,7 +30,7 @@ from hessdiag.samples import divide, map_tensors, row_count
 EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, random signs cost less
 OUTPUT_DRAWS = 16  # draws of signs at the outputs, a backward pass of the sample set each
 CHUNK_BYTES = 32 * 2**20  # for the signs at the outputs
-KNOWN = f"{', '.join(CRITERIA[:-1])} and {CRITERIA[-1]}"
+KNOWN = f"{', '.join(CRITERIA)} and torch's losses"
 SLOWER = 1.5  # the first piece is
 DEPENDENT = 1e-3  # relative: rounding leaves 1e-5, batch statistics 1e-1
 
@@ -88,7 +88,7 @@ def gauss_newton_trace(
             exact = outputs <= EXACT_OUTPUTS
             if not exact and not draws:
                 return Refused(f"{outputs} outputs per example, more than {EXACT_OUTPUTS}")
-            if not exact and operator.problem.criterion not in CRITERIA:
+            if not exact and operator.problem.built_in is None:
                 return Refused(
                     f"{outputs} outputs per example, and the root of its curvature is known for {KNOWN} only"
                 )

@@ -1,18 +1,17 @@
-"""S_n = A_n A_nᵀ in closed form for the built-in losses: how a loss's curvature is pulled back from the outputs.
+"""S_n = A_n A_nᵀ in closed form: how a loss's curvature is pulled back from the outputs.
 
-Of squared errors S = 2 I. Of cross-entropy S = diag(p) − p pᵀ, and A = diag(√p) − p √pᵀ, times the root of what
-the row's targets sum to.
+For losses of single elements S is diagonal, 2 I for squared errors, and A its root. For cross-entropies
+S = s (diag(p) − p pᵀ) and A = √s (diag(√p) − p √pᵀ), s what the row's targets, class weights and smoothing sum to.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from hessdiag.criteria import IGNORE_INDEX, align_classes
+from hessdiag.criteria import Criterion
 from hessdiag.problem import Problem
 
 
@@ -31,19 +30,23 @@ def root(problem: Problem, outputs: Tensor, piece: Any) -> Tensor | None:
         (n, columns, ...) of the outputs' dtype; None for a criterion of one's own, or soft targets that sum to
         less than nothing.
     """
-    n, size, shape = len(outputs), outputs[0].numel(), outputs.shape[1:]
-    eye = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *shape)
-    if problem.criterion == "mse":
-        return math.sqrt(2) * eye.expand(n, *eye.shape)
-    if not isinstance(problem.criterion, str):
+    criterion = problem.built_in
+    if criterion is None:
         return None
-    targets, criterion = problem.targets(piece), problem.criterion
+    n, size, shape = len(outputs), outputs[0].numel(), outputs.shape[1:]
+    targets = problem.targets(piece)
+    eye = torch.eye(size, dtype=outputs.dtype, device=outputs.device).view(size, *shape)
+    if not criterion.of_classes:
+        bends = criterion.bends(outputs, targets)
+        if bool((bends < 0).any()):
+            return None
+        return eye * bends.sqrt().to(outputs.dtype)[:, None]
     places = torch.arange(size, device=outputs.device).view(1, *shape).to(outputs)
-    kept = align_classes(places, targets[:1], criterion)[0][:, :-1].flatten().long()
+    kept = criterion.align(places, targets[:1])[0][:, :-1].flatten().long()
     repeated = targets.repeat_interleave(len(kept), 0)
-    units = align_classes(eye[kept].repeat(n, *[1] * len(shape)), repeated, criterion)[0].double()
-    logits, labels = align_classes(outputs.repeat_interleave(len(kept), 0), repeated, criterion)
-    if bool((_weights(labels) < 0).any()):
+    units = criterion.align(eye[kept].repeat(n, *[1] * len(shape)), repeated)[0].double()
+    logits, labels = criterion.align(outputs.repeat_interleave(len(kept), 0), repeated)
+    if bool((criterion.sizes(labels) < 0).any()):
         return None
     p = logits.detach().double().softmax(-1).sqrt()
     units[:, -1] = -(units * p).sum(-1) / (1 + p[:, -1])
@@ -51,30 +54,26 @@ def root(problem: Problem, outputs: Tensor, piece: Any) -> Tensor | None:
 
 
 def signed_root(problem: Problem, outputs: Tensor, piece: Any, generator: Generator) -> Tensor:
-    """A_n z for random signs z, shaped like the outputs, for a built-in criterion."""
-    if problem.criterion == "mse":
-        return math.sqrt(2) * _signs(outputs.shape, generator).to(outputs)
-    criterion, targets = str(problem.criterion), problem.targets(piece)
-    signs = _signs(align_classes(outputs, targets, criterion)[0].shape, generator)
+    """A_n z for random signs z, shaped like the outputs, for a criterion whose formula is known."""
+    criterion, targets = problem.built_in, problem.targets(piece)
+    assert criterion is not None
+    if not criterion.of_classes:
+        return criterion.bends(outputs, targets).sqrt().to(outputs) * _signs(outputs.shape, generator).to(outputs)
+    signs = _signs(criterion.align(outputs, targets)[0].shape, generator)
     return _applied(criterion, outputs, targets, signs.to(outputs.device, torch.float64))
 
 
-def _applied(criterion: str, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
+def _applied(criterion: Criterion, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
     """A z shaped like the outputs, z (positions, classes) float64: of cross-entropy."""
     leaf = outputs.detach().requires_grad_()
     with torch.enable_grad():
-        logits, labels = align_classes(leaf, targets, criterion)
+        logits, labels = criterion.align(leaf, targets)
         p = logits.detach().double().softmax(-1)
         roots = p.sqrt() * z
         signed = roots - p * roots.sum(-1, keepdim=True)
-        whole = (logits.double() * signed * _weights(labels).sqrt()[:, None]).sum()
+        whole = (logits.double() * signed * criterion.sizes(labels).sqrt()[:, None]).sum()
     (cotangent,) = torch.autograd.grad(whole, leaf)
     return cotangent
-
-
-def _weights(labels: Tensor) -> Tensor:
-    """Soft targets weigh a row by their sum, ignored ones by nothing."""
-    return labels.double().sum(-1) if labels.is_floating_point() else (labels != IGNORE_INDEX).double()
 
 
 def _signs(shape: torch.Size, generator: Generator) -> Tensor:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hessdiag.criteria import IGNORE_INDEX, align_classes
 from hessdiag.engine.products.coordinates import Map
 from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint, WeightLayer
@@ -233,25 +232,24 @@ def _are_logits(checkpoint: Checkpoint, given: Tensor, outputs: Tensor) -> bool:
     if given.shape != outputs.shape or torch.equal(given, outputs):
         return given.shape == outputs.shape
     again = given.double().log_softmax(-1).to(outputs)
-    of_logits = checkpoint.problem.criterion in ("cross_entropy", "causal_lm")
-    return of_logits and torch.allclose(again, outputs, rtol=1e-5, atol=1e-6)
+    known = checkpoint.problem.built_in
+    return known is not None and known.of_classes and torch.allclose(again, outputs, rtol=1e-5, atol=1e-6)
 
 
 def _by_logits(checkpoint: Checkpoint, outputs: Tensor, batch: object) -> Tensor | Refused:
     """The Hessian of every row's loss by its outputs, (rows, C, C) float64."""
     problem = checkpoint.problem
-    if problem.weight is not None or not isinstance(problem.criterion, str):
+    known = problem.built_in
+    if problem.weight is not None or known is None:
         return Refused(
             "the loss is not one of the built-in criteria: its Hessian by the outputs is not known here"
         )
-    width = outputs.shape[-1]
-    eye = torch.eye(width, dtype=torch.float64, device=outputs.device)
-    if problem.criterion == "mse":
-        return (2 * eye).expand(outputs.numel() // width, width, width)
-    logits, targets = align_classes(outputs, problem.targets(batch), problem.criterion)
+    width, targets = outputs.shape[-1], problem.targets(batch)
+    if not known.of_classes:
+        return torch.diag_embed(known.bends(outputs, targets).reshape(-1, width))
+    logits, targets = known.align(outputs, targets)
     second = targets.is_floating_point() and outputs.dim() > 2  # soft targets: classes second, as in torch
     if second or logits.shape[1] != width or len(logits) * width != outputs.numel():
         return Refused("the classes are not the last layer's outputs")
     p = logits.double().softmax(-1)
-    size = targets.double().sum(-1) if targets.is_floating_point() else (targets != IGNORE_INDEX).double()
-    return (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]) * size[:, None, None]
+    return (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]) * known.sizes(targets)[:, None, None]

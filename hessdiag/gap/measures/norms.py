@@ -198,7 +198,8 @@ def _log_spectral(checkpoint: Checkpoint) -> float | Refused:
 def _closed_fisher_rao(checkpoint: Checkpoint) -> tuple[float, float] | None:
     """(L, L √(E (⟨p, f⟩ − f_y)²)) where the outputs are homogeneous of degree L, shown by value; else None."""
     problem, landscape = checkpoint.problem, checkpoint.landscape
-    if problem.criterion != "cross_entropy" or problem.weight is not None:
+    known = problem.built_in
+    if known is None or known.name != "cross_entropy" or not known.plain or problem.weight is not None:
         return None
     here, there = (landscape.outputs(0, shift).detach().double() for shift in (None, checkpoint.theta))
     largest = float(here.abs().max())

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from hessdiag.criteria import (
-    CRITERIA,
-    IGNORE_INDEX,
-    TARGET_KEYS,
-    align_classes,
-    check_values,
-    squared_error,
-    targets_of,
-    terms,
-)
+from hessdiag.criteria import TARGET_KEYS, Called, Criterion, how_called, recognized, target_of
+from hessdiag.criteria.calling import call
 from hessdiag.errors import NothingMatchedError, ProblemError, UsageError
+from hessdiag.problem.arguments import LOSSES, fields_of, require_loss, splits_of
+from hessdiag.problem.names import matching
+from hessdiag.problem.passes import require_scalar, takes_each
 from hessdiag.samples import row_count
 
 
-@dataclass
+@dataclass(repr=False)
 class Problem:
     """A model and the mean loss whose curvature is asked for.
 
     Attributes:
         model: any ``nn.Module``; it is never changed.
-        data: split name to a map-style dataset, a ``DataLoader``, a tuple of tensors, or an iterable of batches.
+        data: a map-style dataset, a ``DataLoader``, a tuple of tensors, or an iterable of batches; or several, by
+            split name. One alone is "train".
         criterion: ``"cross_entropy"`` (targets -100 do not count), ``"causal_lm"`` (the same of the next token:
             outputs (batch, tokens, words), labels (batch, tokens) not yet shifted), ``"mse"`` (mean over all
-            elements), or ``f(outputs, batch)`` returning the mean loss. Gives the Hessian, the Gauss-Newton matrix
-            and their difference. Names mean what torch's functions of that name do on the same tensors.
+            elements); torch's ``nn.CrossEntropyLoss``, ``nn.NLLLoss``, ``nn.MSELoss``, ``nn.BCEWithLogitsLoss``,
+            ``nn.HuberLoss``, ``nn.SmoothL1Loss``, ``nn.L1Loss`` with their options, their functional forms and
+            partials of these; or a mean loss of your own, ``f(outputs, batch)`` or ``f(outputs, targets)``: by the
+            name of its second argument, else the first of the two that works on the first batch. Gives the
+            Hessian, the Gauss-Newton matrix and their difference. Names mean what torch's functions of that name
+            do on the same tensors; a sum is the sum over the samples measured.
         forward: ``f(model, batch)`` returning the outputs; by default the model is called on the batch's first
             element, or on a dict's entries without its labels.
         loss: ``f(model, batch)`` returning the mean loss, instead of a criterion: gives the Hessian only.
@@ -50,8 +51,8 @@ class Problem:
     """
 
     model: nn.Module
-    data: Mapping[str, Any]
-    criterion: str | Callable[[Any, Any], Tensor] | None = None
+    data: Any
+    criterion: str | Criterion | Callable[[Any, Any], Tensor] | None = None
     forward: Callable[[nn.Module, Any], Any] | None = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     params: Sequence[str] = ("*",)
@@ -59,30 +60,54 @@ class Problem:
     meta: dict[str, Any] = field(default_factory=dict)
     weight: Callable[[Any], float] | None = None
     blocks: Sequence[str] | None = None
+    _called = cast("Called | None", None)
+    _known = cast("tuple[Any, Criterion | None] | None", None)
 
     def __post_init__(self) -> None:
         """Refuse a description that contradicts itself."""
         if not isinstance(self.model, nn.Module):
             msg = f"model is {type(self.model).__name__}; a torch.nn.Module is needed: return Problem(model=...)"
             raise ProblemError(msg)
-        if not isinstance(self.data, Mapping) or not self.data:
-            msg = 'data must name at least one split: data={"train": dataset}'
-            raise ProblemError(msg)
+        self.data = splits_of(self.data)
         if (self.criterion is None) == (self.loss is None):
-            names = ", ".join(f'"{name}"' for name in CRITERIA)
-            msg = f"give one of criterion ({names} or f(outputs, batch)) and loss f(model, batch)"
-            raise ProblemError(msg)
-        if isinstance(self.criterion, str) and self.criterion not in CRITERIA:
-            msg = f"criterion {self.criterion!r}: allowed are {', '.join(CRITERIA)} or f(outputs, batch)"
-            raise ProblemError(msg)
-        if isinstance(self.criterion, nn.Module):
-            name = type(self.criterion).__name__
-            msg = f"criterion {name}(): give lambda outputs, batch: loss(outputs, batch[1]), or a built-in name"
-            raise ProblemError(msg)
+            msg = f"give one of criterion ({LOSSES}, nn.CrossEntropyLoss() say, or f(outputs, targets)) and "
+            raise ProblemError(msg + "loss f(model, batch)")
+        if self.criterion is not None:
+            require_loss(self.criterion)
         if isinstance(self.params, str):
             self.params = (self.params,)
         if isinstance(self.blocks, str):
             self.blocks = (self.blocks,)
+
+    @classmethod
+    def of(cls, model: nn.Module, loss_fn: Any, data: Any, **fields: Any) -> Problem:
+        """The problem of a model, a loss and data as a training loop has them.
+
+        Args:
+            model: any ``nn.Module``.
+            loss_fn: whatever ``criterion`` takes, or ``f(model, batch)``, told by the name of its first argument.
+            data: whatever ``data`` takes.
+            **fields: the other fields of a problem.
+
+        Raises:
+            ProblemError: an argument is something else; its text says what to type.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
+        >>> hessdiag.Problem.of(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y))
+        <Problem of Linear, 18 parameters: cross_entropy/mean on train>
+        """
+        return cls(**fields_of(model, loss_fn, data, "Problem.of"), **fields)
+
+    def __repr__(self) -> str:
+        """Model, loss and how it is called, splits."""
+        size = sum(parameter.numel() for parameter in self.bare_model().parameters() if not is_lazy(parameter))
+        called = f" called as {self.called}" if self.built_in is None else ""
+        splits = ", ".join(map(str, self.data))
+        return (
+            f"<Problem of {type(self.model).__name__}, {size:,} parameters: {self.loss_name}{called} on {splits}>"
+        )
 
     @property
     def has_outputs(self) -> bool:
@@ -92,10 +117,46 @@ class Problem:
     @property
     def loss_name(self) -> str:
         """How the loss is called in fingerprints: "cross_entropy/mean", or a function's qualified name."""
-        if isinstance(self.criterion, str):
-            return f"{self.criterion}/mean"
+        if self.built_in is not None:
+            return self.built_in.label
         function = self.criterion or self.loss
+        while isinstance(function, partial):
+            function = function.func
         return str(getattr(function, "__qualname__", type(function).__name__))
+
+    @property
+    def built_in(self) -> Criterion | None:
+        """The criterion, where its formula is known: it counts its terms, and its curvature has a closed form."""
+        if self._known is None or self._known[0] is not self.criterion:
+            self._known = (self.criterion, recognized(self.criterion))
+        return self._known[1]
+
+    @property
+    def called(self) -> str:
+        """How a loss of one's own is called; both ways, as long as no batch has told."""
+        if self.loss is not None:
+            return "f(model, batch)"
+        named = None if self.criterion is None else how_called(self.criterion)
+        return self._called or named or "f(outputs, batch) or f(outputs, targets)"
+
+    def on(self, batches: Iterable[Any]) -> Problem:
+        """This problem on a sample set: the mean that a sum is a multiple of then has its factor."""
+        known = self.built_in
+        if known is None or known.reduction == "mean" or known.scale is not None:
+            return self
+        terms = math.fsum(float(known.terms(known.targets(batch))) for batch in batches)
+        return replace(self, criterion=known.summed_over(terms))
+
+    def split(self, name: str) -> Any:
+        """The data of a split.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        if name not in self.data:
+            msg = f"--split {name}: the problem has {', '.join(self.data)}"
+            raise UsageError(msg)
+        return self.data[name]
 
     def bare_model(self) -> nn.Module:
         """The model without DataParallel, DistributedDataParallel or torch.compile around it."""
@@ -135,34 +196,38 @@ class Problem:
             result = model(**{key: value for key, value in batch.items() if key not in TARGET_KEYS})
             return getattr(result, "logits", result)
         inputs = batch if isinstance(batch, Tensor) else batch[0]
-        return model(*inputs) if _takes_each(model, inputs) else model(inputs)
+        return model(*inputs) if takes_each(model, inputs) else model(inputs)
 
     def loss_sum(self, outputs: Any, batch: Any) -> Tensor:
         """The criterion summed over what it averages: sum / `count` is the mean loss."""
-        if isinstance(self.criterion, str):
-            total = self._built_in_sum(outputs, batch)
+        if (known := self.built_in) is not None:
+            total = known.total(outputs, self.targets(batch))
             return total if self.weight is None else total * self._weight_of_a_term(batch)
+        return require_scalar(self.mean_loss(outputs, batch), "criterion") * self.count(batch)
+
+    def mean_loss(self, outputs: Any, batch: Any) -> Tensor:
+        """A loss of one's own on a batch, called as its arguments say.
+
+        Raises:
+            UsageError: the problem has none.
+        """
         if not callable(self.criterion):
             msg = "this problem gives a loss(model, batch) only: there are no outputs to differentiate by"
             raise UsageError(msg)
-        return require_scalar(self.criterion(outputs, batch), "criterion") * self.count(batch)
+        likely = self._called or how_called(self.criterion)
+        value, self._called = call(self.criterion, outputs, batch, likely, sure=self._called is not None)
+        return cast("Tensor", value)
 
     def targets(self, batch: Any) -> Tensor:
         """What a built-in criterion compares the outputs with, place by place; for "causal_lm" the next tokens."""
-        return targets_of(self.criterion, batch)
-
-    def _built_in_sum(self, outputs: Any, batch: Any) -> Tensor:
-        targets = self.targets(batch)
-        if self.criterion == "mse":
-            return squared_error(outputs, targets).sum()
-        logits, targets = align_classes(outputs, targets, self.criterion)
-        if targets.is_floating_point():
-            return -(targets * F.log_softmax(logits, dim=-1)).sum()
-        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        known = self.built_in
+        return target_of(batch) if known is None else known.targets(batch)
 
     def _weight_of_a_term(self, batch: Any) -> Any:
-        own = terms(str(self.criterion), self.targets(batch))
-        return self.count(batch) / (own.clamp(min=1) if isinstance(own, Tensor) else max(own, 1))
+        assert self.built_in is not None
+        own = self.built_in.terms(self.targets(batch))
+        own = torch.where(own > 0, own, 1) if isinstance(own, Tensor) else max(own, 1)
+        return self.count(batch) / own
 
     def total(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a batch times what its mean stands for; the data set's loss is Σ total / Σ `count`."""
@@ -178,50 +243,11 @@ class Problem:
         """
         if self.weight is not None:
             return float(self.weight(batch))
-        if isinstance(self.criterion, str):
-            targets = self.targets(batch)
-            check_values(self.criterion, targets)
-            return float(terms(self.criterion, targets))
+        if (known := self.built_in) is not None:
+            known.check(batch)
+            return float(known.terms(known.targets(batch)))
         rows = row_count(batch)
         if rows is None:
             msg = "cannot tell how many examples a batch holds: give Problem(weight=f(batch))"
             raise ProblemError(msg)
         return float(rows)
-
-
-def _takes_each(model: nn.Module, inputs: Any) -> bool:
-    """Whether inputs ``(x1, x2)`` are the model's arguments one by one: it cannot be called with one."""
-    if not isinstance(inputs, list | tuple):
-        return False
-    try:
-        signature = inspect.signature(model.forward)
-        signature.bind(inputs)
-    except TypeError:
-        return True
-    except ValueError:  # code without a signature
-        return False
-    return False
-
-
-def matching(names: Iterable[str], globs: Sequence[str]) -> tuple[str, ...]:
-    """The names that a glob takes in and no ``"!glob"`` leaves out; without a glob that takes in, all are in."""
-    include = [g for g in globs if not g.startswith("!")] or ["*"]
-    exclude = [g[1:] for g in globs if g.startswith("!")]
-    return tuple(
-        name
-        for name in names
-        if any(fnmatchcase(name, g) for g in include) and not any(fnmatchcase(name, g) for g in exclude)
-    )
-
-
-def require_scalar(value: Any, name: str) -> Tensor:
-    """The value, if it is a scalar floating tensor.
-
-    Raises:
-        ProblemError: it is not.
-    """
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        msg = f"{name} returned {shape}, not a scalar: return the mean loss of the batch"
-        raise ProblemError(msg)
-    return value.reshape(())

@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hessdiag.errors import ProblemError
 
-CRITERIA = ("cross_entropy", "mse", "causal_lm")
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 IGNORE_INDEX = -100  # torch's own default for positions that do not count
 SUMS_TO_ONE = 1e-3
@@ -43,23 +41,6 @@ def target_of(batch: Any) -> Tensor:
     return target
 
 
-def targets_of(criterion: Any, batch: Any) -> Tensor:
-    """What each output is compared with: the targets; for "causal_lm" those of the next token.
-
-    The last token, which has none, gets -100, so that shapes stay those of the labels.
-
-    Raises:
-        ProblemError: there are no targets, or labels of a causal language model that are not (batch, tokens).
-    """
-    targets = target_of(batch)
-    if criterion != "causal_lm":
-        return targets
-    if targets.dim() < 2 or not is_index(targets):
-        msg = f"criterion 'causal_lm': labels are {kind_of(targets)}; needed are token indices (batch, tokens)"
-        raise ProblemError(msg)
-    return F.pad(targets[..., 1:].long(), (0, 1), value=IGNORE_INDEX)
-
-
 def is_index(targets: Tensor) -> bool:
     """Whether targets are class indices by their type: whole numbers."""
     return not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
@@ -68,16 +49,6 @@ def is_index(targets: Tensor) -> bool:
 def counting(targets: Tensor) -> Tensor:
     """Which class indices count: all but -100. Small types would wrap -100 to a class."""
     return targets.long() != IGNORE_INDEX
-
-
-def terms(criterion: str, targets: Tensor) -> Tensor | int:
-    """How many terms the mean of a built-in criterion has; a tensor where it depends on the targets' values."""
-    if criterion == "mse":
-        return targets.numel()
-    if is_index(targets):
-        return counting(targets).sum()
-    # indices stored as floats, whatever they are, are refused by `align_classes`
-    return targets.numel() // max(1, targets.shape[1]) if targets.dim() > 1 else targets.numel()
 
 
 def check_values(criterion: str, targets: Tensor) -> None:
@@ -102,22 +73,55 @@ def check_values(criterion: str, targets: Tensor) -> None:
         raise ProblemError(msg + "move them, targets.movedim(-1, 1), and the outputs likewise in forward=")
 
 
+def check_index(targets: Tensor, given: str, ignored: int, classes: int | None) -> None:
+    """Refuse class indices that torch refuses for this criterion.
+
+    Args:
+        targets: whole numbers.
+        given: torch's name of the loss.
+        ignored: the index that does not count.
+        classes: how many there are, if that is known.
+
+    Raises:
+        ProblemError: with the line to type.
+    """
+    found = targets.long()
+    found = found[found != ignored]
+    low, high = (int(found.min()), int(found.max())) if found.numel() else (0, 0)
+    if low < 0 and ignored != IGNORE_INDEX:
+        msg = f"targets hold {low}, and {given} ignores {ignored}: give ignore_index={low}, or other targets"
+        raise ProblemError(msg)
+    if classes is not None and high >= classes:
+        msg = f"targets hold class {high}, and weight of {given} has {classes} numbers: one per class is needed"
+        raise ProblemError(msg)
+
+
 def _normal(targets: Tensor, axis: int) -> bool:
     return bool(((targets.sum(axis) - 1).abs() < SUMS_TO_ONE).all())
 
 
-def align_classes(outputs: Any, targets: Tensor, criterion: Any = "cross_entropy") -> tuple[Tensor, Tensor]:
+def align_classes(
+    outputs: Any, targets: Tensor, criterion: Any = "cross_entropy", torchs: str = ""
+) -> tuple[Tensor, Tensor]:
     """Logits as (n, classes) and targets as (n,) or (n, classes).
 
     Class indices may stand beside classes that come last or second, as torch's do; soft targets are shaped as the
     outputs, with the classes second. Of a causal language model classes come last.
 
+    Args:
+        outputs: one tensor.
+        targets: class indices, or class probabilities.
+        criterion: the built-in name.
+        torchs: torch's name of the loss, if it is one of torch's: classes are second.
+
     Raises:
         ProblemError: shapes that do not fit, or fit two ways; one class only.
     """
-    outputs = single(outputs, f"criterion {criterion!r}")
+    outputs = single(outputs, torchs or f"criterion {criterion!r}")
     if not is_index(targets):
         logits, targets = _soft(outputs, targets)
+    elif torchs:
+        logits, targets = _second(outputs, targets, torchs), targets.reshape(-1).long()
     else:
         logits, targets = _hard(outputs, targets, last_only=criterion == "causal_lm"), targets.reshape(-1).long()
     if logits.shape[1] == 1:
@@ -129,6 +133,23 @@ def align_classes(outputs: Any, targets: Tensor, criterion: Any = "cross_entropy
             ".to(outputs)); for a number 'mse'"
         )
     return logits, targets
+
+
+def _second(outputs: Tensor, targets: Tensor, given: str) -> Tensor:
+    """Logits (n, classes) of outputs (N, C, ...) for class indices (N, ...), as torch reads them."""
+    if outputs.dim() < 2 or outputs.shape[:1] + outputs.shape[2:] != targets.shape:
+        shapes = f"outputs {tuple(outputs.shape)} and targets {kind_of(targets)} do not fit {given}"
+        if outputs.shape[:-1] == targets.shape:
+            cure = 'its classes are second: give criterion="cross_entropy", which takes classes last too'
+        elif outputs.dim() == targets.dim() and targets.shape[1:].numel() == 1:
+            cure = "class indices have no dimension of classes, give targets.flatten()"
+        elif targets.shape == outputs.shape:
+            cure = "class probabilities are floats, give targets.float()"
+        else:
+            cure = "needed are (N, classes, ...) and (N, ...)"
+        msg = f"{shapes}: {cure}"
+        raise ProblemError(msg)
+    return outputs.movedim(1, -1).reshape(-1, outputs.shape[1])
 
 
 def _hard(outputs: Tensor, targets: Tensor, *, last_only: bool) -> Tensor:
