@@ -26,7 +26,7 @@ from benchmarks.adapters import Case, installed
 from benchmarks.models import GPT, ResNet20
 from benchmarks.tables import Row
 from benchmarks.timing import cpu_seconds, gradient, median_seconds, one_thread, paired
-from hessdiag.engine.checks.planner import hessian
+from hessdiag.analysis import hessian
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.errors import one_line
 from hessdiag.problem import Problem

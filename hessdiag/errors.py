@@ -18,6 +18,13 @@ class HessdiagError(Exception):
 
     An option stands in backticks as Python spells it, `probes` or `method='auto'`; the command line makes its flag
     of that (`hessdiag.cli.spelling`).
+
+    >>> import hessdiag
+    >>> try:
+    ...     hessdiag.trace("H", probes=4)
+    ... except hessdiag.HessdiagError as error:
+    ...     print(error)
+    str of shape (): a square matrix or linear operator is needed
     """
 
     exit_code = 2

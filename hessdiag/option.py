@@ -6,11 +6,11 @@ made from `options_of`; each of them spells the name and the value of a `Fault` 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from textwrap import fill
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
@@ -19,6 +19,7 @@ from hessdiag.errors import BudgetError, FaultsError
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound=Callable[..., Any])
 FEW = 5  # so many names are all listed
 NUMBERS: Mapping[type, tuple[Any, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
 
@@ -201,21 +202,6 @@ def faults_of(cls: type[Any], given: Mapping[str, Any]) -> list[Fault]:
     return found
 
 
-def renamed(cls: type[Any], given: Mapping[str, Any], stacklevel: int = 3) -> dict[str, Any]:
-    """Options under the names of today; each former name is told of by one DeprecationWarning.
-
-    Args:
-        cls: the class of the options.
-        given: values by name.
-        stacklevel: as `warnings.warn` takes it; 3 is the caller of the caller.
-    """
-    known = options_of(cls).values()  # type: ignore[arg-type]  # a class can be hashed
-    former = {one.formerly: one.name for one in known if one.formerly}
-    for name in former.keys() & given.keys():
-        warnings.warn(f"{name} is {former[name]} now", DeprecationWarning, stacklevel=stacklevel)
-    return {former.get(name, name): value for name, value in given.items()}
-
-
 def hint(name: Any, allowed: Sequence[str]) -> str:
     """The nearest allowed name, or all of them."""
     near = get_close_matches(str(name), allowed, 1)
@@ -224,10 +210,40 @@ def hint(name: Any, allowed: Sequence[str]) -> str:
 
 def documented(cls: C) -> C:
     """Write the section Attributes of a docstring from the options."""
-    lines = []
-    for one in options_of(cls).values():
+    lines = ["    Attributes:", *_said(options_of(cls).values())]
+    cls.__doc__ = "\n".join([f"{(cls.__doc__ or '').rstrip()}\n", *lines, "    "])
+    return cls
+
+
+def takes(cls: type[Any], *names: str) -> Callable[[F], F]:
+    """Show the options of a class in the place of a function's ``**options``: in its signature and its docstring.
+
+    Args:
+        cls: a class of options.
+        *names: those that the function takes; by default all.
+    """
+    hints, known = get_type_hints(cls), options_of(cls)  # type: ignore[arg-type]  # a class can be hashed
+    chosen = [known[name] for name in names or known]
+
+    def show(function: F) -> F:
+        own = signature(function)
+        kept = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        told = {one.name for one in kept}
+        more = [
+            Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
+            for one in chosen
+            if one.name not in told
+        ]
+        function.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
+        lines = ["    Options:", *_said(one for one in chosen if one.name not in told)]
+        function.__doc__ = "\n".join([f"{(function.__doc__ or '').rstrip()}\n", *lines, "    "])
+        return function
+
+    return show
+
+
+def _said(options: Iterable[Option]) -> Iterator[str]:
+    for one in options:
         instead = f" [{one.instead}]" if one.instead else ""
         text = f"{one.name}: {one.help}{instead}{' ' if one.more else ''}{one.more}"
-        lines.append(fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 12))
-    cls.__doc__ = "\n".join([f"{(cls.__doc__ or '').rstrip()}\n\n    Attributes:", *lines, "    "])
-    return cls
+        yield fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 12)

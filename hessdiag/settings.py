@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from hessdiag.accuracy import EFFORTS, Accuracy, Budget, accuracy, budget
 from hessdiag.option import Fault, documented, faults_of, option, refuse
@@ -37,6 +37,10 @@ class Settings:
     """Options of `hessdiag.analyze`, and of the command of the same name.
 
     Each is defined here and nowhere else: flags, the tables of a configuration and this text come from it.
+
+    >>> import hessdiag
+    >>> hessdiag.Settings(probes=16).most_probes
+    16
     """
 
     quantities: Sequence[str] = option(
@@ -197,3 +201,30 @@ class Settings:
 
 DEFAULT = Settings()
 """What is measured where nothing is said."""
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Settings` as keyword arguments, for editors and type checkers."""
+
+    quantities: str | Sequence[str]
+    samples: int | None
+    batch_size: int | None
+    seed: int
+    split: str
+    params: Sequence[str] | None
+    operator: Operator
+    dtype: str | None
+    device: str | None
+    method: str
+    effort: str
+    accuracy: str | Mapping[str, float] | None
+    budget: str | None
+    rtol: float | None
+    probes: int | None
+    density_probes: int
+    steps: int | None
+    max_steps: int
+    top: int
+    confidence: float
+    block: int
+    second_opinion: bool

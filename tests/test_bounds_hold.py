@@ -140,9 +140,9 @@ def test_estimated_inputs_are_no_guarantee():
     ).Q
     matrix = rotation @ matrix @ rotation.T
     matrix = (matrix + matrix.T) / 2
-    ws = wolkowicz_styan_of(matrix, num_probes=8, deflate=4)
+    ws = wolkowicz_styan_of(matrix, probes=8, deflate=4)
     assert not ws.upper.exact_inputs and ws.upper.confidence == 0.95 and ws.upper.lo < ws.upper.value < ws.upper.hi
-    exact = wolkowicz_styan_of(matrix, num_probes=40, deflate=0)
+    exact = wolkowicz_styan_of(matrix, probes=40, deflate=0)
     assert exact.upper.exact_inputs and exact.upper.hi - exact.upper.lo < 1e-10 * exact.upper.value
     # an exact trace beside probes for the square, as on ReLU networks
     values = forms(as_operator(matrix), None, 12, 0)

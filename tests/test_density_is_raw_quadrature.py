@@ -39,7 +39,7 @@ def moment(quadrature: Quadrature, power: int) -> float:
 
 def run(krylov_steps: int, seed: int = 0, max_basis: int | None = None) -> Spectrum:
     krylov = lanczos(MATRIX, steps=krylov_steps, max_basis=max_basis) if krylov_steps else None
-    return spectrum(MATRIX, num_probes=PROBES, steps=STEPS, seed=seed, krylov=krylov)
+    return spectrum(MATRIX, probes=PROBES, steps=STEPS, seed=seed, krylov=krylov)
 
 
 @pytest.mark.parametrize(("krylov_steps", "max_basis"), [(0, None), (12, None), (40, 14)])
@@ -55,7 +55,7 @@ def test_the_known_part_has_exact_moments(krylov_steps: int, max_basis: int | No
     krylov = lanczos(MATRIX, steps=krylov_steps, max_basis=max_basis)
     known = known_half(krylov)
     assert known is not None
-    result = spectrum(MATRIX, num_probes=2, steps=STEPS, krylov=krylov)
+    result = spectrum(MATRIX, probes=2, steps=STEPS, krylov=krylov)
     for power in range(2 * (krylov.size - known.size) + 2):
         true = (
             torch.einsum("id,de,ie->", known.basis, torch.linalg.matrix_power(MATRIX, power), known.basis) / SIZE
@@ -160,7 +160,7 @@ def test_the_forms_of_the_starts_are_theirs():
 
 def test_outliers_are_the_converged_ritz_values_off_the_bulk():
     krylov = lanczos(MATRIX, steps=30)
-    found = spectrum(MATRIX, num_probes=4, steps=10, krylov=krylov).outliers
+    found = spectrum(MATRIX, probes=4, steps=10, krylov=krylov).outliers
     np.testing.assert_allclose(found, np.sort(EIGENVALUES)[::-1][: len(found)], rtol=1e-9)
     assert len(found) == 6  # the geometric outliers, and none of the bulk
 
@@ -200,6 +200,6 @@ def test_a_zone_left_out_of_further_starts_would_be_noticed(monkeypatch: pytest.
 def test_every_eigenvalue_known_leaves_no_zone():
     whole_run = lanczos(MATRIX, steps=SIZE)
     assert whole_run.exhausted
-    result = spectrum(MATRIX, num_probes=2, steps=STEPS, krylov=whole_run)
+    result = spectrum(MATRIX, probes=2, steps=STEPS, krylov=whole_run)
     assert result.whole and result.unresolved == 0
     assert not run(12).whole

@@ -71,7 +71,7 @@ def test_moments(name: str, steps: int):
     size, eigenvalues = matrix.shape[0], np.linalg.eigvalsh(matrix.numpy())
     t1, t2 = eigenvalues.sum(), np.square(eigenvalues).sum()
     krylov = lanczos(matrix, steps=steps) if steps else None
-    arguments = {"num_probes": size, "krylov": krylov}
+    arguments = {"probes": size, "krylov": krylov}
     scale = size * max(np.abs(eigenvalues).max(), np.square(eigenvalues).max())
     for found, true in ((trace(matrix, **arguments), t1), (frobenius_squared(matrix, **arguments), t2)):
         assert found.kind == "exact" and found.stderr == 0.0
@@ -85,7 +85,7 @@ def test_a_full_run_needs_no_probes(name: str):
     matrix = MATRICES[name]
     krylov = lanczos(matrix, steps=50)
     left = matrix.shape[0] - krylov.size
-    result = trace(matrix, num_probes=left, krylov=krylov)
+    result = trace(matrix, probes=left, krylov=krylov)
     assert result.kind == "exact"
     assert result.provenance.products == krylov.products + left
     assert result.value == pytest.approx(float(matrix.trace()), abs=1e-13 * 40)
@@ -111,9 +111,9 @@ def test_density_is_the_spectrum(name: str, steps: int, function):
 
 def test_fewer_probes_are_not_called_exact():
     matrix = MATRICES["distinct"]
-    assert trace(matrix, num_probes=11).kind == "probes"
+    assert trace(matrix, probes=11).kind == "probes"
     with pytest.raises(BudgetError, match="1 more"):
-        trace(matrix, num_probes=1)
+        trace(matrix, probes=1)
     assert not forms(as_operator(matrix), None, 11, 0).exact
 
 
@@ -165,7 +165,7 @@ BROKEN = {
 @pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
 def test_this_promise_would_notice(breakage):
     matrix = MATRICES["distinct"]
-    result = trace(matrix, num_probes=12)
+    result = trace(matrix, probes=12)
     true = np.nextafter(result.value, 99)  # a rounding away, whatever the value was rounded to here
     assert exact(result, np.linspace(-1, 4, 12).sum(), 4.0 * 12)
     assert exact(result, true, 4.0 * 12)

@@ -127,7 +127,7 @@ COMPLEX = {
 
 
 @pytest.mark.parametrize("name", COMPLEX)
-@pytest.mark.parametrize("measure", [hessdiag.extremes, lambda H: hessdiag.trace(H, num_probes=2)])
+@pytest.mark.parametrize("measure", [hessdiag.extremes, lambda H: hessdiag.trace(H, probes=2)])
 def test_complex_numbers_are_refused(name, measure):
     with pytest.raises(UsageError, match="real ones are needed") as refusal:
         measure(COMPLEX[name])

@@ -38,12 +38,12 @@ def rotated() -> torch.Tensor:
     return (matrix + matrix.T) / 2
 
 
-def asked(rtol: float, seed: int = 0, num_probes: int = 150, deflate: int = 0) -> hessdiag.Estimate:
-    return hessdiag.trace(rotated(), num_probes=num_probes, seed=seed, rtol=rtol, deflate=deflate)
+def asked(rtol: float, seed: int = 0, probes: int = 150, deflate: int = 0) -> hessdiag.Estimate:
+    return hessdiag.trace(rotated(), probes=probes, seed=seed, rtol=rtol, deflate=deflate)
 
 
 def test_as_many_probes_as_the_tolerance_needs():
-    many = hessdiag.trace(rotated(), num_probes=150, seed=1)
+    many = hessdiag.trace(rotated(), probes=150, seed=1)
     spread = many.stderr * math.sqrt(150) / SPECTRUM.sum()
     assert len(asked(0.5).per_probe) == PILOT
     for rtol in (spread / 4, spread / 6):
@@ -53,7 +53,7 @@ def test_as_many_probes_as_the_tolerance_needs():
     # a longer run begins with a shorter one's probes, and a run without tolerance with both; not to the bit,
     # because blocks of another width are multiplied by other kernels
     long, short = asked(0.05).per_probe, asked(0.5).per_probe
-    fixed = hessdiag.trace(rotated(), num_probes=len(long)).per_probe
+    fixed = hessdiag.trace(rotated(), probes=len(long)).per_probe
     assert fixed == pytest.approx(long, rel=ROUNDING)
     assert long[: len(short)] == pytest.approx(short, rel=ROUNDING)
     assert np.ptp(long) > 1e6 * ROUNDING * np.mean(long)  # so that other probes are told apart
@@ -113,7 +113,7 @@ def test_probes_counted_by_the_run_are_enough_and_cover():
 
 
 def test_the_most_is_the_most():
-    found = asked(0.001, num_probes=20)
+    found = asked(0.001, probes=20)
     assert len(found.per_probe) == 20 - PILOT
     assert found.stderr > 0.001 * found.value
 
@@ -224,11 +224,11 @@ def test_checks_draw_in_pairs_and_have_no_such_option():
     assert "probes" in OPTIONS
 
 
-def pilots_used_again(op, krylov, num_probes, seed, rtol):
+def pilots_used_again(op, krylov, probes, seed, rtol):
     """The mean of those that decided and those that came after."""
     pilot = deflation.forms(op, krylov, PILOT, seed)
     needed = pilot.trace.var(ddof=1) / (rtol * pilot.trace.mean()) ** 2
-    more = min(math.ceil(needed), num_probes) - PILOT
+    more = min(math.ceil(needed), probes) - PILOT
     if more <= 0:
         return pilot
     rest = deflation.forms(op, krylov, more, seed, first=PILOT)

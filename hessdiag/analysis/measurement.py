@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
+from torch import nn
 
+from hessdiag.analysis.asked import are_quantities, options_asked, problem_of
 from hessdiag.analysis.closed import network_of
 from hessdiag.analysis.foreseen import Foreseen, foresee
 from hessdiag.analysis.needs import planned
@@ -20,12 +22,12 @@ from hessdiag.analysis.sweep import Sweep
 from hessdiag.closed_form import Recognized
 from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.errors import UsageError
-from hessdiag.option import refuse, renamed
+from hessdiag.engine.products.devices import device_of
+from hessdiag.option import takes
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost, Fingerprint
 from hessdiag.samples import SampleSet, draw
-from hessdiag.settings import Settings
+from hessdiag.settings import Options, Settings
 from hessdiag.spectral.warm import Warm, ending
 
 LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
@@ -33,31 +35,49 @@ LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
+@takes(Settings)
 def analyze(
-    problem: Problem, quantities: Any = None, *, progress: Progress | None = None, **options: Any
+    problem: Problem | nn.Module,
+    loss_fn: Any = None,
+    data: Any = None,
+    *,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Analysis:
     """Measure how sharp a checkpoint is, every number with its interval.
 
+    Either ``analyze(model, loss_fn, data)``, as a training loop has them, or ``analyze(problem)``, after which
+    quantities may stand.
+
     Args:
-        problem: model, data and loss.
-        quantities: names out of `results.QUANTITIES`; by default all.
+        problem: what to measure; or the model.
+        loss_fn: of a model: one of torch's losses, a name, ``f(outputs, targets)``, ``f(outputs, batch)`` or
+            ``f(model, batch)``; see `Problem`.
+        data: of a model: a ``DataLoader``, a data set, tensors (inputs, targets), or several by split.
         progress: called with (stage, done, total).
-        **options: the other fields of `Settings`: samples, batch_size, seed, split, params, operator, dtype,
-            device, method, effort, accuracy, budget, rtol, probes, density_probes, steps, max_steps, top,
-            confidence, block, second_opinion.
+        **options: the fields of `Settings`.
 
     Returns:
         The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 90 products.
 
     Raises:
         OptionError: options that do not exist, are out of range or contradict each other: all of them.
+        ProblemError: the first three arguments are no problem; its text says what to type.
         MeasurementError: the products cannot be believed (`hessdiag.engine.checks.preflight` says why).
+
+    >>> import hessdiag, torch
+    >>> from torch import nn
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
+    >>> found = hessdiag.analyze(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y))
+    >>> found["trace"].kind
+    'exact'
     """
-    if quantities is not None:
-        options["quantities"] = (quantities,) if isinstance(quantities, str) else quantities
-    options = renamed(Settings, options)
-    refuse(*Settings.faults(options))  # names that do not exist too
-    return Measurement(problem, Settings(**options)).run(progress=progress)
+    quantities = None
+    if isinstance(problem, Problem) and data is None and are_quantities(loss_fn):
+        quantities, loss_fn = loss_fn, None
+    settings = Settings(**options_asked(quantities, options))
+    return Measurement(problem_of(problem, loss_fn, data, "hessdiag.analyze"), settings).run(progress=progress)
 
 
 class Measurement:
@@ -72,9 +92,7 @@ class Measurement:
     """
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
-        if settings.split not in problem.data:
-            msg = f"`split={settings.split!r}`: the problem has {', '.join(problem.data)}"
-            raise UsageError(msg)
+        source = problem.split(settings.split)
         if settings.params is not None:
             problem = replace(problem, params=tuple(settings.params))
         self.settings = settings
@@ -84,7 +102,7 @@ class Measurement:
         self.left: Warm | None = None
         self.repeatable = True
         self.samples: SampleSet = draw(
-            problem.data[settings.split],
+            source,
             split=settings.split,
             samples=settings.samples,
             seed=settings.seed,
@@ -97,7 +115,7 @@ class Measurement:
             method=settings.method,
             products=planned(settings),
             dtype=getattr(torch, settings.dtype) if settings.dtype else None,
-            device=_device(settings.device),
+            device=device_of(settings.device),
             block=settings.block,
             opinion=settings.second_opinion,
         )
@@ -223,19 +241,6 @@ class Measurement:
             warnings=(*checked.texts("warning"), *found.warnings, *dict.fromkeys(op.notes)),
             notes=(*checked.texts("note"), *found.notes),
         )
-
-
-def _device(name: str | None) -> torch.device | None:
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        msg = f"`device={name!r}` is not available; available devices: {have}"
-        raise UsageError(msg) from error
-    return device
 
 
 def _duration(seconds: float) -> str:

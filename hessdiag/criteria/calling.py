@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def how_called(function: Any) -> Called | None:
     try:
         signature.bind(None, None)
     except TypeError as error:
-        msg = f"the loss {_name(function)}{signature} cannot be called with two arguments: give "
+        msg = f"the loss {name_of(function)}{signature} cannot be called with two arguments: give "
         raise ProblemError(msg + "f(outputs, targets), f(outputs, batch) or, as loss=, f(model, batch)") from error
     names = [name.lower().lstrip("_") for name in signature.parameters]
     if names and names[0] in MODELS:
@@ -85,5 +86,8 @@ def _targets(batch: Any) -> Any:
     return batch[1] if len(batch) == 2 else tuple(batch[1:])
 
 
-def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
+def name_of(function: Any) -> str:
+    """The qualified name of a function, of what a partial calls, or of an object's class."""
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__name__))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from hessdiag.formatting import UNRESOLVED, format_metric
@@ -34,15 +35,41 @@ def _row(name: str, metric: Metric) -> Row:
     return (plain(name), *format_metric(metric), kind_in_words(metric), data_in_words(metric))
 
 
+def line(metric: Metric) -> str:
+    """A metric for a prompt, on one line."""
+    value, interval = format_metric(metric)
+    return f"<{type(metric).__name__} {plain(metric.quantity)} = {value} {interval}, {kind_of(metric)}>"
+
+
 def brief(analysis: Analysis) -> str:
     """A line per quantity, for a prompt."""
-    rows = [row[:3] for row in metric_rows(analysis)]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)] if rows else [0, 0]
-    lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {interval}" for name, value, interval in rows]
+    rows = [
+        (*row[:3], kind_of(metric))
+        for row, metric in zip(metric_rows(analysis), analysis.metrics.values(), strict=True)
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = [
+        f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {interval:<{widths[2]}}  {kind}"
+        for name, value, interval, kind in rows
+    ]
     more = [what for what in ("spectrum", "layers") if getattr(analysis, what)]
     lines += [f"  {len(analysis.warnings)} warnings"] if analysis.warnings else []
     lines += [f"  with .{' and .'.join(more)}"] if more else []
-    return "\n".join([f"Analysis of {label('', analysis)}", *lines])
+    return "\n".join([f"Analysis of {_subject(analysis)}", *lines])
+
+
+def kind_of(metric: Metric) -> str:
+    """How a metric is known, in a word."""
+    return f"{metric.kind}, {100 * metric.confidence:.6g}%" if metric.confidence < 1 else metric.kind
+
+
+def _subject(analysis: Analysis) -> str:
+    """The title, or what the fingerprint says, in 60 characters."""
+    said = analysis.fingerprint
+    if analysis.title or "n_params" not in said:
+        return shorten(label("", analysis), 60, placeholder="…")
+    where = f"{said['n_params']:,} parameters, {said['samples']:,} examples of {said['split']}"
+    return f"{shorten(plain(str(said['loss'])), 30, placeholder='…')}, {plain(where)}"
 
 
 def terminal_table(analyses: Mapping[str, Analysis], width: int = WIDE) -> Table:

@@ -51,6 +51,8 @@ def fields_of(model: Any, loss_fn: Any, data: Any, call: str) -> dict[str, Any]:
     """
     roles = tuple(map(role_of, (model, loss_fn, data)))
     said = f"{call}(model, loss_fn, data)"
+    if roles[1:] == ("data", "nothing"):
+        roles, data = ("model", "nothing", "data"), loss_fn
     lacking = [name for name, role in zip(ORDER, roles, strict=True) if role == "nothing"]
     if lacking:
         msg = f"{said}: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing; give {EXAMPLE} say"
@@ -59,7 +61,7 @@ def fields_of(model: Any, loss_fn: Any, data: Any, call: str) -> dict[str, Any]:
         given = ", ".join(
             f"{_kind(value)} ({role})" for value, role in zip((model, loss_fn, data), roles, strict=True)
         )
-        msg = f"{said}: given were {given}"
+        msg = f"{said}: given were {given}; give them in that order"
         raise ProblemError(msg)
     loss = require_loss(loss_fn)
     by_model = not isinstance(loss, str | Criterion) and how_called(loss) == "f(model, batch)"

@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from hessdiag.errors import ProblemError
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without DataParallel, DistributedDataParallel or torch.compile around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def takes_each(model: nn.Module, inputs: Any) -> bool:
     """Whether inputs ``(x1, x2)`` are the model's arguments one by one: it cannot be called with one."""
     if not isinstance(inputs, list | tuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hessdiag.criteria import TARGET_KEYS, Called, Criterion, how_called, recognized, target_of
-from hessdiag.criteria.calling import call
+from hessdiag.criteria.calling import call, name_of
 from hessdiag.errors import NothingMatchedError, ProblemError, UsageError
 from hessdiag.problem.arguments import LOSSES, fields_of, require_loss, splits_of
 from hessdiag.problem.names import matching
-from hessdiag.problem.passes import require_scalar, takes_each
+from hessdiag.problem.passes import require_scalar, takes_each, unwrapped
 from hessdiag.samples import row_count
 
 
@@ -48,6 +47,12 @@ class Problem:
             by that.
         blocks: names of the modules that follow one another, for ``method="layer_streamed"``; by default the alike
             children of a ``ModuleList`` or ``Sequential`` with most parameters.
+
+    >>> import hessdiag, torch
+    >>> from torch import nn
+    >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
+    >>> hessdiag.Problem(nn.Linear(5, 3), {"train": (x, y)}, criterion="cross_entropy")
+    <Problem of Linear, 18 parameters: cross_entropy/mean on train>
     """
 
     model: nn.Module
@@ -80,25 +85,26 @@ class Problem:
             self.blocks = (self.blocks,)
 
     @classmethod
-    def of(cls, model: nn.Module, loss_fn: Any, data: Any, **fields: Any) -> Problem:
+    def of(cls, model: nn.Module, loss_fn: Any, data: Any, *, call: str = "Problem.of", **fields: Any) -> Problem:
         """The problem of a model, a loss and data as a training loop has them.
 
         Args:
             model: any ``nn.Module``.
             loss_fn: whatever ``criterion`` takes, or ``f(model, batch)``, told by the name of its first argument.
             data: whatever ``data`` takes.
+            call: what refusals name.
             **fields: the other fields of a problem.
 
         Raises:
             ProblemError: an argument is something else; its text says what to type.
 
-        >>> import torch
+        >>> import hessdiag, torch
         >>> from torch import nn
         >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
         >>> hessdiag.Problem.of(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y))
         <Problem of Linear, 18 parameters: cross_entropy/mean on train>
         """
-        return cls(**fields_of(model, loss_fn, data, "Problem.of"), **fields)
+        return cls(**fields_of(model, loss_fn, data, call), **fields)
 
     def __repr__(self) -> str:
         """Model, loss and how it is called, splits."""
@@ -120,9 +126,7 @@ class Problem:
         if self.built_in is not None:
             return self.built_in.label
         function = self.criterion or self.loss
-        while isinstance(function, partial):
-            function = function.func
-        return str(getattr(function, "__qualname__", type(function).__name__))
+        return name_of(function)
 
     @property
     def built_in(self) -> Criterion | None:
@@ -154,20 +158,13 @@ class Problem:
             UsageError: there is none of this name.
         """
         if name not in self.data:
-            msg = f"--split {name}: the problem has {', '.join(self.data)}"
+            msg = f"`split={name!r}`: the problem has {', '.join(self.data)}"
             raise UsageError(msg)
         return self.data[name]
 
     def bare_model(self) -> nn.Module:
         """The model without DataParallel, DistributedDataParallel or torch.compile around it."""
-        model = self.model
-        while True:
-            inner = getattr(model, "_orig_mod", None)
-            if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
-                inner = model.module
-            if not isinstance(inner, nn.Module):
-                return model
-            model = inner
+        return unwrapped(self.model)
 
     def parameter_names(self) -> tuple[str, ...]:
         """Names of the parameters that count, in the model's order, tied ones once.

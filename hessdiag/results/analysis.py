@@ -10,18 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hessdiag.errors import UsageError
 from hessdiag.folders import write_together
+from hessdiag.option import hint
 from hessdiag.presenter import presenter
 from hessdiag.results.fingerprint import Fingerprint
-from hessdiag.results.metrics import Bound, Kind, Metric, RitzValue
+from hessdiag.results.metrics import QUANTITIES, Bound, Kind, Metric, RitzValue
 from hessdiag.results.spectrum import Spectrum
-from hessdiag.shown import csv_text
+from hessdiag.shown import csv_text, visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 SCHEMA = 1
 SAVED = ("run.json", "metrics.csv", "spectrum.csv", "layers.csv")
+
+
+class UnknownQuantityError(UsageError, KeyError):
+    """An analysis was asked for a number that it does not have."""
+
+    def __str__(self) -> str:
+        """The text, which a KeyError would put in quotes."""
+        return visible(str(self.args[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,7 @@ class Layer:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Convergence:
     """How the numbers settled: for the reader to judge whether enough was spent."""
 
@@ -47,6 +58,10 @@ class Convergence:
     certificate_min: tuple[float, ...] = ()
     trace_mean: tuple[float, ...] = ()  # running mean of the trace forms, from the second probe on
     trace_half_width: tuple[float, ...] = ()  # half the confidence interval at the same probes
+
+    def __repr__(self) -> str:
+        """How far it reaches."""
+        return f"<Convergence over {self.steps[-1] if self.steps else 0} steps and {len(self.trace_mean)} probes>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +100,19 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Analysis:
-    """Every number asked for, with what is needed to trust and repeat it."""
+    """Every number asked for, with what is needed to trust and repeat it.
+
+    >>> import hessdiag, torch
+    >>> from torch import nn
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
+    >>> asked = {"quantities": ["lambda_max", "trace"]}
+    >>> found = hessdiag.analyze(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y), **asked)
+    >>> found["trace"] is found.trace is found.metrics["trace"]
+    True
+    >>> "lambda_min" in found
+    False
+    """
 
     metrics: Mapping[str, Metric]
     spectrum: Spectrum | None = None
@@ -101,6 +128,46 @@ class Analysis:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # facts that change how the numbers read, not faults
     title: str = ""
+
+    def __getitem__(self, quantity: str) -> Metric | Spectrum:
+        """A number by its name, bounds that came beside it included; "density" is the spectrum.
+
+        Raises:
+            UnknownQuantityError: a KeyError too; its text says what was measured.
+        """
+        found = self._found().get(quantity)
+        if found is None:
+            raise UnknownQuantityError(self._lacking(quantity))
+        return found
+
+    def __getattr__(self, quantity: str) -> Metric | Spectrum:
+        """As ``analysis[quantity]``; only names that are no fields arrive here."""
+        if quantity.startswith("_"):
+            raise AttributeError(quantity)
+        found = self._found().get(quantity)
+        if found is None:
+            raise AttributeError(self._lacking(quantity))
+        return found
+
+    def __contains__(self, quantity: object) -> bool:
+        return quantity in self._found()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found())
+
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *self._found()]
+
+    def _found(self) -> dict[str, Metric | Spectrum]:
+        density = {} if self.spectrum is None else {"density": self.spectrum}
+        bounds = {bound.quantity: bound for bound in self.other_bounds if bound.quantity not in self.metrics}
+        return {**self.metrics, **density, **bounds}
+
+    def _lacking(self, name: str) -> str:
+        had = ", ".join(self._found()) or "nothing"
+        if name in QUANTITIES:
+            return f"{name} was not measured, only {had}: analyze(..., quantities=[{name!r}])"
+        return f"an analysis has no {name!r}; {hint(name, [*self._found()])}"
 
     def about(self, title: str, notes: Sequence[str] = (), weights_file: str | None = None) -> Analysis:
         """This analysis with a title, facts about where its weights came from, and their file's sha256."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Literal
 
 from hessdiag.errors import BudgetError, NonFiniteError
@@ -55,7 +56,7 @@ class DataError:
     )  # examples per batch, in the order of the sample set
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Metric:
     """A number with its interval; the base of every result."""
 
@@ -78,6 +79,10 @@ class Metric:
         narrow = self.kind != "bracket" or self.hi - self.lo <= WIDEST_BRACKET
         return narrow and max(self.hi - self.value, self.value - self.lo) <= abs(self.value)
 
+    def __repr__(self) -> str:
+        """One line: value, interval and how it is known."""
+        return str(import_module("hessdiag.present.tables").line(self))
+
     def __post_init__(self) -> None:
         """Refuse what is not a finite number inside its own interval."""
         if not (math.isfinite(self.value) and math.isfinite(self.lo) and math.isfinite(self.hi)):
@@ -91,9 +96,15 @@ class Metric:
             raise NonFiniteError(msg)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Estimate(Metric):
-    """A number known exactly, or up to sampling error over probes."""
+    """A number known exactly, or up to sampling error over probes.
+
+    >>> import hessdiag, torch
+    >>> found = hessdiag.trace(torch.diag(torch.tensor([3.0, 2.0, -1.0])), probes=3)
+    >>> isinstance(found, hessdiag.Estimate), found.kind, round(found.value, 3)
+    (True, 'exact', 4.0)
+    """
 
     stderr: float  # same units; 0.0 only where kind is "exact"
     per_probe: tuple[float, ...] = field(
@@ -104,21 +115,32 @@ class Estimate(Metric):
     )  # tr(G) per draw of output signs where probes see R only: an error of its own
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RitzValue(Metric):
     """An eigenvalue found by iteration, checked by one fresh product.
 
     An eigenvalue lies within ``residual + floor`` of ``value``. For the extremes, [lo, hi] says more: one
     end is the Rayleigh quotient, which no maximum can fall below, the other the Lanczos certificate.
+
+    >>> import hessdiag, torch
+    >>> found = hessdiag.extremes(torch.diag(torch.tensor([3.0, 2.0, -1.0]))).lambda_max
+    >>> isinstance(found, hessdiag.RitzValue), found.lo <= 3 <= found.hi
+    (True, True)
     """
 
     residual: float  # ‖Hy − θy‖ of a fresh product, ‖y‖ = 1
     floor: float  # measured rounding of the products, absolute
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Bound(Metric):
-    """A bound on ``of``. It is a guarantee only if ``exact_inputs``."""
+    """A bound on ``of``. It is a guarantee only if ``exact_inputs``.
+
+    >>> import hessdiag
+    >>> found = hessdiag.wolkowicz_styan(4.0, 14.0, 3).upper
+    >>> isinstance(found, hessdiag.Bound), found.of, found.value >= 3
+    (True, 'lambda_max', True)
+    """
 
     of: str  # "lambda_max"
     side: Literal["upper", "lower"]

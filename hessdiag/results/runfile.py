@@ -30,6 +30,17 @@ def load_run(path: str | Path) -> Analysis:
 
     Raises:
         UsageError: no such file, not a run.json, or of a newer schema.
+
+    >>> import hessdiag, tempfile, torch
+    >>> from torch import nn
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
+    >>> asked = {"quantities": ["lambda_max", "trace"]}
+    >>> found = hessdiag.analyze(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y), **asked)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = found.save(folder)
+    ...     hessdiag.load_run(folder)["trace"].value == found["trace"].value
+    True
     """
     from pydantic import TypeAdapter, ValidationError
 

@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Quadrature:
     """A discrete measure: Gauss quadrature nodes and weights, weights ≥ 0."""
 
     nodes: tuple[float, ...]
     weights: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        """How many nodes, and what they weigh."""
+        return f"<Quadrature of {len(self.nodes)} nodes, weight {math.fsum(self.weights):.4g}>"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Spectrum:
     """The eigenvalue density as raw quadrature: the result. Smoothing is for pictures only.
 
@@ -39,6 +43,11 @@ class Spectrum:
         unresolved: an |λ| from which on signs are known (the shares below −x and above x to 5% of all eigenvalues
             each). Nodes nearer to zero may lie on either side of it: counts of eigenvalues beyond a threshold
             nearer than that say nothing. 0: every sign is known, down to ``resolution``.
+
+    >>> import hessdiag, torch
+    >>> density = hessdiag.spectrum(torch.diag(torch.tensor([3.0, 2.0, -1.0])), probes=3, steps=3)
+    >>> isinstance(density, hessdiag.Spectrum), round(density.mass(hi=0.0), 3)
+    (True, 0.333)
     """
 
     known: Quadrature
@@ -49,6 +58,12 @@ class Spectrum:
     resolution: float = 0.0
     error: float | None = None
     unresolved: float = 0.0
+
+    def __repr__(self) -> str:
+        """Size, starts and range."""
+        nodes = self.merged()
+        starts = "every eigenvalue" if self.whole else f"{len(self.probes)} start(s) of {self.steps} steps"
+        return f"<Spectrum of {self.dimension:,} eigenvalues in [{nodes[0][0]:.4g}, {nodes[-1][0]:.4g}], {starts}>"
 
     @property
     def whole(self) -> bool:

@@ -37,6 +37,10 @@ def draw(
         UsageError: samples or batch_size below 1.
         ProblemError: the data set is empty, its examples cannot be put into batches, or which examples are meant
             cannot be told.
+
+    >>> import hessdiag, torch
+    >>> hessdiag.draw((torch.randn(100, 5), torch.randn(100, 1)), samples=32)
+    <SampleSet train: 32 of 100 examples in 8 batches>
     """
     for name, value in (("samples", samples), ("batch-size", batch_size)):
         if value is not None and value < 1:

@@ -15,7 +15,7 @@ DATA_BLOCKS = 8  # batches wanted by default, so that error bars over data exist
 LARGEST_BATCH = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SampleSet:
     """Batches in a fixed order, and the hash that names their content.
 
@@ -38,6 +38,11 @@ class SampleSet:
     available: int | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """How many, of what."""
+        whole = "" if self.available is None else f" of {self.available:,}"
+        return f"<SampleSet {self.split}: {self.examples:,}{whole} examples in {len(self.batches)} batches>"
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,6 @@ Images stay in the integers of their file and are converted one example at a tim
 
 from __future__ import annotations
 
-import gzip
-import zipfile
-import zlib
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -19,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hessdiag.errors import LoadError, UsageError, one_line
-from hessdiag.shown import single_spaced
+from hessdiag.sources.array_files import array_of_idx, arrays_of_npz, content_of
 
 IDX_IMAGES, IDX_LABELS = 2051, 2049  # magic numbers of the MNIST files (LeCun, Cortes & Burges)
 CHANNELS = (1, 3, 4)
@@ -85,9 +82,16 @@ def images(
     Raises:
         LoadError: missing, damaged, without these arrays, or their shapes are not pictures and targets.
         UsageError: mean or std do not fit the channels.
+
+    >>> import hessdiag, numpy, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     numpy.savez(f"{folder}/some.npz", x=numpy.zeros((2, 8, 8), "uint8"), y=numpy.arange(2))
+    ...     x, y = hessdiag.images(f"{folder}/some.npz")[1]
+    >>> tuple(x.shape), int(y)
+    ((1, 8, 8), 1)
     """
     path = Path(file)
-    arrays = _npz(path, (x, y))
+    arrays = arrays_of_npz(path, (x, y))
     raw, labels = arrays[x], arrays[y]
     if raw.ndim not in (3, 4) or raw.dtype.kind not in "uf" or (raw.dtype.kind == "u" and raw.dtype != np.uint8):
         msg = (
@@ -114,9 +118,18 @@ def mnist(images_idx: str | Path, labels_idx: str | Path, mean: float = 0.1307, 
 
     Raises:
         LoadError: missing, foreign, cut short, or not a pair.
+
+    >>> import hessdiag, pathlib, struct, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pixels, labels = pathlib.Path(folder, "x-idx3"), pathlib.Path(folder, "y-idx1")
+    ...     _ = pixels.write_bytes(struct.pack(">IIII", 2051, 1, 28, 28) + bytes(28 * 28))
+    ...     _ = labels.write_bytes(struct.pack(">II", 2049, 1) + bytes([7]))
+    ...     x, y = hessdiag.mnist(pixels, labels)[0]
+    >>> tuple(x.shape), int(y)
+    ((1, 28, 28), 7)
     """
-    pixels = _idx(Path(images_idx), IDX_IMAGES, 3)
-    labels = _idx(Path(labels_idx), IDX_LABELS, 1)
+    pixels = array_of_idx(Path(images_idx), IDX_IMAGES, 3)
+    labels = array_of_idx(Path(labels_idx), IDX_LABELS, 1)
     if len(pixels) != len(labels):
         msg = f"{images_idx} holds {len(pixels)} pictures, {labels_idx} {len(labels)} labels: not a pair"
         raise LoadError(msg)
@@ -134,13 +147,20 @@ def characters(text_file: str | Path, block: int = 64, *, vocabulary: str | None
     Raises:
         LoadError: missing, not UTF-8, shorter than one window, or a character the vocabulary lacks.
         UsageError: block below 1.
+
+    >>> import hessdiag, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "text").write_text("to be or not to be")
+    ...     windows = hessdiag.characters(f"{folder}/text", block=4)
+    >>> len(windows), windows[0][0].tolist()
+    (4, [6, 4, 0, 1])
     """
     if block < 1:
         msg = f"block {block}: at least 1 character is needed"
         raise UsageError(msg)
     path = Path(text_file)
     try:
-        text = _bytes(path).decode("utf-8")
+        text = content_of(path).decode("utf-8")
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 text ({one_line(error, 80)}): convert it"
         raise LoadError(msg) from error
@@ -165,7 +185,7 @@ def digits() -> tuple[Images, Images]:
     the first 1437 are for training.
     """
     with as_file(files("hessdiag.sources") / "digits.npz") as path:
-        arrays = _npz(path, ("x", "y"))
+        arrays = arrays_of_npz(path, ("x", "y"))
     pixels, labels = _channels_first(arrays["x"]), torch.from_numpy(arrays["y"].astype(np.int64))
     halves = (slice(None, DIGITS_TRAIN), slice(DIGITS_TRAIN, None))
     train, test = (Images(pixels[h], labels[h], 1 / 16, torch.zeros(1), torch.ones(1)) for h in halves)
@@ -204,49 +224,3 @@ def _targets(labels: NDArray[np.generic], path: Path, name: str) -> Tensor:
         msg = f"{path}: {name} is {labels.dtype}; allowed are integers (classes) and floats"
         raise LoadError(msg)
     return torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64))
-
-
-def _npz(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.generic]]:
-    if not path.is_file():
-        msg = f"{path}: no such data file"
-        raise LoadError(msg)
-    if not zipfile.is_zipfile(path):
-        msg = f"{path} is not an .npz file, or cut short: write it with np.savez(file, x=..., y=...)"
-        raise LoadError(msg)
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            lacking = [name for name in names if name not in archive]
-            if lacking:
-                there = ", ".join(single_spaced(name) for name in archive.files)
-                msg = f"{path} has no array {lacking[0]!r}; there are {there or 'none'}"
-                raise LoadError(msg)
-            return {name: archive[name] for name in names}
-    except (OSError, ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
-        msg = f"{path} is damaged or holds Python objects ({one_line(error, 80)}): write it again with np.savez"
-        raise LoadError(msg) from error
-
-
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        msg = f"{path}: no such data file"
-        raise LoadError(msg)
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError, zlib.error) as error:
-        msg = f"{path} is damaged or cut short ({one_line(error, 80)}): fetch it again"
-        raise LoadError(msg) from error
-
-
-def _idx(path: Path, magic: int, dimensions: int) -> NDArray[np.uint8]:
-    content = _bytes(path)
-    start = 4 * (1 + dimensions)
-    header = [int.from_bytes(content[i : i + 4], "big") for i in range(0, min(start, len(content)), 4)]
-    if not header or header[0] != magic:
-        msg = f"{path} does not begin with {magic}: not idx {'pictures' if dimensions == 3 else 'labels'}"
-        raise LoadError(msg)
-    expected = start + int(np.prod(header[1:], dtype=object))
-    if len(content) != expected or len(header) != 1 + dimensions:
-        msg = f"{path} has {len(content)} bytes, its header says {expected}: fetch it again"
-        raise LoadError(msg)
-    return np.frombuffer(content, np.uint8, offset=start).reshape(header[1:]).copy()

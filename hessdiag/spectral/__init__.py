@@ -1,10 +1,11 @@
 """From products to numbers: never sees a model, works on any symmetric operator."""
 
-from hessdiag.spectral.bounds import WS, wolkowicz_styan, wolkowicz_styan_of
+from hessdiag.spectral.bounds import WS, wolkowicz_styan
 from hessdiag.spectral.deflation import Forms, forms, forms_to
 from hessdiag.spectral.density import DensityRun, density, known_half, spectrum
 from hessdiag.spectral.ends import Extremes, extremes_of
 from hessdiag.spectral.enough import Goal, forms_for, probes_for
+from hessdiag.spectral.estimated_bounds import wolkowicz_styan_of
 from hessdiag.spectral.extremes import extremes
 from hessdiag.spectral.krylov import Krylov, whole
 from hessdiag.spectral.lanczos import lanczos

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessdiag.errors import UsageError
-from hessdiag.operator import as_operator
 from hessdiag.results import Bound, Estimate, Provenance
-from hessdiag.spectral.deflation import forms
 from hessdiag.spectral.interval import mean_interval
-from hessdiag.spectral.lanczos import lanczos
-from hessdiag.spectral.moments import frobenius_squared_from, trace_from
 
 Number = Estimate | float
 Side = Literal["upper", "lower"]
@@ -74,6 +70,10 @@ def wolkowicz_styan(
 
     Raises:
         UsageError: ``dimension`` < 1 or a negative tr H².
+
+    >>> import hessdiag
+    >>> hessdiag.wolkowicz_styan(4.0, 14.0, 3).upper  # the eigenvalues are 3, 2 and -1
+    <Bound ws_upper = 3.73703 [3.73703, 3.73704], bound>
     """
     inputs = _Inputs.of(trace, frobenius_squared, dimension)
     d = dimension
@@ -91,22 +91,6 @@ def wolkowicz_styan(
             "ws_spread", "lambda_max - lambda_min", "upper", 0.0, math.sqrt(2 * d) if d > 1 else 0.0, None
         ),
     )
-
-
-def wolkowicz_styan_of(
-    operator: Any, *, num_probes: int, deflate: int = 10, seed: int = 0, confidence: float = 0.95
-) -> WS:
-    """The bounds of any symmetric operator, its traces from deflated probes (10 steps: ws_upper to 1%).
-
-    Raises:
-        BudgetError: fewer than 2 probes. Cost: num_probes + deflate products.
-    """
-    op = as_operator(operator)
-    krylov = lanczos(op, steps=deflate, seed=seed) if deflate else None
-    values = forms(op, krylov, num_probes, seed)
-    t1 = trace_from(values, confidence=confidence)
-    t2 = frobenius_squared_from(values, confidence=confidence)
-    return wolkowicz_styan(t1, t2, op.size, confidence=confidence)
 
 
 def bound(

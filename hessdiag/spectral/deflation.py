@@ -77,7 +77,7 @@ class Forms:
 def forms(
     op: SymmetricOperator,
     krylov: Krylov | None,
-    num_probes: int,
+    probes: int,
     seed: int,
     *,
     quantity: str = STREAM,
@@ -89,7 +89,7 @@ def forms(
     Args:
         op: H, d x d.
         krylov: the run to deflate with; None for none.
-        num_probes: products to spend; where they cover the complement, a basis of it makes the result exact.
+        probes: products to spend; where they cover the complement, a basis of it makes the result exact.
         seed: names the stream.
         quantity: names the stream.
         first: index of the first probe: probes before it were spent elsewhere.
@@ -100,11 +100,11 @@ def forms(
     """
     known = krylov.size if krylov is not None else 0
     left = op.size - known
-    if num_probes < 1 and left > 0:
-        msg = f"num_probes={num_probes}: at least 1 is needed, 2 for a standard error"
+    if probes < 1 and left > 0:
+        msg = f"probes={probes}: at least 1 is needed, 2 for a standard error"
         raise BudgetError(msg)
-    exact = num_probes >= left and first == 0 and op.left >= left
-    indices = range(first, first + num_probes)
+    exact = probes >= left and first == 0 and op.left >= left
+    indices = range(first, first + probes)
     blocks = _basis(op, krylov, seed, quantity) if exact else _drawn(op, krylov, seed, quantity, indices, _signs)
     values = np.zeros((2, 0))
     for block in blocks:
@@ -121,19 +121,17 @@ def forms(
     return from_values(op, krylov, *values, seed=seed, exact=exact, spent=spent)
 
 
-def forms_to(
-    op: SymmetricOperator, krylov: Krylov | None, num_probes: int, seed: int, rtol: float | None
-) -> Forms:
-    """As many `forms` as the trace needs for a relative standard error of ``rtol``, with ``num_probes`` at most.
+def forms_to(op: SymmetricOperator, krylov: Krylov | None, probes: int, seed: int, rtol: float | None) -> Forms:
+    """As many `forms` as the trace needs for a relative standard error of ``rtol``, with ``probes`` at most.
 
     Without ``rtol`` all of them; with it eight products of a stream of their own say how many (`enough`), where
     that leaves room for as many more.
     """
     left = op.size - (krylov.size if krylov is not None else 0)
-    if rtol is None or num_probes <= 2 * PILOT or num_probes >= left:
-        return forms(op, krylov, num_probes, seed)
+    if rtol is None or probes <= 2 * PILOT or probes >= left:
+        return forms(op, krylov, probes, seed)
     pilot = forms(op, krylov, PILOT, seed, quantity="pilot").trace
-    number = enough(pilot, rtol * abs(float(pilot.mean())), num_probes - PILOT)
+    number = enough(pilot, rtol * abs(float(pilot.mean())), probes - PILOT)
     values = forms(op, krylov, number, seed)
     return replace(values, products=values.products + PILOT)
 
@@ -175,16 +173,16 @@ def form_values(krylov: Krylov | None, block: Tensor, images: Tensor) -> Array:
 
 
 def unit_probes(
-    op: SymmetricOperator, krylov: Krylov | None, num_probes: int, seed: int, quantity: str
+    op: SymmetricOperator, krylov: Krylov | None, probes: int, seed: int, quantity: str
 ) -> Iterator[Tensor]:
     """Unit probes from the complement of the run, in blocks (n, d) of at most ``op.block``: starts of runs.
 
-    Uniform on its sphere, without a run signs over √d. Where ``num_probes`` covers the complement they are an
+    Uniform on its sphere, without a run signs over √d. Where ``probes`` covers the complement they are an
     orthonormal basis of it instead.
     """
-    if num_probes >= op.size - (krylov.size if krylov is not None else 0):
+    if probes >= op.size - (krylov.size if krylov is not None else 0):
         return _basis(op, krylov, seed, quantity)
-    return _drawn(op, krylov, seed, quantity, range(num_probes), _signs if krylov is None else _on_the_sphere)
+    return _drawn(op, krylov, seed, quantity, range(probes), _signs if krylov is None else _on_the_sphere)
 
 
 Draw = Callable[[SymmetricOperator, Krylov | None, int, str, range], Tensor]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hessdiag.former import formerly
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Quadrature, Spectrum, at_least
 from hessdiag.spectral.deflation import Forms, from_values, unit_probes
@@ -59,31 +60,34 @@ class DensityRun:
     products: int
 
 
+@formerly(probes="num_probes")
 def spectrum(
-    operator: Any, *, num_probes: int = 8, steps: int = 40, seed: int = 0, krylov: Krylov | None = None
+    operator: Any, *, probes: int = 8, steps: int = 40, seed: int = 0, krylov: Krylov | None = None
 ) -> Spectrum:
     """The eigenvalue density of a symmetric operator, as raw quadrature.
 
     Args:
         operator: anything `as_operator` takes; H, d x d.
-        num_probes: random starts (8: papers use 10 to 20 without deflation); with d or more, a basis instead.
+        probes: random starts (8: papers use 10 to 20 without deflation); with d or more, a basis instead.
         steps: Lanczos steps per probe: the measure's first 2 · steps moments are exact. Where steps ≥ d and
             the probes are a basis, the density is the spectrum.
         seed: names the probes' stream.
         krylov: a run whose first half is taken out of the probes and known exactly.
 
     Returns:
-        Spectrum. Cost: num_probes · steps products.
+        Spectrum. Cost: probes · steps products.
 
     Raises:
         BudgetError: no probe or no step.
+
+    >>> import hessdiag, torch
+    >>> hessdiag.spectrum(torch.eye(3), probes=3, steps=1).quantile(0.5)
+    1.0
     """
-    return density(as_operator(operator), num_probes, steps, seed, krylov).spectrum
+    return density(as_operator(operator), probes, steps, seed, krylov).spectrum
 
 
-def density(
-    op: SymmetricOperator, num_probes: int, steps: int, seed: int, krylov: Krylov | None = None
-) -> DensityRun:
+def density(op: SymmetricOperator, probes: int, steps: int, seed: int, krylov: Krylov | None = None) -> DensityRun:
     """As `spectrum`, with brackets of the negative share and the forms of the same products.
 
     Raises:
@@ -92,13 +96,13 @@ def density(
     at_least(steps, 1, "steps", "a quadrature")
     known = known_half(krylov)
     left = op.size - (known.size if known is not None else 0)
-    at_least(num_probes, min(1, left), "num_probes", "a density")
-    keep = min(num_probes, left, op.block) * steps * op.size * op.dtype.itemsize <= BASIS_BYTES
+    at_least(probes, min(1, left), "probes", "a density")
+    keep = min(probes, left, op.block) * steps * op.size * op.dtype.itemsize <= BASIS_BYTES
     rules: list[tuple[Array, Array]] = []
     values: list[Array] = [np.zeros((2, 0))]
     spent = 0
-    exact = num_probes >= left
-    for block in unit_probes(op, known, num_probes, seed, STREAM):
+    exact = probes >= left
+    for block in unit_probes(op, known, probes, seed, STREAM):
         if rules and not exact and op.left < len(block):
             break
         before = op.products

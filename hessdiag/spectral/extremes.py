@@ -77,6 +77,11 @@ def extremes(
 
     Raises:
         UsageError: an argument outside what is allowed here.
+
+    >>> import hessdiag, torch
+    >>> found = hessdiag.extremes(torch.diag(torch.arange(-2.0, 98.0)))
+    >>> found.lambda_max.lo <= 97 <= found.lambda_max.hi, found.lambda_min.lo <= -2 <= found.lambda_min.hi
+    (True, True)
     """
     op = as_operator(operator)
     wanted = Wanted(rtol, rtol_min, top, density, least)

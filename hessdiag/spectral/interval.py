@@ -23,7 +23,7 @@ PILOT = 8  # samples that say how many are needed: their standard deviation is k
 
 
 def mean_interval(
-    samples: NDArray[np.float64], confidence: float, *, what: str = "num_probes"
+    samples: NDArray[np.float64], confidence: float, *, what: str = "probes"
 ) -> tuple[float, float, float]:
     """Standard error and ends of the interval around ``samples.mean()``.
 

@@ -46,7 +46,7 @@ class Cycle:
     betas: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Krylov:
     """An orthonormal basis Q and T = QᵀHQ with ``H Q = Q T + beta residual eₖᵀ``.
 
@@ -67,6 +67,11 @@ class Krylov:
     cycles: tuple[Cycle, ...]
     products: int
     scale: float
+
+    def __repr__(self) -> str:
+        """Its size and its cost."""
+        taken, whole = self.basis.shape
+        return f"<Krylov: {taken:,} of {whole:,} dimensions, {self.products:,} products>"
 
     @property
     def size(self) -> int:

@@ -161,6 +161,10 @@ def lanczos(
 
     Raises:
         UsageError: no step, a zero start, or a basis of fewer than ``SMALLEST_BASIS`` vectors.
+
+    >>> import hessdiag, torch
+    >>> hessdiag.lanczos(torch.diag(torch.arange(100.0)), steps=5)
+    <Krylov: 5 of 100 dimensions, 5 products>
     """
     op = as_operator(operator)
     first = sphere(op, seed, "lanczos", 0) if start is None else start

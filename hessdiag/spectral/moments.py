@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessdiag.errors import UsageError
+from hessdiag.former import formerly
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Estimate, Provenance, at_least
 from hessdiag.spectral.deflation import Forms, forms_to
@@ -23,10 +24,11 @@ from hessdiag.spectral.lanczos import lanczos
 Array = NDArray[np.float64]
 
 
+@formerly(probes="num_probes")
 def trace(
     operator: Any,
     *,
-    num_probes: int,
+    probes: int,
     seed: int = 0,
     deflate: int = 0,
     krylov: Krylov | None = None,
@@ -37,52 +39,70 @@ def trace(
 
     Args:
         operator: anything `as_operator` takes; H, d x d.
-        num_probes: products to spend on probes, at least 2. Where they cover all directions the result is exact.
+        probes: products to spend on probes, at least 2. Where they cover all directions the result is exact.
         seed: names the probes' stream.
         deflate: Lanczos steps to spend first, so that probes see only the bulk. On trained networks 10 to 20
             cut the error several times; without them the outliers also skew the distribution.
         krylov: a run to deflate with, instead of ``deflate``.
         confidence: of the interval.
-        rtol: relative standard error that is enough: 8 of ``num_probes`` then say how many of the others it takes.
+        rtol: relative standard error that is enough: 8 of ``probes`` then say how many of the others it takes.
 
     Returns:
-        Estimate; ``kind`` is "exact" where no direction was left to chance. Cost: num_probes + deflate, or
+        Estimate; ``kind`` is "exact" where no direction was left to chance. Cost: probes + deflate, or
             less with ``rtol``.
 
     Raises:
         BudgetError: fewer than 2 probes: one has no standard error.
         UsageError: ``confidence`` or ``rtol`` outside (0, 1), or both ``deflate`` and ``krylov``.
+
+    >>> import hessdiag, torch
+    >>> A = torch.diag(torch.arange(100.0))
+    >>> found = hessdiag.trace(A, probes=16)
+    >>> found.lo <= 4950 <= found.hi
+    True
     """
     if rtol is not None and not 0 < rtol < 1:
         msg = f"rtol={rtol}: allowed is between 0 and 1, 0.01 say"
         raise UsageError(msg)
-    return trace_from(_draw(operator, num_probes, seed, deflate, krylov, rtol), confidence=confidence)
+    return trace_from(_draw(operator, probes, seed, deflate, krylov, rtol), confidence=confidence)
 
 
+@formerly(probes="num_probes")
 def frobenius_squared(
     operator: Any,
     *,
-    num_probes: int,
+    probes: int,
     seed: int = 0,
     deflate: int = 0,
     krylov: Krylov | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Estimate tr H² = ‖H‖²_F, unbiased, with its interval; arguments as for `trace`."""
-    return frobenius_squared_from(_draw(operator, num_probes, seed, deflate, krylov), confidence=confidence)
+    """Estimate tr H² = ‖H‖²_F, unbiased, with its interval; arguments as for `trace`.
+
+    >>> import hessdiag, torch
+    >>> round(hessdiag.frobenius_squared(torch.diag(torch.tensor([3.0, 2.0, -1.0])), probes=3).value, 3)
+    14.0
+    """
+    return frobenius_squared_from(_draw(operator, probes, seed, deflate, krylov), confidence=confidence)
 
 
+@formerly(probes="num_probes")
 def effective_rank(
     operator: Any,
     *,
-    num_probes: int,
+    probes: int,
     seed: int = 0,
     deflate: int = 0,
     krylov: Krylov | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Estimate (tr H)² / tr H², how many directions share the trace; arguments as for `trace`."""
-    return effective_rank_from(_draw(operator, num_probes, seed, deflate, krylov), confidence=confidence)
+    """Estimate (tr H)² / tr H², how many directions share the trace; arguments as for `trace`.
+
+    >>> import hessdiag, torch
+    >>> round(hessdiag.effective_rank(torch.eye(7), probes=7).value, 3)
+    7.0
+    """
+    return effective_rank_from(_draw(operator, probes, seed, deflate, krylov), confidence=confidence)
 
 
 def trace_from(values: Forms, *, confidence: float = 0.95) -> Estimate:
@@ -158,7 +178,7 @@ def _estimate(
 
 
 def _draw(
-    operator: Any, num_probes: int, seed: int, deflate: int, krylov: Krylov | None, rtol: float | None = None
+    operator: Any, probes: int, seed: int, deflate: int, krylov: Krylov | None, rtol: float | None = None
 ) -> Forms:
     op: SymmetricOperator = as_operator(operator)
     if deflate and krylov is not None:
@@ -167,8 +187,8 @@ def _draw(
     if deflate:
         krylov = lanczos(op, steps=deflate, seed=seed)
     left = op.size - (krylov.size if krylov is not None else 0)
-    at_least(num_probes, min(2, left), "num_probes", "a standard error")
-    return forms_to(op, krylov, num_probes, seed, rtol)
+    at_least(probes, min(2, left), "probes", "a standard error")
+    return forms_to(op, krylov, probes, seed, rtol)
 
 
 def ws_derivatives(

@@ -11,20 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessdiag.engine.checks.kept_weights import first_pass
 from hessdiag.engine.checks.kinks import kinks
-from hessdiag.engine.checks.log_probabilities import require_log_probabilities
 from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
 from hessdiag.engine.products.failures import is_out_of_memory
-from hessdiag.engine.products.gradients import Kind, depends, gradient
+from hessdiag.engine.products.gradients import depends, gradient
 from hessdiag.engine.products.graphs import GradientGraph, StackGraph
-from hessdiag.engine.products.methods import EXACT_METHODS, METHODS
+from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.stacking import batching_rules_only, stacks
 from hessdiag.errors import MeasurementError, one_line
-from hessdiag.option import renamed
-from hessdiag.problem import Problem
-from hessdiag.samples import divide, draw, row_count
-from hessdiag.settings import Settings
+from hessdiag.samples import divide, row_count
 
 TRIAL_VECTORS = 1
 LONG_TRIAL = 0.02  # seconds: a call that takes as long is not repeated
@@ -52,46 +47,6 @@ class Plan:
     agreement: float | None
     seconds: dict[str, float]
     gradient_seconds: float = 0.0
-
-
-def hessian(
-    problem: Problem,
-    *,
-    operator: Kind = "hessian",
-    split: str = "train",
-    samples: int | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    method: str = "auto",
-    **options: Any,
-) -> Curvature:
-    """H, G or R of a problem as an operator: ``H @ v`` on vectors (P,) and blocks (P, k).
-
-    No self-test is made; ``analyze`` makes one. The operator works on copies: the model may train on.
-
-    Args:
-        problem: what to measure.
-        operator: "hessian", "ggn" or "residual".
-        split: which of its data.
-        samples: how many examples, see `hessdiag.draw`; likewise ``seed`` and ``batch_size``.
-        seed: of the draw.
-        batch_size: examples per batch.
-        method: one of `methods.METHODS`; "auto" tries the exact ones on a few examples.
-        **options: dtype, device, block of `Curvature`.
-
-    Raises:
-        MeasurementError: no exact method works.
-    """
-    options = renamed(Settings, {"method": method, **options})
-    method = options.pop("method")
-    drawn = draw(problem.data[split], split=split, samples=samples, seed=seed, batch_size=batch_size)
-    first = EXACT_METHODS[0] if method == "auto" else method
-    curvature = Curvature(problem, drawn, kind=operator, method=first, **options)
-    first_pass(curvature)
-    require_log_probabilities(curvature)
-    curvature.method = choose(curvature, fixed=method != "auto").method
-    curvature.notes += (*drawn.warnings, *drawn.notes)
-    return curvature
 
 
 def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> Plan:

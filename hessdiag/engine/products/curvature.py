@@ -44,6 +44,10 @@ class Curvature(SymmetricOperator):
         notes: what was done differently than asked, one line each.
         graphs: gradients kept with their graphs between products, up to a limit; ``graphs.release()`` frees them.
         seconds: time spent in products and gradients.
+
+    >>> import hessdiag, torch
+    >>> hessdiag.hessian(torch.nn.Linear(5, 1), torch.nn.MSELoss(), (torch.ones(64, 5), torch.ones(64, 1))).shape
+    (6, 6)
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class Curvature(SymmetricOperator):
     def __repr__(self) -> str:
         """What it is the matrix of."""
         of = f"{self.problem.loss_name} over {self.samples.examples:,} examples of {self.samples.split}"
-        return f"<{self.kind} {self.size:,} x {self.size:,} of {of}>"
+        return f"<Curvature {self.kind}, {self.size:,} x {self.size:,}, of {of}, {self.dtype} on {self.device}>"
 
     @cached_property
     def batch_losses(self) -> tuple[float, ...]:
@@ -135,7 +139,6 @@ class Curvature(SymmetricOperator):
     def gradient(self) -> Tensor:
         """The gradient (P,) of the mean loss, float64; one gradient."""
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
-
         with self._engine():
             for batch in self.batches:
                 grad = self._fitting(batch, torch.empty(1), lambda piece, _: gradient(self.function, piece)[None])

@@ -1,0 +1,92 @@
+"""The curvature of a problem as an operator, for those who want products and not an analysis."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hessdiag.analysis.asked import problem_of
+from hessdiag.engine.checks.kept_weights import first_pass
+from hessdiag.engine.checks.log_probabilities import require_log_probabilities
+from hessdiag.engine.checks.planner import choose
+from hessdiag.engine.products.curvature import KINDS, Curvature
+from hessdiag.engine.products.devices import device_of
+from hessdiag.engine.products.gradients import Kind
+from hessdiag.engine.products.methods import EXACT_METHODS
+from hessdiag.former import renamed
+from hessdiag.option import Fault, hint, refuse, takes
+from hessdiag.problem import Problem
+from hessdiag.samples import draw
+from hessdiag.settings import Settings
+
+OPTIONS = ("samples", "batch_size", "seed", "split", "params", "dtype", "device", "method", "block")
+
+
+@takes(Settings, *OPTIONS)
+def hessian(
+    problem: Problem | nn.Module,
+    loss_fn: Any = None,
+    data: Any = None,
+    *,
+    operator: Kind = "hessian",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> Curvature:
+    """H, G or R of a problem as an operator: ``H @ v`` on vectors (P,) and blocks (P, k).
+
+    No self-test is made; ``analyze`` makes one. The operator works on copies: the model may train on.
+
+    Args:
+        problem: what to measure; or the model, followed by its loss and data as for `analyze`.
+        loss_fn: of a model.
+        data: of a model.
+        operator: "hessian", "ggn" or "residual".
+        dtype: "float32" or "float64", of the products; by default the model's.
+        device: "cpu", "cuda:1" say; by default where the model is.
+        **options: as for `analyze`, and checked alike.
+
+    Raises:
+        OptionError: options that do not exist or are out of range: all of them.
+        ProblemError: the first three arguments are no problem.
+        MeasurementError: no exact method works.
+
+    >>> import hessdiag, torch
+    >>> from torch import nn
+    >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
+    >>> H = hessdiag.hessian(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y))
+    >>> H.shape
+    (18, 18)
+    """
+    options = renamed(Settings, options)
+    precision = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    known = {"dtype": precision, **{name: value for name, value in options.items() if name in OPTIONS}}
+    foreign = [Fault(name, options[name], _unknown(name)) for name in options if name not in OPTIONS]
+    kinds = [] if operator in KINDS else [Fault("operator", operator, f"allowed are {', '.join(KINDS)}")]
+    refuse(*foreign, *kinds, *Settings.faults({**known, "operator": "ggn" if operator == "ggn" else "hessian"}))
+    subject, asked = problem_of(problem, loss_fn, data, "hessdiag.hessian"), Settings(**known)
+    source = subject.split(asked.split)
+    if asked.params is not None:
+        subject = replace(subject, params=tuple(asked.params))
+    drawn = draw(source, split=asked.split, samples=asked.samples, seed=asked.seed, batch_size=asked.batch_size)
+    curvature = Curvature(
+        subject,
+        drawn,
+        kind=operator,
+        method=EXACT_METHODS[0] if asked.method == "auto" else asked.method,
+        dtype=getattr(torch, asked.dtype) if asked.dtype else None,
+        device=device_of(device),
+        block=asked.block,
+    )
+    first_pass(curvature)
+    require_log_probabilities(curvature)
+    curvature.method = choose(curvature, fixed=asked.method != "auto").method
+    curvature.notes += (*drawn.warnings, *drawn.notes)
+    return curvature
+
+
+def _unknown(name: str) -> str:
+    return f"no such option; {hint(name, ('operator', *OPTIONS))}"
