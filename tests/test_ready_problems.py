@@ -436,7 +436,7 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], Callable[[str], None]]] = {
         lambda project: check_characters(Path(project).parent),
     ),
     "cut files pass": (
-        lambda patch: patch.setattr(datasets, "_idx", lambda path, magic, n: np.zeros((2, 3, 4)[:n], np.uint8)),
+        lambda patch: patch.setattr(datasets, "array_of_idx", lambda path, magic, n: np.zeros((2, 3, 4)[:n], np.uint8)),
         lambda project: check_idx_refusals(Path(project).parent),
     ),
     "another split of the digits": (
