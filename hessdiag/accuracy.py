@@ -45,7 +45,7 @@ EFFORTS: Mapping[str, Accuracy] = {
     ),
 }
 """Three named sets of accuracies."""
-WRITTEN = "written as name=share, trace=0.5%,lambda_max=1e-4 say"
+WRITTEN = "write name=share, for example trace=0.5%,lambda_max=1e-4"
 
 
 def accuracy(effort: str, changes: str | Mapping[str, float] | None = None) -> Accuracy:
@@ -59,7 +59,7 @@ def accuracy(effort: str, changes: str | Mapping[str, float] | None = None) -> A
         OptionError: a name or a share that does not exist.
     """
     if effort not in EFFORTS:
-        refuse(Fault("effort", effort, f"allowed are {', '.join(EFFORTS)}"))
+        refuse(Fault("effort", effort, f"allowed: {', '.join(EFFORTS)}"))
     found = EFFORTS[effort]
     if not changes:
         return found
@@ -69,9 +69,11 @@ def accuracy(effort: str, changes: str | Mapping[str, float] | None = None) -> A
     names = tuple(field.name for field in fields(Accuracy))
     for name, share in pairs.items():
         if name not in names:
-            refuse(Fault("accuracy", name, f"allowed are {', '.join(names)}"))
+            refuse(Fault("accuracy", name, f"allowed: {', '.join(names)}"))
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            refuse(Fault("accuracy", f"{name}={share}", "a share between 0 and 1 is needed, 0.01 or 1% say"))
+            refuse(
+                Fault("accuracy", f"{name}={share}", "a share between 0 and 1 is needed, for example 0.01 or 1%")
+            )
     return replace(found, **{name: float(share) for name, share in pairs.items()})
 
 
@@ -131,5 +133,5 @@ def budget(text: str) -> Budget:
             return Budget(amount, "p")
         if unit == "g":
             return Budget(amount, "g")
-    allowed = "allowed are a time (60s, 5m, 2h), products (200p) or gradients (500g)"
+    allowed = "allowed: a time (60s, 5m, 2h), products (200p) or gradients (500g)"
     raise OptionError([Fault("budget", text, allowed)])

@@ -77,13 +77,13 @@ class Option:
         help: one sentence.
         more: further sentences, for the docstring alone.
         metavar: what the command line calls the value.
-        instead: what to show for the default where that says too little, "all" for None say.
+        instead: what to show for the default where that says too little, for example "all" for None.
         choices: all that exist.
         many: whether the value is a sequence.
         at_least: lowest value.
         above: a value that all are above.
         below: a value that all are below.
-        needed_by: the uncertainty that `at_least` is for, "a standard error" say.
+        needed_by: the uncertainty that `at_least` is for, for example "a standard error".
         or_zero: whether zero is allowed beside the range.
         read: raises OptionError for what cannot be read.
         formerly: its name in earlier versions, still taken.
@@ -114,7 +114,7 @@ class Option:
         if self.many:
             return self._faults_of_names(value)
         if self.choices and value not in self.choices:
-            return [Fault(self.name, value, f"allowed are {', '.join(self.choices)}")]
+            return [Fault(self.name, value, f"allowed: {', '.join(self.choices)}")]
         if self.read is not None:
             try:
                 self.read(value)
@@ -125,7 +125,7 @@ class Option:
     def _faults_of_names(self, value: Any) -> list[Fault]:
         single = isinstance(value, str) or not isinstance(value, Collection)  # of a text each letter would be one
         if single or not all(isinstance(name, str) for name in value):
-            example = f", [{value!r}] say" if isinstance(value, str) else ""
+            example = f", for example [{value!r}]" if isinstance(value, str) else ""
             return [Fault(self.name, value, f"a list of names is needed{example}")]
         if not self.choices:
             return []
@@ -133,14 +133,14 @@ class Option:
             text = f"no {self.name} asked; give at least one of {', '.join(self.choices)}"
             return [Fault(self.name, None, text)]
         wrong = [name for name in value if name not in self.choices]
-        listed = f"allowed are {', '.join(self.choices)}" if len(self.choices) <= FEW else None
+        listed = f"allowed: {', '.join(self.choices)}" if len(self.choices) <= FEW else None
         text = "there is none of this name; "
         return [Fault(self.name, name, text + (listed or hint(name, self.choices))) for name in wrong]
 
     def _faults_of_number(self, value: Any) -> list[Fault]:
         base, words = NUMBERS[self.kind]
         if isinstance(value, bool) or not isinstance(value, base):
-            return [Fault(self.name, value, f"allowed is {words}")]
+            return [Fault(self.name, value, f"it must be {words}")]
         low, high, least = self.above, self.below, self.at_least
         inside = (
             (low is None or value > low) and (high is None or value < high) and (least is None or value >= least)
@@ -148,9 +148,9 @@ class Option:
         if inside or (self.or_zero and value == 0):
             return []
         if least is None:
-            return [Fault(self.name, value, f"allowed is more than {low} and less than {high}")]
+            return [Fault(self.name, value, f"it must be more than {low} and less than {high}")]
         if high is not None:
-            return [Fault(self.name, value, f"allowed is {least} to less than {high}")]
+            return [Fault(self.name, value, f"it must be {least} to less than {high}")]
         if self.needed_by:
             text = f"{self.needed_by} needs at least {least}, {least - value} more"
             return [Fault(self.name, value, text, scarce=True)]
@@ -205,7 +205,7 @@ def faults_of(cls: type[Any], given: Mapping[str, Any]) -> list[Fault]:
 def hint(name: Any, allowed: Sequence[str]) -> str:
     """The nearest allowed name, or all of them."""
     near = get_close_matches(str(name), allowed, 1)
-    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+    return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
 
 
 def documented(cls: C) -> C:

@@ -45,27 +45,27 @@ class Settings:
 
     quantities: Sequence[str] = option(
         QUANTITIES,
-        help=f"Of {', '.join(QUANTITIES)}.",
+        help=f"Quantities to measure, out of {', '.join(QUANTITIES)}.",
         metavar="A,B",
         instead="all",
         choices=QUANTITIES,
         many=True,
     )
     samples: int | None = option(
-        None, help="Examples to measure on.", metavar="N", instead="1024, or all", at_least=1
+        None, help="Number of examples to measure on.", metavar="N", instead="1024, or all", at_least=1
     )
     batch_size: int | None = option(
         None,
-        help="Examples per batch; does not change the numbers.",
+        help="Examples per batch. It does not change the numbers.",
         more="None: an eighth of the samples, at most 128.",
         metavar="N",
         at_least=1,
     )
-    seed: int = option(0, help="Names every random stream.", more="The draw of the samples too.")
-    split: str = option("train", help="Which of the problem's data.")
+    seed: int = option(0, help="Seed of every random stream.", more="The draw of the samples too.")
+    split: str = option("train", help="Which split of the problem's data to measure on.")
     params: Sequence[str] | None = option(
         None,
-        help="Parameters that count; !GLOB leaves out.",
+        help="Parameters to differentiate by. !GLOB leaves parameters out.",
         more="None: the problem's own.",
         metavar="GLOB",
         many=True,
@@ -78,37 +78,37 @@ class Settings:
         more="Half precision is measured in float32 copies.",
         choices=DTYPES,
     )
-    device: str | None = option(None, help="cpu, cuda, cuda:1.", instead="where the model is")
+    device: str | None = option(None, help="Where to compute: cpu, cuda, cuda:1.", instead="where the model is")
     method: str = option(
         "auto",
-        help="How products are formed.",
+        help="How Hessian-vector products are computed.",
         more='"auto" tries the exact methods and takes the fastest.',
         choices=METHODS,
         formerly="way",
     )
     effort: str = option(
         "normal",
-        help="How well everything is to be known: three named sets of accuracies.",
+        help="How accurate all numbers must be: three named sets of accuracies.",
         more="They are `hessdiag.accuracy.EFFORTS`.",
         choices=tuple(EFFORTS),
     )
     accuracy: str | Mapping[str, float] | None = option(
         None,
-        help="Single accuracies instead: trace=0.5%,lambda_max=1e-4 say.",
+        help="Accuracies of single quantities, for example trace=0.5%,lambda_max=1e-4.",
         more="In Python a mapping too.",
         metavar="A=X,B=Y",
         read=lambda value: accuracy("normal", value),
     )
     budget: str | None = option(
         None,
-        help="The most to spend: a time, products (200p) or gradients (500g).",
+        help="Stop after this time, or this many products (200p) or gradients (500g).",
         more="None: what the accuracies take.",
         metavar="N[s|m|h|p|g]",
         read=budget,
     )
     rtol: float | None = option(
         None,
-        help="Relative width of both extremes.",
+        help="Relative width of the intervals of λ_max and λ_min.",
         instead=f"by accuracy, {PAIRED['rtol']:.0e}".replace("e-0", "e-"),
         more="λ_min: relative to the spectral radius.",
         above=0,
@@ -116,7 +116,7 @@ class Settings:
     )
     probes: int | None = option(
         None,
-        help="Random quadratic forms.",
+        help="Number of random probe vectors.",
         instead="as many as the accuracy takes",
         more="For trace, ‖H‖_F² and what follows from them; as many are 8 to 64.",
         at_least=2,
@@ -124,7 +124,7 @@ class Settings:
     )
     density_probes: int = option(
         0,
-        help="Starts of the density beside the run's.",
+        help="Extra random starts of the density.",
         instead="none",
         at_least=2,
         or_zero=True,
@@ -132,19 +132,23 @@ class Settings:
     )
     steps: int | None = option(
         None,
-        help="Lanczos steps of each start.",
+        help="Lanczos steps from each start.",
         instead="by accuracy, about 60",
         more="Of the run at least.",
         at_least=2,
         needed_by="a density",
     )
-    max_steps: int = option(160, help="Most products for the run.", at_least=1)
-    top: int = option(1, help="Largest eigenvalues to verify.", at_least=1)
-    confidence: float = option(0.95, help="Of the intervals.", more="Over probes and data.", at_least=0.5, below=1)
-    block: int = option(8, help="Vectors that share one graph.", at_least=1)
+    max_steps: int = option(
+        160, help="Maximum Hessian-vector products for λ_max, λ_min and the density.", at_least=1
+    )
+    top: int = option(1, help="Number of largest eigenvalues to verify.", at_least=1)
+    confidence: float = option(
+        0.95, help="Confidence of the intervals.", more="Over probes and data.", at_least=0.5, below=1
+    )
+    block: int = option(8, help="Probe vectors multiplied at once (memory).", at_least=1)
     second_opinion: bool = option(
         True,
-        help="Compare loss and gradient with the model's own first.",
+        help="First compare loss and gradient with the model's own.",
         more="Costs one gradient.",
     )
 

@@ -10,11 +10,11 @@ HEAD = '[project]\nname = "x"  # "[tool.hessdiag]" comes below\n\n[tool.hessdiag
 CONFIGS = {
     "unknown keys, everywhere": """
         chekpoint = "a.pt"  # ! chekpoint | did you mean checkpoint?
-        loudness = 3  # ! loudness | no such key | allowed are schema, problem
+        loudness = 3  # ! loudness | no such key | allowed: schema, problem
         probes = 16  # ! probes | belongs into the table run
         [tool.hessdiag.run]
         prob = 16  # ! run.prob | did you mean probes?
-        bn = "eval"  # ! run.bn | no such key | allowed are
+        bn = "eval"  # ! run.bn | no such key | allowed:
         quantities = ["trace"]  # ! run.quantities | run.metrics
         [tool.hessdiag.check]
         max_probe = 64  # ! check.max_probe | did you mean max_probes?
@@ -103,7 +103,7 @@ CONFIGS = {
     "budgets of nothing": """
         [tool.hessdiag.check.budgets]
         lambda_maxx = { max = 1 }  # ! check.budgets.lambda_maxx | did you mean lambda_max?
-        density = { max = 1 }  # ! check.budgets.density | no metric 'density' | allowed are
+        density = { max = 1 }  # ! check.budgets.density | no metric 'density' | allowed:
         "trace[]" = { max = 1 }  # ! check.budgets."trace[]" | metric[split]
         "trace\\n@x" = { max = 1 }  # ! check.budgets."trace\\n@x" | metric[split]
         "" = { max = 1 }  # ! check.budgets."" | metric[split]
@@ -135,7 +135,7 @@ CONFIGS = {
             "]", "probes = 1", # ]
             [1, 2],
         ]
-        "schema" = 0  # ! schema | 0 | allowed is 1
+        "schema" = 0  # ! schema | 0 | it must be 1
         'trust\\_pickle' = 1  # ! "trust\\\\_pickle" | did you mean trust_pickle?
         [ tool . "hessdiag" . run ]  # spaces and quotes are allowed
           probes = 1  # ! run.probes | at least 2

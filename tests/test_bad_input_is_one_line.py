@@ -47,7 +47,7 @@ EARLY: list[Case] = [
     ("demo -o p.py/out", 4, ("cannot write p.py/out", "-o")),
     # settings that do not exist, or contradict themselves
     (f"{GOOD} --quantities lambda_maxx", 2, ("lambda_maxx", "did you mean lambda_max?")),
-    (f"{GOOD} --quantities loudness", 2, ("loudness", "allowed are lambda_max")),
+    (f"{GOOD} --quantities loudness", 2, ("loudness", "allowed: lambda_max")),
     (f"{GOOD} --quantities ,", 2, ("no quantities", "at least one of")),
     (f"{GOOD} --samples 0", 2, ("--samples 0", "at least 1")),
     (f"{GOOD} --batch-size -3", 2, ("--batch-size -3", "at least 1")),
@@ -102,7 +102,7 @@ CASES: list[Case] = [
     ("analyze p.py:misnamed_field", 2, ("'dataset'", "fields of a problem are model, data")),
     ("analyze p.py:class_for_model", 2, ("model is type", "Problem(model=")),
     ("analyze p.py:two_losses", 2, ("give one of criterion", "loss f(model, batch)")),
-    ("analyze p.py:unknown_criterion", 2, ("'hinge'", "allowed are cross_entropy, mse")),
+    ("analyze p.py:unknown_criterion", 2, ("'hinge'", "allowed: cross_entropy, mse")),
     ("analyze p.py:module_criterion", 2, ("class indices", "give nn.CrossEntropyLoss()")),
     # the checkpoint
     (f"{GOOD} -c empty.pt", 4, ("empty.pt is empty", "interrupted")),

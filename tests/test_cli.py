@@ -221,7 +221,7 @@ def test_doctor_forecasts_with_the_options_of_analyze(checkpoint: Path) -> None:
     assert products("--quantities", "lambda_max") < everything / 2
     assert products("--budget", "20p") <= 20
     code, _, err = call(*what, "--budget", "soon")
-    assert code == 2 and "--budget soon: allowed are a time" in err
+    assert code == 2 and "--budget soon: allowed: a time" in err
 
 
 @pytest.mark.parametrize(("factory", "expected"), [("prints", 0), ("detached_backward", 4)])

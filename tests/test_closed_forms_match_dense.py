@@ -390,11 +390,11 @@ def kept_of(value):
 
 
 REFUSED = {
-    "an order": (lambda net, b: three_layer(net, b, order="cubic"), "allowed are auto, pairwise, linear"),
-    "a quantity": (lambda net, b: three_layer(net, b, gradient=True).gradient("rank"), "allowed are trace"),
+    "an order": (lambda net, b: three_layer(net, b, order="cubic"), "allowed: auto, pairwise, linear"),
+    "a quantity": (lambda net, b: three_layer(net, b, gradient=True).gradient("rank"), "allowed: trace"),
     "no gradient": (lambda net, b: three_layer(net, b).gradient(), "gradient=True"),
     "features": (lambda net, b: three_layer(net, [(b[0][0][:, :2], b[0][1])]), "2 features"),
-    "classes": (lambda net, b: three_layer(net, [(b[0][0], b[0][1] + 3)]), "allowed are 0 to 2"),
+    "classes": (lambda net, b: three_layer(net, [(b[0][0], b[0][1] + 3)]), "allowed: 0 to 2"),
     "soft classes": (lambda net, b: three_layer(net, [(b[0][0], torch.ones(9, 2))]), "3 classes"),
     "cancelling": (
         lambda net, b: three_layer(net, [(b[0][0][:1], torch.tensor([[1.0, -1.0, 0.0]]))]),

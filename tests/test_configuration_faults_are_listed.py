@@ -116,7 +116,7 @@ def test_a_missing_problem_is_a_fault_of_the_table(folder: Path) -> None:
         load_config()
     for bad in ("p.py", "", "a\\nb"):
         write(folder, f'[tool.hessdiag]\nproblem = "{bad}"')
-        with pytest.raises(ConfigError, match=r"pyproject.toml:2: problem: .*allowed are pkg.module:function"):
+        with pytest.raises(ConfigError, match=r"pyproject.toml:2: problem: .*allowed: pkg.module:function"):
             load_config()
 
 

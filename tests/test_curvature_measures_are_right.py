@@ -227,7 +227,7 @@ def test_the_edge_is_that_of_the_trajectory():
         at = Checkpoint(trained, measured.samples, measured.operator, analysis=measured.analysis, facts=facts)
         rate = rate_of(None, facts, meta)
         assert value("edge_of_stability", at) == pytest.approx(value("lambda_max", at) / rate.limit)
-    assert "allowed is 0 to less than 1" in rate_of(None, {}, {"lr": 0.1, "momentum": 1.0}).reason
+    assert "it must be 0 to less than 1" in rate_of(None, {}, {"lr": 0.1, "momentum": 1.0}).reason
 
 
 def diverges(problem: Problem, rate: float, beta: float, nesterov: bool) -> bool:

@@ -148,7 +148,7 @@ def test_missing_and_broken_numbers_give_reasons():
     assert performance(splits()) == performance(splits())
     with pytest.raises(UsageError, match=r"split test: 9 values of score for 40 losses"):
         performance(splits(test=Examples(loss=np.ones(40), score=np.ones(9))))
-    with pytest.raises(UsageError, match=r"allowed are 'hall' and 'bca'"):
+    with pytest.raises(UsageError, match=r"allowed: 'hall' and 'bca'"):
         means.mean_score(np.ones(40), 0.95, method="normal")
 
 

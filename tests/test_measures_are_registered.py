@@ -94,8 +94,8 @@ def test_a_reason_as_text_is_still_a_refusal_and_one_warning():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"family": "magic"}, "allowed are curvature"),
-        ({"invariant": ("rotation",)}, "allowed are layer rescaling"),
+        ({"family": "magic"}, "allowed: curvature"),
+        ({"invariant": ("rotation",)}, "allowed: layer rescaling"),
         ({"formula": " "}, "formula must be one line"),
         ({"cost": "a\nb"}, "cost must be one line"),
     ],
@@ -114,7 +114,7 @@ def check_readings() -> None:
     ):
         with pytest.raises(NonFiniteError):
             Reading(*bad)
-    with pytest.raises(UsageError, match="allowed are exact"):
+    with pytest.raises(UsageError, match="allowed: exact"):
         Reading(1, 1, 1, "guess")  # type: ignore[arg-type]
     assert (found(2.0).lo, found(2.0).hi, found(2.0).kind) == (2.0, math.inf, "search")
     assert exact(2.0, "why", a=1.0).more == {"a": 1.0}

@@ -195,7 +195,7 @@ REFUSED = {
     "one argument": (lambda: Problem.of(network(), lambda out: out, DATA), "two arguments"),
     "a name that is none": (
         lambda: Problem.of(network(), "hinge", DATA),
-        "'hinge': allowed are cross_entropy, mse",
+        "'hinge': allowed: cross_entropy, mse",
     ),
     "a field of the problem": (
         lambda: hessdiag.analyze(network(), CE, DATA, forward=len),
@@ -205,7 +205,7 @@ REFUSED = {
     "a slip": (lambda: hessdiag.hessian(network(), CE, DATA, batchsize=4), "did you mean batch_size?"),
     "no product has probes": (
         lambda: hessdiag.hessian(network(), CE, DATA, probes=4),
-        "allowed are operator, samples",
+        "allowed: operator, samples",
     ),
     "no such split": (lambda: hessdiag.hessian(network(), CE, DATA, split="test"), "the problem has train"),
     "no such matrix": (lambda: hessdiag.hessian(network(), CE, DATA, operator="fisher"), "hessian, ggn, residual"),

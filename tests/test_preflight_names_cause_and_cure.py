@@ -355,8 +355,13 @@ REFUSED = {  # name: (problem, options of the preflight, error, cause and cure)
         UsageError,
         "`operator='residual'` needs criterion",
     ),
-    "an operator that does not exist": (problem, {"kind": "fisher"}, UsageError, "allowed are hessian, ggn"),
-    "a way that does not exist": (problem, {"method": "magic"}, UsageError, "allowed are auto, retained_graph"),
+    "an operator that does not exist": (problem, {"kind": "fisher"}, UsageError, "allowed: hessian, ggn"),
+    "a way that does not exist": (
+        problem,
+        {"method": "magic"},
+        UsageError,
+        "allowed: auto, retained_graph",
+    ),
     "G of two outputs": (
         lambda: problem(forward=lambda m, b: (m(b[0]), 1), criterion=lambda o, b: F.cross_entropy(o[0], b[1])),
         {"kind": "ggn"},

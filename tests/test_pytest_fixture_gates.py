@@ -426,7 +426,7 @@ def test_what_cannot_be_compared_says_why(project):
 WRONG = {
     "no limit": ("check(run, 'trace')", "trace: has no limit"),
     "unknown metric": ("check(run, 'tracee', max=1)", "did you mean trace?"),
-    "a share as a maximum": ("check(run, 'trace', max='15%')", "allowed is a number"),
+    "a share as a maximum": ("check(run, 'trace', max='15%')", "it must be a number"),
     "not finite": ("check(run, 'trace', max=float('nan'))", "a finite number is needed"),
     "level": ("check(run, 'trace', max=1, level='warning')", "did you mean warn?"),
     "claim": ("check(run, 'negative_mass', max=1, claim='population')", "has no error over data"),

@@ -259,9 +259,9 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "other names": ({"a": PIXELS, "b": PIXELS}, "no array 'x'; there are a, b"),
     "too few targets": ({"x": PIXELS, "y": np.zeros(1)}, "2 pictures in x"),
     "a single target": ({"x": PIXELS, "y": np.zeros(())}, "2 pictures in x"),
-    "flat pictures": ({"x": np.zeros((2, 16)), "y": np.zeros(2)}, "allowed are uint8 or float"),
-    "wide integers": ({"x": PIXELS.astype(np.int32), "y": np.zeros(2)}, "allowed are uint8 or float"),
-    "text for targets": ({"x": PIXELS, "y": np.array(["a", "b"])}, "allowed are integers"),
+    "flat pictures": ({"x": np.zeros((2, 16)), "y": np.zeros(2)}, "allowed: uint8 or float"),
+    "wide integers": ({"x": PIXELS.astype(np.int32), "y": np.zeros(2)}, "allowed: uint8 or float"),
+    "text for targets": ({"x": PIXELS, "y": np.array(["a", "b"])}, "allowed: integers"),
     "objects": ({"x": PIXELS, "y": np.array([{}, {}])}, "Python objects"),
     "NaN": ({"x": np.full((2, 4, 4), np.nan), "y": np.zeros(2)}, "NaN"),
 }
@@ -436,7 +436,9 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], Callable[[str], None]]] = {
         lambda project: check_characters(Path(project).parent),
     ),
     "cut files pass": (
-        lambda patch: patch.setattr(datasets, "array_of_idx", lambda path, magic, n: np.zeros((2, 3, 4)[:n], np.uint8)),
+        lambda patch: patch.setattr(
+            datasets, "array_of_idx", lambda path, _, n: np.zeros((2, 3, 4)[:n], np.uint8)
+        ),
         lambda project: check_idx_refusals(Path(project).parent),
     ),
     "another split of the digits": (

@@ -116,7 +116,7 @@ def test_sharing_gone_wrong_would_be_noticed(get, monkeypatch):
 
 def test_bad_questions_are_one_line(folder):
     for arguments, words in {
-        ("--tests", "weather"): "allowed are covariate, augmented, distance, other",
+        ("--tests", "weather"): "allowed: covariate, augmented, distance, other",
         ("--tests", "other"): "name it as other",
         ("--test", "none"): "split none: the problem has train, test, again",
         ("--reference", "nobody"): "--reference nobody: there are run0, run1",

@@ -242,10 +242,10 @@ REFUSED = {  # name: (problem, what is said)
         ),
         "several targets in a batch .labels, label.: keep one",
     ),
-    "next tokens of a classifier": (given(linear(), X, Y, "causal_lm"), "needed are token indices"),
+    "next tokens of a classifier": (given(linear(), X, Y, "causal_lm"), "it needs token indices"),
     "next tokens of one logit vector a text": (
         given(lambda: net(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(20, 3)), tokens(), tokens(), "causal_lm"),
-        r"needed are \(batch, tokens, words\)",
+        r"it needs \(batch, tokens, words\)",
     ),
 }
 

@@ -312,7 +312,7 @@ def test_the_limit_is_that_of_the_optimizer():
 
 
 def test_where_the_rate_comes_from():
-    assert rate_of(0.5, {"lr": 0.1}, {"lr": 0.2}) == Rate(lr=0.5, origin="--lr")
+    assert rate_of(0.5, {"lr": 0.1}, {"lr": 0.2}) == Rate(lr=0.5, origin="lr")
     assert rate_of(None, {"lr": 0.1, "momentum": 0.9}, {"lr": 0.2}) == Rate(
         lr=0.1, momentum=0.9, origin="checkpoint"
     )

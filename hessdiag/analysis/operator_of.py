@@ -65,7 +65,7 @@ def hessian(
     precision = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     known = {"dtype": precision, **{name: value for name, value in options.items() if name in OPTIONS}}
     foreign = [Fault(name, options[name], _unknown(name)) for name in options if name not in OPTIONS]
-    kinds = [] if operator in KINDS else [Fault("operator", operator, f"allowed are {', '.join(KINDS)}")]
+    kinds = [] if operator in KINDS else [Fault("operator", operator, f"allowed: {', '.join(KINDS)}")]
     refuse(*foreign, *kinds, *Settings.faults({**known, "operator": "ggn" if operator == "ggn" else "hessian"}))
     subject, asked = problem_of(problem, loss_fn, data, "hessdiag.hessian"), Settings(**known)
     source = subject.split(asked.split)

@@ -169,7 +169,7 @@ def _contradiction(recorded: Recorded) -> str:
     if not recorded.lo <= recorded.value <= recorded.hi:
         return f"value {recorded.value} lies outside [{recorded.lo}, {recorded.hi}]"
     if not 0 < recorded.confidence <= 1:
-        return f"confidence {recorded.confidence}: allowed is more than 0 and at most 1"
+        return f"confidence {recorded.confidence}: it must be more than 0 and at most 1"
     if len(recorded.per_probe) == 1:
         return "per_probe has 1 value, at least 2 make an interval"
     blocks = {len(recorded.block_values), len(recorded.block_weights), len(recorded.block_examples)}

@@ -130,11 +130,11 @@ def parse_limit(kind: LimitKind, value: Any) -> Limit:
         return Limit(kind=kind, value=_finite(kind, float(percent[1])) / 100, relative=True)
     if isinstance(value, bool) or not isinstance(value, int | float):
         allowed = 'a number or a share like "15%"' if change else "a number"
-        msg = f"{kind} = {value!r}: allowed is {allowed}"
+        msg = f"{kind} = {value!r}: it must be {allowed}"
         raise ValueError(msg)  # noqa: TRY004  (one kind of refusal for a limit, whatever is wrong)
     number = _finite(kind, float(value))
     if change and number < 0:
-        msg = f"{kind} = {value}: a change allowed is at least 0"
+        msg = f"{kind} = {value}: a change must be at least 0"
         raise ValueError(msg)
     return Limit(kind=kind, value=number)
 

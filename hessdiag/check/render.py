@@ -64,7 +64,7 @@ def inline(value: Any) -> str:
     if isinstance(value, Mapping):
         inside = ", ".join(f"{dotted([key])} = {inline(item)}" for key, item in value.items())
         return f"{{ {inside} }}" if inside else "{}"
-    msg = f"a {type(value).__name__} cannot be written to TOML: allowed are text, numbers, true, lists and tables"
+    msg = f"a {type(value).__name__} cannot be written to TOML: allowed: text, numbers, true, lists and tables"
     raise UsageError(msg)
 
 

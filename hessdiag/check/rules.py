@@ -56,7 +56,7 @@ class Rules:
 
     def _top(self) -> None:
         if self.sheet.version != SCHEMA:
-            self._fault("schema", text=f"{shown(self.sheet.version)}; allowed is {SCHEMA}")
+            self._fault("schema", text=f"{shown(self.sheet.version)}; it must be {SCHEMA}")
         for name in ("checkpoint", "app_dir"):
             if getattr(self.sheet, name) == "":
                 self._fault(name, text='""; name one, or leave the key out')
@@ -130,10 +130,10 @@ class Rules:
                 metric, scope = "", Scope("")
             limits = self._limits(path, table, whole)
             if table.claim == "population" and metric and metric not in WITH_DATA_ERROR:
-                text = f"{metric} has no error over data; allowed are {', '.join(WITH_DATA_ERROR)}"
+                text = f"{metric} has no error over data; allowed: {', '.join(WITH_DATA_ERROR)}"
                 self._fault(*path, "claim", text=text)
             if table.abs_floor is not None and not 0 <= table.abs_floor < float("inf"):
-                self._fault(*path, "abs_floor", text=f"{shown(table.abs_floor)}; allowed is a number from 0 on")
+                self._fault(*path, "abs_floor", text=f"{shown(table.abs_floor)}; it must be a number from 0 on")
             if metric and (metric, scope) in found:
                 text = f"is the same as {shown(found[metric, scope].key)}: {metric} of {scope.label}; keep one"
                 self._fault(*path, text=text)
@@ -156,7 +156,7 @@ class Rules:
             if kind not in table.model_fields_set:
                 continue
             if kind in ("min", "max") and isinstance(value, str) and PERCENT.fullmatch(value.strip()):
-                text = f"{shown(value)}; allowed is a number: a share is one of the baseline, max_increase"
+                text = f"{shown(value)}; it must be a number: a share is one of the baseline, max_increase"
                 self._fault(*path, kind, text=text)
             else:
                 try:

@@ -156,8 +156,8 @@ def _said(item: Any) -> str:
         return f"{value}; {hint(str(item['input']), CHOICES[name])}"
     if kind in ("model_type", "dict_type"):
         example = ', for example { max_increase = "15%" }' if item["loc"][:2] == ("check", "budgets") else ""
-        return f"{value}; allowed is a table{example}"
-    return f"{value}; allowed is {WANTED.get(kind, item['msg'])}"
+        return f"{value}; it must be a table{example}"
+    return f"{value}; it must be {WANTED.get(kind, item['msg'])}"
 
 
 def _unknown(table: tuple[str, ...], name: str) -> str:

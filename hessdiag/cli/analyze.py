@@ -17,11 +17,20 @@ from hessdiag.sources.many import is_pattern
 @click.command(epilog=FACTORY)
 @options(PROBLEMS, SAMPLES, MEASUREMENT, SPENDING)
 @click.option(
-    "-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write run.json, plots and report."
+    "-o",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder to write run.json, plots and report to.",
 )
 @click.option("--cross-check", type=click.Choice(["pyhessian"]), help="Measure again with another tool.")
-@click.option("--track", "tracked", is_flag=True, help="Follow several -c along training, in natural order.")
-@click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, for the 2/ETA line.")
+@click.option(
+    "--track",
+    "tracked",
+    is_flag=True,
+    help="Follow several checkpoints along training, in natural order of their names.",
+)
+@click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, to draw the line 2/ETA.")
 @options(OUTPUT)
 def analyze(
     *,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--problem", "factory", metavar="FACTORY", help="Measure both checkpoints in this problem.")
 @click.option("-P", "factory_options", metavar="KEY=VALUE", multiple=True, help="Option of the factory.")
 @click.option("--trust-pickle", is_flag=True, help="Let the checkpoints run code. Only for files you made.")
-@click.option("--app-dir", metavar="DIR", help="Where modules are looked for; by default here.")
+@click.option("--app-dir", metavar="DIR", help="Folder to import modules from. Default: the current folder.")
 @options(SAMPLES, MEASUREMENT)
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write a page of both.")
 @options(OUTPUT)

@@ -15,6 +15,6 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script: eval "$(hessdiag completion bash)"."""
     kind = get_completion_class(shell)
     if kind is None:
-        msg = f"no completion for {shell}: allowed are bash, zsh, fish"
+        msg = f"no completion for {shell}: allowed: bash, zsh, fish"
         raise click.UsageError(msg)
     result(kind(ctx.find_root().command, {}, "hessdiag", "_HESSDIAG_COMPLETE").source())

@@ -23,9 +23,9 @@ NAMES: dict[Kind, str] = {"plain": "SGD", "flat": "SGD with weight noise"}
     default="hessdiag-demo",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Where checkpoints, plots and the report go.",
+    help="Folder for checkpoints, plots and the report.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of training and measurement.")
+@click.option("--seed", default=0, show_default=True, help="Seed of training and measurement.")
 @click.option("--debug", is_flag=True, help="Show the traceback of a refusal.")
 def demo(folder: Path, seed: int, debug: bool) -> None:  # noqa: ARG001
     """Train two small networks on the embedded digits, measure both, and write a report."""

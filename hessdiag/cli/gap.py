@@ -45,7 +45,7 @@ MANY = (
 )
 MEASURES = (
     *click_options("measures", "guard", "test", "evaluate", of=GapSettings),
-    click.option("--init", "start", metavar="FILE", help="Weights before training, for distances from them."),
+    click.option("--init", "start", metavar="FILE", help="Weights before training, to measure distances from."),
     *click_options("rtol", "probes", "confidence", **PAIRED),
 )
 RANKING = (
@@ -58,9 +58,17 @@ RANKING = (
 WRITTEN = (
     click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here."),
     click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a tidy table."),
-    click.option("-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write page, CSV and JSON."),
-    click.option("--jobs", type=int, default=1, show_default=True, help="Checkpoints measured at once."),
-    click.option("--fresh", is_flag=True, help="Measure again what was measured before."),
+    click.option(
+        "-o",
+        "folder",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Folder to write page, CSV and JSON to.",
+    ),
+    click.option(
+        "--jobs", type=int, default=1, show_default=True, help="Number of checkpoints to measure at the same time."
+    ),
+    click.option("--fresh", is_flag=True, help="Measure again, even if a result is kept."),
 )
 
 

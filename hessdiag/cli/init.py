@@ -39,9 +39,13 @@ Commit {config} and {baseline}; when a change is meant: hessdiag baseline update
 
 @click.command(epilog=FACTORY)
 @on_command(PROBLEM)
-@click.option("--metrics", default=",".join(DEFAULT_METRICS), show_default=True, metavar="A,B", help="To budget.")
+@click.option(
+    "--metrics", default=",".join(DEFAULT_METRICS), show_default=True, metavar="A,B", help="Metrics to budget."
+)
 @on_command(click_options("samples", "split", "seed", "device"))
-@click.option("--baseline", default="tests/hessdiag-baseline.json", show_default=True, help="Recorded values.")
+@click.option(
+    "--baseline", default="tests/hessdiag-baseline.json", show_default=True, help="File of recorded values."
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
 @click.option("--debug", is_flag=True, help="Show the traceback of a refusal.")
 def init(

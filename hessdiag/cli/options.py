@@ -97,7 +97,7 @@ PROBLEM = (
         "-P", "options", metavar="KEY=VALUE", multiple=True, help="Option of the factory (JSON or text)."
     ),
     click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code. Only for files you made."),
-    click.option("--app-dir", metavar="DIR", help="Where modules are looked for; by default here."),
+    click.option("--app-dir", metavar="DIR", help="Folder to import modules from. Default: the current folder."),
 )
 PROBLEMS = (
     PROBLEM[0],

@@ -24,7 +24,13 @@ TESTING = (
     *click_options("tests", "train", "test", "other", of=ShiftSettings, tests=None),
     click.option("--reference", metavar="NAME", help="Checkpoint the others are compared with.  [the first]"),
     *click_options("samples", "components", "seed", "confidence", of=ShiftSettings),
-    click.option("-o", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Write page, CSV and JSON."),
+    click.option(
+        "-o",
+        "folder",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Folder to write page, CSV and JSON to.",
+    ),
 )
 
 

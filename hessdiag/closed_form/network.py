@@ -52,7 +52,7 @@ class ThreeLayer:
         fits = self.hidden.dim() == 2 and self.output.dim() == 2 and self.output.shape[1] == h
         fits = fits and shapes[1] in (None, (h,)) and shapes[3] in (None, (self.output.shape[0],))
         if not fits:
-            msg = f"weights of shapes {shapes}: needed are (h, d), (h,) or None, (C, h), (C,) or None"
+            msg = f"weights of shapes {shapes}: it needs (h, d), (h,) or None, (C, h), (C,) or None"
             raise UsageError(msg)
         if not any(self.counts):
             msg = "no parameter counts: at least one of the four tensors must"

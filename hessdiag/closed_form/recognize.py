@@ -168,7 +168,7 @@ def _rows(batch: Any, features: int) -> Batch:
     x = x.reshape(-1, features) if x.shape[-1] == features else x.flatten(1)
     flat = targets.reshape(-1, targets.shape[-1]) if targets.is_floating_point() else targets.reshape(-1)
     if len(x) != len(flat) or x.shape[1] != features:
-        msg = f"inputs {tuple(inputs[0].shape)} and targets {tuple(targets.shape)}: needed are rows of {features}"
+        msg = f"inputs {tuple(inputs[0].shape)} and targets {tuple(targets.shape)}: it needs rows of {features}"
         raise UsageError(msg)
     return x, flat
 

@@ -54,7 +54,7 @@ class Rows:
         if not targets.is_floating_point():
             low, high = (int(targets.min()), int(targets.max())) if len(targets) else (0, 0)
             if low < 0 or high >= net.classes:
-                msg = f"targets from {low} to {high}: allowed are 0 to {net.classes - 1}"
+                msg = f"targets from {low} to {high}: allowed: 0 to {net.classes - 1}"
                 raise UsageError(msg)
             y = torch.nn.functional.one_hot(targets.long(), net.classes).double()
             return x, y, torch.ones(len(x), dtype=torch.float64, device=x.device)

@@ -144,7 +144,7 @@ def three_layer(
         UsageError: an order that does not exist, or data that do not fit the network.
     """
     if order not in ("auto", "pairwise", "linear"):
-        msg = f"order {order!r}: allowed are auto, pairwise, linear"
+        msg = f"order {order!r}: allowed: auto, pairwise, linear"
         raise UsageError(msg)
     chosen = plan(net, sum(len(y) for _, y in batches), gradient=gradient, memory=memory)
     rows = Rows(net, batches, chosen.tile)
@@ -225,7 +225,7 @@ def _function(quantity: Quantity, traces: Traces) -> tuple[float, float, float]:
         return t2, 0.0, 1.0
     reach = {"ws_upper": 1.0, "ws_lower": -1.0, "ws_span": 2.0}
     if quantity not in (*reach, "ws_spread"):
-        msg = f"{quantity!r}: allowed are trace, frobenius_squared, ws_upper, ws_lower, ws_spread, ws_span"
+        msg = f"{quantity!r}: allowed: trace, frobenius_squared, ws_upper, ws_lower, ws_spread, ws_span"
         raise UsageError(msg)
     spread = math.sqrt(2 * P) if quantity == "ws_spread" else reach[quantity] * math.sqrt(P - 1)
     mean = 1.0 if quantity in ("ws_upper", "ws_lower") else 0.0

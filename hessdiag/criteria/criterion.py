@@ -214,7 +214,7 @@ class Criterion:
 
 def _next_tokens(targets: Tensor) -> Tensor:
     if targets.dim() < 2 or not is_index(targets):
-        msg = f"criterion 'causal_lm': labels are {kind_of(targets)}; needed are token indices (batch, tokens)"
+        msg = f"criterion 'causal_lm': labels are {kind_of(targets)}; it needs token indices (batch, tokens)"
         raise ProblemError(msg)
     return F.pad(targets[..., 1:].long(), (0, 1), value=IGNORE_INDEX)
 

@@ -146,7 +146,7 @@ def _second(outputs: Tensor, targets: Tensor, given: str) -> Tensor:
         elif targets.shape == outputs.shape:
             cure = "class probabilities are floats, give targets.float()"
         else:
-            cure = "needed are (N, classes, ...) and (N, ...)"
+            cure = "it needs (N, classes, ...) and (N, ...)"
         msg = f"{shapes}: {cure}"
         raise ProblemError(msg)
     return outputs.movedim(1, -1).reshape(-1, outputs.shape[1])
@@ -162,7 +162,7 @@ def _hard(outputs: Tensor, targets: Tensor, *, last_only: bool) -> Tensor:
         and outputs.shape[:1] + outputs.shape[2:] == targets.shape
     )
     if last_only and not last:
-        msg = f"{shapes} do not fit criterion 'causal_lm': needed are (batch, tokens, words) and (batch, tokens)"
+        msg = f"{shapes} do not fit criterion 'causal_lm': it needs (batch, tokens, words) and (batch, tokens)"
         raise ProblemError(msg)
     if last == second and not last_only:
         if last:

@@ -105,7 +105,7 @@ def performance(
         UsageError: numbers per example that do not match in length, or ``confidence`` outside (0, 1).
     """
     if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: allowed is between 0 and 1, 0.95 say"
+        msg = f"confidence={confidence}: it must lie in (0, 1), for example 0.95"
         raise UsageError(msg)
     found = {name: _split(name, examples, confidence, method, seed) for name, examples in splits.items()}
     missing = [name for name in (train, test) if name not in found]

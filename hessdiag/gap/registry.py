@@ -62,7 +62,7 @@ class Reading:
             NonFiniteError: not finite, or outside of its interval.
         """
         if self.kind not in get_args(Kind):
-            msg = f"kind {self.kind!r} of a reading: allowed are {', '.join(get_args(Kind))}"
+            msg = f"kind {self.kind!r} of a reading: allowed: {', '.join(get_args(Kind))}"
             raise UsageError(msg)
         open_end = self.kind == "search" and self.hi == math.inf
         if not (math.isfinite(self.value) and math.isfinite(self.lo) and (math.isfinite(self.hi) or open_end)):
@@ -117,10 +117,10 @@ class Measure:
             UsageError: an unknown family or invariance, or an empty field.
         """
         if self.family not in FAMILIES:
-            msg = f"measure {self.name!r}: family {self.family!r}; allowed are {', '.join(FAMILIES)}"
+            msg = f"measure {self.name!r}: family {self.family!r}; allowed: {', '.join(FAMILIES)}"
             raise UsageError(msg)
         if unknown := sorted(set(self.invariances) - set(INVARIANCES)):
-            msg = f"measure {self.name!r}: invariance {unknown[0]!r}; allowed are {', '.join(INVARIANCES)}"
+            msg = f"measure {self.name!r}: invariance {unknown[0]!r}; allowed: {', '.join(INVARIANCES)}"
             raise UsageError(msg)
         for name in ("name", "title", "formula", "source", "cost"):
             text = getattr(self, name)

@@ -60,7 +60,7 @@ class GapReport:
             UsageError: it is neither "error" nor "loss".
         """
         if self.gap is not None and self.gap not in get_args(GapKind):
-            msg = f"`gap={self.gap}`: allowed are {', '.join(get_args(GapKind))}"
+            msg = f"`gap={self.gap}`: allowed: {', '.join(get_args(GapKind))}"
             raise UsageError(msg)
 
     @cached_property

@@ -57,7 +57,7 @@ def rescaled(checkpoint: Checkpoint, *, alpha: float = ALPHA) -> Rescaling | Ref
         UsageError: ``alpha`` is no power of two above 1.
     """
     if not (math.isfinite(alpha) and alpha > 1 and math.frexp(alpha)[0] == 0.5):
-        msg = f"alpha={alpha}: a power of two above 1 is needed, so that rescaling rounds nothing; 4 say"
+        msg = f"alpha={alpha}: a power of two above 1 is needed, so that rescaling rounds nothing; for example 4"
         raise UsageError(msg)
     if not checkpoint.problem.has_outputs:
         return Refused("the problem gives a loss only: whether the function stays cannot be seen")

@@ -16,11 +16,11 @@ class GapSettings:
     """What is asked of every checkpoint, but for its curvature."""
 
     measures: Sequence[str] = option(
-        ("*",), help="Measures to take; !GLOB leaves out.", metavar="GLOB", instead="all", many=True
+        ("*",), help="Measures to compute. !GLOB leaves measures out.", metavar="GLOB", instead="all", many=True
     )
-    guard: bool = option(True, help="Again after rescaling the layers.")
-    test: str = option("test", help="The split generalization is judged by.")
-    evaluate: int = option(EVALUATED, help="Most examples of a split.", at_least=1)
+    guard: bool = option(True, help="Measure again after rescaling the layers.")
+    test: str = option("test", help="Split that generalization is judged on.")
+    evaluate: int = option(EVALUATED, help="Maximum examples of a split.", at_least=1)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be met.

@@ -22,7 +22,7 @@ def spectra(source: Source) -> dict[str, tuple[Analysis, Spectrum]]:
     """
     named = _named(source)
     if not 1 <= len(named) <= MOST_OVERLAID:
-        msg = f"{len(named)} spectra in one plot: allowed is 1 to {MOST_OVERLAID}; draw several plots"
+        msg = f"{len(named)} spectra in one plot: it must be 1 to {MOST_OVERLAID}; draw several plots"
         raise UsageError(msg)
     out = {}
     for name, measured in named.items():

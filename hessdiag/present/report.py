@@ -57,7 +57,7 @@ def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
         UsageError: none, or more than twelve analyses.
     """
     if not 1 <= len(analyses) <= MOST_ANALYSES:
-        msg = f"{len(analyses)} analyses on one page: allowed is 1 to {MOST_ANALYSES}; write several pages"
+        msg = f"{len(analyses)} analyses on one page: it must be 1 to {MOST_ANALYSES}; write several pages"
         raise UsageError(msg)
     runs = [_run(f"run{number}", name, analysis) for number, (name, analysis) in enumerate(analyses.items(), 1)]
     quantities = list(dict.fromkeys(name for analysis in analyses.values() for name in analysis.metrics))

@@ -78,7 +78,7 @@ def require_loss(loss: Any) -> str | Criterion | Callable[..., Any]:
         return known
     if isinstance(loss, str) or not callable(loss) or isinstance(loss, type):
         what = repr(loss) if isinstance(loss, str) else _kind(loss)
-        msg = f"criterion {what}: allowed are {', '.join(CRITERIA)}, torch's losses (nn.MSELoss() say), "
+        msg = f"criterion {what}: allowed: {', '.join(CRITERIA)}, torch's losses (nn.MSELoss() say), "
         raise ProblemError(msg + "f(outputs, targets) and f(outputs, batch)")
     how_called(loss)  # refuses what does not take two arguments
     found: Callable[..., Any] = loss

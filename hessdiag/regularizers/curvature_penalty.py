@@ -39,7 +39,7 @@ class CurvaturePenalty(Regularizer):
     ) -> None:
         super().__init__(optimizer, **options)
         if third not in get_args(Method):
-            msg = f"third={third!r}: allowed are {', '.join(get_args(Method))}"
+            msg = f"third={third!r}: allowed: {', '.join(get_args(Method))}"
             raise UsageError(msg)
         self.mu, self.third, self.seed = mu, third, seed
         self.scheduled("mu", mu)
@@ -84,7 +84,7 @@ class CurvaturePenalty(Regularizer):
             UsageError: it is not.
         """
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            msg = f"{name}={value!r}: allowed are whole numbers from 1 up"
+            msg = f"{name}={value!r}: allowed: whole numbers from 1 up"
             raise UsageError(msg)
         return value
 

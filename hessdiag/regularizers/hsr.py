@@ -84,7 +84,7 @@ class HSR(CurvaturePenalty):
         allowed = {"rule": (rule, get_args(Rule)), "bound": (bound, BOUNDS), "traces": (traces, get_args(Traces))}
         for name, (value, names) in allowed.items():
             if value not in names:
-                msg = f"{name}={value!r}: allowed are {', '.join(names)}"
+                msg = f"{name}={value!r}: allowed: {', '.join(names)}"
                 raise UsageError(msg)
         if model is not None and not isinstance(model, nn.Module):
             msg = f"model is {type(model).__name__}: a torch.nn.Module is needed, or None for probes"

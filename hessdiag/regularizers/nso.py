@@ -59,13 +59,13 @@ class NSO(Regularizer):
     ) -> None:
         super().__init__(optimizer, **options)
         if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-            msg = f"draws={draws!r}: allowed are whole numbers from 1 up"
+            msg = f"draws={draws!r}: allowed: whole numbers from 1 up"
             raise UsageError(msg)
         if noise not in _LAWS:
-            msg = f"noise={noise!r}: allowed are {', '.join(_LAWS)}"
+            msg = f"noise={noise!r}: allowed: {', '.join(_LAWS)}"
             raise UsageError(msg)
         if not 0 <= mix <= 1:
-            msg = f"mix={mix!r}: allowed are numbers from 0 (noise only) to 1 (the plain gradient)"
+            msg = f"mix={mix!r}: allowed: numbers from 0 (noise only) to 1 (the plain gradient)"
             raise UsageError(msg)
         self.sigma, self.draws, self.noise, self.two_point = sigma, draws, noise, two_point
         self.mix, self.seed = mix, seed

@@ -82,7 +82,7 @@ class ASAM(SAM):
     def __init__(self, optimizer: Optimizer, rho: Schedule = 0.5, eta: float = 0.01, **options: Any) -> None:
         super().__init__(optimizer, rho, **options)
         if isinstance(eta, bool) or not 0 <= eta < float("inf"):
-            msg = f"eta={eta!r}: allowed are finite numbers from 0 up"
+            msg = f"eta={eta!r}: allowed: finite numbers from 0 up"
             raise UsageError(msg)
         self.eta = eta
 

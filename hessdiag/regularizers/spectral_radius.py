@@ -79,10 +79,10 @@ class SpectralRadius(CurvaturePenalty):
         super().__init__(optimizer, mu, third=third, seed=seed, **options)
         self.K, self.iterations = K, self.whole("iterations", iterations)
         if isinstance(tolerance, bool) or not 0 < tolerance < 1:
-            msg = f"tolerance={tolerance!r}: allowed are numbers between 0 and 1"
+            msg = f"tolerance={tolerance!r}: allowed: numbers between 0 and 1"
             raise UsageError(msg)
         if unconverged not in ("use", "skip"):
-            msg = f"unconverged={unconverged!r}: allowed are use, skip"
+            msg = f"unconverged={unconverged!r}: allowed: use, skip"
             raise UsageError(msg)
         self.tolerance, self.unconverged = tolerance, unconverged
         self.eigenvalue, self.residual, self.converged = float("nan"), float("nan"), False

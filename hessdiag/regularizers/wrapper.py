@@ -83,7 +83,7 @@ class Regularizer(Optimizer):
             msg = f"{name} has no option {', '.join(unknown)}: the inner optimizer takes its own, as in {example}"
             raise UsageError(msg)
         if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
-            msg = f"clip_norm={clip_norm}: allowed are positive numbers, or None for no clipping"
+            msg = f"clip_norm={clip_norm}: allowed: positive numbers, or None for no clipping"
             raise UsageError(msg)
         super().__init__(optimizer.param_groups, {})
         self.inner, self.steps = optimizer, 0
@@ -238,7 +238,7 @@ class Regularizer(Optimizer):
     @staticmethod
     def _valid(name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            msg = f"{name}={value!r}: allowed are finite numbers from 0 up, or a function of the step giving one"
+            msg = f"{name}={value!r}: allowed: finite numbers from 0 up, or a function of the step giving one"
             raise UsageError(msg)
         return float(value)
 

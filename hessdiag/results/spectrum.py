@@ -90,7 +90,7 @@ class Spectrum:
             UsageError: ``q`` outside [0, 1].
         """
         if not 0 <= q <= 1:
-            msg = f"quantile {q}: allowed is 0 to 1"
+            msg = f"quantile {q}: it must be 0 to 1"
             raise UsageError(msg)
         below = 0.0
         nodes = self.merged()

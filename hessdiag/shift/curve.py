@@ -226,7 +226,7 @@ def _require(levels: Levels, confidence: float, resamples: int, least: float) ->
         msg = "weights below 0: weights are densities' ratios or counts"
         raise UsageError(msg)
     if not 0.5 <= confidence < 1:
-        msg = f"confidence={confidence}: allowed is 0.5 to less than 1"
+        msg = f"confidence={confidence}: it must be 0.5 to less than 1"
         raise UsageError(msg)
     if least < 2:
         msg = f"least={least}: a standard error needs at least 2 effective examples"

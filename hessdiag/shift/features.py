@@ -75,7 +75,7 @@ class Features:
         varying[list(exclude)] = False
         kept = np.flatnonzero(varying)
         if not len(kept) or (components is not None and not 1 <= components <= len(kept)):
-            msg = f"components={components}: {len(kept)} features vary in the reference; allowed are 1 to that"
+            msg = f"components={components}: {len(kept)} features vary in the reference; allowed: 1 to that"
             raise UsageError(msg)
         if components is None:
             scaled = np.zeros((width, len(kept)))
@@ -84,7 +84,7 @@ class Features:
         spread, axes = _principal(x[:, kept] - mean[kept], components)
         if spread[-1] <= CONSTANT * spread[0]:
             rank = int((spread > CONSTANT * spread[0]).sum())
-            msg = f"components={components}: the reference varies in {rank} directions only; allowed are 1 to that"
+            msg = f"components={components}: the reference varies in {rank} directions only; allowed: 1 to that"
             raise UsageError(msg)
         whitened = np.zeros((width, components))
         whitened[kept] = axes / np.sqrt(spread)
@@ -163,7 +163,7 @@ def nearest(x: Array, reference: Array, measure: str) -> Array:
         UsageError: no such measure, different numbers of features, or a zero vector, which has no direction.
     """
     if measure not in ("euclidean", "cosine"):
-        msg = f"measure={measure!r}: allowed are euclidean, cosine"
+        msg = f"measure={measure!r}: allowed: euclidean, cosine"
         raise UsageError(msg)
     if x.shape[1] != reference.shape[1]:
         msg = f"inputs have {x.shape[1]} features, the reference {reference.shape[1]}: give inputs of one kind"

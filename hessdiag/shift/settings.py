@@ -32,15 +32,15 @@ class ShiftSettings:
     other: str | None = option(
         None, help="Split of another source, tested against the test split.", metavar="SPLIT"
     )
-    samples: int = option(SAMPLES, help="Most examples of each split.", at_least=1)
+    samples: int = option(SAMPLES, help="Maximum examples of each split.", at_least=1)
     components: int | None = option(
         None,
-        help="Principal components to shift.",
+        help="Number of principal components to shift.",
         instead=f"{COMPONENTS} beyond {FEATURES} features",
         more="Else the features themselves.",
     )
-    seed: int = option(0, help="Names every random stream.")
-    confidence: float = option(DEFAULT.confidence, help="Of the intervals.", above=0, below=1)
+    seed: int = option(0, help="Seed of every random stream.")
+    confidence: float = option(DEFAULT.confidence, help="Confidence of the intervals.", above=0, below=1)
 
     def __post_init__(self) -> None:
         """Refuse what does not exist.

@@ -94,9 +94,7 @@ def images(
     arrays = arrays_of_npz(path, (x, y))
     raw, labels = arrays[x], arrays[y]
     if raw.ndim not in (3, 4) or raw.dtype.kind not in "uf" or (raw.dtype.kind == "u" and raw.dtype != np.uint8):
-        msg = (
-            f"{path}: {x} is {raw.dtype} {raw.shape}; allowed are uint8 or float pictures (n, height, width[, 3])"
-        )
+        msg = f"{path}: {x} is {raw.dtype} {raw.shape}; allowed: uint8 or float pictures (n, height, width[, 3])"
         raise LoadError(msg)
     if labels.shape[:1] != raw.shape[:1]:
         msg = f"{path}: {len(raw)} pictures in {x}, but {y} has shape {labels.shape}: one target each is needed"
@@ -221,6 +219,6 @@ def _channels_first(raw: NDArray[np.generic]) -> Tensor:
 
 def _targets(labels: NDArray[np.generic], path: Path, name: str) -> Tensor:
     if labels.dtype.kind not in "iuf":
-        msg = f"{path}: {name} is {labels.dtype}; allowed are integers (classes) and floats"
+        msg = f"{path}: {name} is {labels.dtype}; allowed: integers (classes) and floats"
         raise LoadError(msg)
     return torch.from_numpy(labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64))

@@ -92,7 +92,7 @@ def train_digits(
         UsageError: no such kind, or epochs below 1.
     """
     if kind not in RECIPES:
-        msg = f"training {kind!r}: allowed are {', '.join(get_args(Kind))}"
+        msg = f"training {kind!r}: allowed: {', '.join(get_args(Kind))}"
         raise UsageError(msg)
     recipe = RECIPES[kind]
     total = recipe.epochs if epochs is None else epochs

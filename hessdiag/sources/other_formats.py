@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-ALLOWED = "allowed are .safetensors files and what torch.save writes"
+ALLOWED = "allowed: .safetensors files and what torch.save writes"
 PACKED = "compressed: unpack it first"
 ELSEWHERE = "load it with the library it belongs to, and save model.state_dict() of the torch model"
 NUMPY = (
@@ -38,7 +38,7 @@ def other_archive(names: Iterable[str]) -> str:
     if names and all(name.endswith(".npy") for name in names):
         return NUMPY
     inside = _some(names)
-    return f"a zip archive but not a checkpoint: allowed is what torch.save writes; unpack one in it ({inside})"
+    return f"a zip archive but not a checkpoint: it must be what torch.save writes; unpack one in it ({inside})"
 
 
 def _some(names: list[str]) -> str:

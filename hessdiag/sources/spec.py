@@ -24,7 +24,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     where, colon, name = spec.rpartition(":")
     if colon and where and name and all(part.isidentifier() for part in name.split(".")):
         return where, name
-    msg = f"problem {spec!r}: allowed are pkg.module:function and path/file.py:function; {_suggestion(spec)}"
+    msg = f"problem {spec!r}: allowed: pkg.module:function and path/file.py:function; {_suggestion(spec)}"
     raise UsageError(msg)
 
 

@@ -143,7 +143,7 @@ class _Inputs:
     @classmethod
     def of(cls, trace: Number, square: Number, dimension: int) -> _Inputs:
         if dimension < 1 or ends(square)[2] < 0:
-            msg = f"dimension={dimension}, tr H² up to {ends(square)[2]:.3g}: needed are d ≥ 1 and tr H² ≥ 0"
+            msg = f"dimension={dimension}, tr H² up to {ends(square)[2]:.3g}: it needs d ≥ 1 and tr H² ≥ 0"
             raise UsageError(msg)
         first, second = _deviations(trace), _deviations(square)
         if len(first) != len(second):

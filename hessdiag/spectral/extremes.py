@@ -172,7 +172,7 @@ def _require(wanted: Wanted, which: Sequence[Side], failure: float) -> None:
         msg = f"rtol={wanted.rtol}, rtol_min={wanted.rtol_min}, density={wanted.density}, failure={failure}: "
         raise UsageError(msg + "each must lie between 0 and 1")
     if not set(which) <= {"max", "min"} or (not which and wanted.density is None and not wanted.least):
-        msg = f"which={tuple(which)}: allowed are 'max' and 'min', at least one"
+        msg = f"which={tuple(which)}: allowed: 'max' and 'min', at least one"
         raise UsageError(msg)
     if wanted.top < 1:
         msg = f"top={wanted.top}: at least 1"

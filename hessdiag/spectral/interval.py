@@ -40,7 +40,7 @@ def mean_interval(
         UsageError: ``confidence`` outside (0, 1).
     """
     if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: allowed is between 0 and 1, 0.95 say"
+        msg = f"confidence={confidence}: it must lie in (0, 1), for example 0.95"
         raise UsageError(msg)
     n = len(samples)
     at_least(n, 2, what, "a standard error")

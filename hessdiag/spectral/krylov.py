@@ -151,7 +151,7 @@ class Krylov:
             return self
         smallest = self.smallest_part
         if not smallest <= size < self.size:
-            msg = f"leading({size}): allowed is {smallest} to {self.size}, the size of the run"
+            msg = f"leading({size}): it must be {smallest} to {self.size}, the size of the run"
             raise UsageError(msg)
         return Krylov(
             basis=self.basis[:size],

@@ -62,7 +62,7 @@ def trace(
     True
     """
     if rtol is not None and not 0 < rtol < 1:
-        msg = f"rtol={rtol}: allowed is between 0 and 1, 0.01 say"
+        msg = f"rtol={rtol}: it must lie in (0, 1), for example 0.01"
         raise UsageError(msg)
     return trace_from(_draw(operator, probes, seed, deflate, krylov, rtol), confidence=confidence)
 

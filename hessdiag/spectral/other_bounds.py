@@ -182,7 +182,7 @@ def christoffel(
         UsageError: not an odd number of moments of a matrix that is not zero.
     """
     if len(moments) < 3 or len(moments) % 2 == 0 or not (moments[0] >= 1 and moments[2] > 0):
-        msg = f"{len(moments)} moments: needed are T0 to T2k of a matrix that is not zero, 3 or 5 of them say"
+        msg = f"{len(moments)} moments: T0 to T2k of a matrix that is not zero are needed, for example 3 of them"
         raise UsageError(msg)
     norm = math.sqrt(moments[2])
     scaled = np.array([t / norm**j for j, t in enumerate(moments)], dtype=np.float64)

@@ -47,7 +47,7 @@ def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, An
     momentum = number(beside.get("momentum")) or 0.0
     nesterov = beside.get("nesterov") is True
     if not 0 <= momentum < 1:
-        return Refused(f"the momentum is {momentum:g}, allowed is 0 to less than 1: no limit on λ_max is known")
+        return Refused(f"the momentum is {momentum:g}, it must be 0 to less than 1: no limit on λ_max is known")
     if asked is not None:
         return Rate(lr=asked, momentum=momentum, nesterov=nesterov, origin="lr")
     if _adaptive(facts) or _adaptive(meta):

@@ -82,7 +82,7 @@ def find_blocks(function: Functional) -> tuple[Block, ...]:
     known = dict(model.named_modules())
     for name in names:
         if name not in known:
-            msg = f"blocks={list(names)}: there is no module {name!r}; allowed are names of model.named_modules()"
+            msg = f"blocks={list(names)}: there is no module {name!r}; allowed: names of model.named_modules()"
             raise ProblemError(msg)
     blocks = tuple(_block(function, name, known[name]) for name in names)
     if any(p.is_complex() for p in model.parameters()):

@@ -63,13 +63,13 @@ class Curvature(SymmetricOperator):
         function: Functional | None = None,
     ) -> None:
         if kind not in KINDS:
-            msg = f"`operator={kind!r}`: allowed are {', '.join(KINDS)}"
+            msg = f"`operator={kind!r}`: allowed: {', '.join(KINDS)}"
             raise UsageError(msg)
         if kind != "hessian" and not problem.has_outputs:
             msg = f"`operator={kind!r}` needs criterion(outputs, batch); this problem gives a loss: hessian"
             raise UsageError(msg)
         if method not in METHODS:
-            msg = f"`method={method!r}`: allowed are auto, {', '.join(METHODS)}"
+            msg = f"`method={method!r}`: allowed: auto, {', '.join(METHODS)}"
             raise UsageError(msg)
         problem = problem.on(samples.batches)
         self.function = function or Functional(problem, dtype=dtype, device=device)

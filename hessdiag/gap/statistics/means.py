@@ -73,7 +73,7 @@ def mean_score(
         UsageError: an unknown method.
     """
     if method not in ("hall", "bca"):
-        msg = f"method={method!r}: allowed are 'hall' and 'bca'"
+        msg = f"method={method!r}: allowed: 'hall' and 'bca'"
         raise UsageError(msg)
     x = np.asarray(values, np.float64).ravel()
     n = len(x)

@@ -48,7 +48,7 @@ def rank_report(
         UsageError: a hyper-parameter that no checkpoint has, or ``confidence`` outside (0, 1).
     """
     if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: allowed is between 0 and 1, 0.95 say"
+        msg = f"confidence={confidence}: it must lie in (0, 1), for example 0.95"
         raise UsageError(msg)
     names = _hyperparameters(table, hyperparameters)
     found = [_one(table, measure, names, confidence, seed) for measure in table.measures]
