@@ -59,9 +59,9 @@ OTHER = {
     "seed": 1,
 }
 CURES = {
-    "samples": "--samples",
+    "samples": "`samples`",
     "split": "metric[split]",
-    "data_sha256": "--seed",
+    "data_sha256": "`seed`",
     "params_sha256": "params",
     "n_params": "-P",
     "tensors": "frozen",
