@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from hessdiag.analysis import analyze
 from hessdiag.engine.checks import planner
 from hessdiag.engine.checks.preflight import preflight
-from hessdiag.engine.products import curvature, methods
+from hessdiag.engine.products import batched, methods
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
@@ -214,8 +214,8 @@ def test_a_trial_that_does_not_fit_is_refused(monkeypatch):
 
 
 def cut_wrongly(monkeypatch, change):
-    divide = curvature.divide
-    monkeypatch.setattr(curvature, "divide", lambda batch, rows: change(list(divide(batch, rows))))
+    divide = batched.divide
+    monkeypatch.setattr(batched, "divide", lambda batch, rows: change(list(divide(batch, rows))))
 
 
 def lose_a_batch(monkeypatch, _=None):
