@@ -437,7 +437,7 @@ BROKEN: dict[str, tuple[Callable[[Patch], None], Callable[[str], None]]] = {
     ),
     "cut files pass": (
         lambda patch: patch.setattr(
-            datasets, "array_of_idx", lambda path, _, n: np.zeros((2, 3, 4)[:n], np.uint8)
+            datasets, "array_of_idx", lambda path, magic, n: np.zeros((2, 3, 4)[:n], np.uint8)
         ),
         lambda project: check_idx_refusals(Path(project).parent),
     ),

@@ -194,6 +194,8 @@ class Criterion:
 
     def of_aligned(self, logits: Tensor, targets: Tensor) -> Tensor:
         """−Σ_c q_c log p_c of logits (n, classes), (n,); 0 where nothing counts."""
+        if self.plain and not targets.is_floating_point():  # torch's names a class that is out of range
+            return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
         logs = F.log_softmax(logits, dim=-1)
         weighted = logs if self.weight is None else logs * self.weight.to(logs)
         smooth = self.label_smoothing
