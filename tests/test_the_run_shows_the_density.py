@@ -273,13 +273,13 @@ BROKEN: dict[str, tuple[object, str, Callable, Callable]] = {
     "the zone is a quarter as wide": (
         measure,
         "unresolved",
-        lambda *a: zone.unresolved(*a) / 4,
+        lambda *a, **k: zone.unresolved(*a, **k) / 4,
         test_signs_beyond_the_zone_are_sure,
     ),
     "depth makes no zone narrower": (
         measure,
         "unresolved",
-        lambda parts, _: float(np.abs(parts[0][0]).max()),
+        lambda parts, *_, **__: float(np.abs(parts[0][0]).max()),
         test_three_times_the_steps_halve_the_zone,
     ),
     "steps that were not taken are not said": (

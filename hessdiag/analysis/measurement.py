@@ -18,6 +18,7 @@ from hessdiag.analysis.needs import planned
 from hessdiag.analysis.record import environment, fingerprint, key_of
 from hessdiag.analysis.so_far import Account, SoFar
 from hessdiag.analysis.spending import Spending
+from hessdiag.analysis.structure import by_structure, sought
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.closed_form import Recognized
 from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
@@ -25,7 +26,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import device_of
 from hessdiag.option import takes
 from hessdiag.problem import Problem
-from hessdiag.results import Analysis, Cost, Fingerprint
+from hessdiag.results import Analysis, Cost, Fingerprint, Metric
 from hessdiag.samples import SampleSet, draw
 from hessdiag.settings import Options, Settings
 from hessdiag.spectral.warm import Warm, ending
@@ -143,17 +144,27 @@ class Measurement:
     @cached_property
     def network(self) -> Recognized | None:
         """The three-layer network whose closed form gives the traces, where that is worth its time."""
-        return network_of(self.operator, self.settings)
+        return network_of(self.operator, self.sought)
+
+    @cached_property
+    def structure(self) -> dict[str, Metric]:
+        """Numbers that need no product."""
+        return by_structure(self.operator, self.settings)
+
+    @cached_property
+    def sought(self) -> Settings:
+        """The settings without these numbers."""
+        return sought(self.settings, self.structure)
 
     @property
     def products(self) -> int:
         """Products the measurement will take, about."""
-        return planned(self.settings, closed=self.network is not None, size=self.operator.size)
+        return planned(self.sought, closed=self.network is not None, size=self.operator.size)
 
     @cached_property
     def foreseen(self) -> Foreseen:
         """What `run` will take; costs a product or two, whose graphs it then finds."""
-        return foresee(self.checked, self.settings, self.network)
+        return foresee(self.checked, self.sought, self.network)
 
     def forecast(self) -> str:
         """One line: parameters, samples, and the products, time and memory the measurement will take."""
@@ -214,7 +225,7 @@ class Measurement:
         spending = Spending(self.settings.spending, op, checked.gradient_seconds, self._begun)
         self._spending, spending.interrupted, op.watch = spending, self._interrupted, watch
         try:
-            found = Sweep(op, self.settings, spending, self.network, warm, account).run()
+            found = Sweep(op, self.sought, spending, self.network, warm, account, self.structure).run()
         finally:
             op.watch = op.room = self._spending = None
             self._interrupted = False

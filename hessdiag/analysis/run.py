@@ -131,7 +131,8 @@ def _with_data(op: Curvature, s: Settings, found: Found, result: Extremes, recor
         shown = fresh[0] if end.quantity == "lambda_max" else fresh[-1]
         data = batch_error(op, shown.numpy(), end.value, s.confidence)
         found.metrics[end.quantity] = replace(end, data=data)
-    if found.metrics and all(metric.data is None for metric in found.metrics.values()):
+    ends = [found.metrics[end.quantity] for end in (result.lambda_max, result.lambda_min) if end is not None]
+    if ends and all(end.data is None for end in ends):
         found.notes.append(
             f"{len(op.batches)} batches are too few for error bars over data: take a smaller `batch_size`"
         )

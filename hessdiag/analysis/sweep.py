@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from hessdiag.analysis.traces import ModelTrace, OpenTrace, model_trace
 from hessdiag.closed_form import ClosedForm, Recognized
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import Refused
-from hessdiag.results import Estimate
+from hessdiag.results import Estimate, Metric
 from hessdiag.settings import Settings
 from hessdiag.spectral import (
     Forms,
@@ -51,6 +52,7 @@ class Sweep:
         network: the three-layer network that the operator is of, where its closed form is to give the traces.
         warm: what an earlier run left, for the extremes to start near.
         account: told of what has been found, whenever that is more.
+        known: numbers that need no product (`hessdiag.analysis.structure`).
     """
 
     def __init__(
@@ -61,15 +63,19 @@ class Sweep:
         network: Recognized | None = None,
         warm: Warm | None = None,
         account: Account | None = None,
+        known: Mapping[str, Metric] | None = None,
     ) -> None:
         self.operator, self.settings, self.spending = operator, settings, spending
         self.network, self.warm = network, warm
         self.account = account or Account(None, settings, lambda: 0, 0)
         self.confidence = settings.confidence
+        self.known = known or {}
 
     def run(self) -> Found:
         """All quantities asked for; cost as `planned`, plus R products where the trace needs them."""
-        s, found = self.settings, Found()
+        s, found = self.settings, Found(metrics=dict(self.known))
+        if set(s.quantities) <= set(self.known):
+            return found
         closed = self.network is not None
         every = is_whole(s, self.operator.size, closed=closed)
         if needs_run(s, closed=closed):
@@ -239,6 +245,8 @@ class Sweep:
         measured = {
             n: found.metrics[n].value if n in found.metrics else None for n in ("lambda_max", "lambda_min")
         }
+        if op.semidefinite:  # beside zero a negative bound is no multiple of anything
+            measured["lambda_min"] = None
         ws = wolkowicz_styan(trace, square, op.size, confidence=self.confidence, **measured)
         found.metrics |= {"ws_upper": ws.upper, "ws_lower": ws.lower}
         found.other_bounds = (ws.inner_max, ws.spread, frobenius_bound(square, lambda_max=measured["lambda_max"]))

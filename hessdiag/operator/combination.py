@@ -20,6 +20,7 @@ class Combination(SymmetricOperator):
         self.terms = terms
         self.floor = max(self.floor, *(op.floor for _, op in terms)) if len(terms) > 1 else first.floor
         self.block = min(op.block for _, op in terms)
+        self.semidefinite = all(factor >= 0 and op.semidefinite for factor, op in terms)
         self._lost = self._largest = 0.0
 
     def _apply(self, rows: Tensor) -> Tensor:

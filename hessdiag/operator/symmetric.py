@@ -39,6 +39,7 @@ class SymmetricOperator(ABC):
             none after an interrupt. It never looks at the products' values, so what was found until then is as
             unbiased as ever.
         beside: products with other operators, formed for this one's sake.
+        semidefinite: whether it is known to have no negative eigenvalue.
     """
 
     __array_ufunc__ = None  # arrays leave ``v @ H`` and ``2.0 * H`` to this class
@@ -61,6 +62,7 @@ class SymmetricOperator(ABC):
         self.watch: Callable[[int], None] | None = None
         self.room: Callable[[], float] | None = None
         self.beside = 0
+        self.semidefinite = False
 
     @property
     def left(self) -> float:

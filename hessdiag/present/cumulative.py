@@ -53,7 +53,7 @@ def cumulative(analysis: Measured, ax: Axes | None = None, *, show_caption: bool
     scale.apply(ax, *scale.backward([ends[0] - margin, ends[1] + margin]))
     _logit(ax, spectrum.dimension)
     ax.axvline(0.0, color=ink(ax), linewidth=0.8, zorder=1)
-    zone_in_stairs(ax, spectrum.unresolved)
+    zone_in_stairs(ax, spectrum)
     ax.set_xlabel("eigenvalue λ")
     ax.set_ylabel("share of eigenvalues ≤ λ")
     largest = whole.metrics.get("lambda_max")

@@ -23,7 +23,7 @@ from hessdiag.present.axes import (
     note,
     prepare,
 )
-from hessdiag.present.inputs import Source, brief, facts, left_open, spectra, sweep, threshold, widest
+from hessdiag.present.inputs import Source, brief, facts, left_open, spectra, sweep, threshold
 from hessdiag.present.signs import negative_mass, zone_in_caption, zone_in_density
 from hessdiag.results import Analysis, Quadrature, Spectrum
 from hessdiag.shown import plain
@@ -111,7 +111,7 @@ def density(
         _marks(ax, only, spectrum)
     else:
         _legend(ax, list(named))
-    zone_in_density(ax, widest(spectrum for _, spectrum in named.values()), alone=len(named) == 1)
+    zone_in_density(ax, [spectrum for _, spectrum in named.values()], alone=len(named) == 1)
     if show_caption:
         caption(ax, density_caption(analysis, sigma=sigma))
     return ax

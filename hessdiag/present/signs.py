@@ -78,6 +78,8 @@ def negative_mass(analysis: Analysis, spectrum: Spectrum) -> str:
     if metric is not None:
         texts = format_metric(metric)
         return " ".join(texts) if metric.resolved else f"not resolved: {texts[1]}"
+    if spectrum.semidefinite:
+        return "0% (positive semidefinite)"
     if spectrum.unresolved:
         return "not resolved"
     below = -np.nextafter(spectrum.resolution, np.inf)
@@ -90,18 +92,17 @@ def negative_mass(analysis: Analysis, spectrum: Spectrum) -> str:
     return " ".join(format_percent(mean, min(float(band[0][0]), mean), max(float(band[1][0]), mean)))
 
 
-def zone_in_density(ax: Axes, width: float, *, alone: bool) -> None:
+def zone_in_density(ax: Axes, drawn: Sequence[Spectrum], *, alone: bool) -> None:
     """Hatch the zone, and say what it is where nothing else is written.
 
     Args:
         ax: with its limits set.
-        width: of the zone, an |λ|; 0 for none.
+        drawn: whose zones there are; the widest is marked.
         alone: whether one density is drawn, with its negative mass in the upper left; else names are on the right.
     """
-    if not width:
+    if not widest(drawn):
         return
-    low, high = _hatch(ax, width)
-    label = f"signs not resolved\n|λ| < {rounded_up(width)}"
+    (low, high), label = _hatch(ax, drawn), _label(drawn)
     if not alone:
         middle = min(max((low + high) / 2, 0.18), 0.82)
         _note(ax, middle, 1.015, label.replace("\n", ": "), "center", "bottom")
@@ -111,12 +112,11 @@ def zone_in_density(ax: Axes, width: float, *, alone: bool) -> None:
         _note(ax, (low if low > 0.45 else high) - 0.012, 0.965, label, "right", "top")
 
 
-def zone_in_stairs(ax: Axes, width: float) -> None:
+def zone_in_stairs(ax: Axes, drawn: Spectrum) -> None:
     """The same where a staircase rises from the lower left to the upper right."""
-    if not width:
+    if not drawn.unresolved:
         return
-    low, high = _hatch(ax, width)
-    label = f"signs not resolved\n|λ| < {rounded_up(width)}"
+    (low, high), label = _hatch(ax, [drawn]), _label([drawn])
     if low > 0.25:
         _note(ax, low - 0.012, 0.965, label, "right", "top")
     elif high < 0.72:
@@ -125,13 +125,27 @@ def zone_in_stairs(ax: Axes, width: float) -> None:
         _note(ax, high - 0.012, 0.035, label, "right", "bottom")
 
 
-def _hatch(ax: Axes, width: float) -> tuple[float, float]:
+def _hidden(drawn: Sequence[Spectrum]) -> tuple[str, str]:
+    """What the zone hides, and where it is."""
+    width = rounded_up(widest(drawn))
+    if all(spectrum.semidefinite for spectrum in drawn):
+        return "not told from zero", f"λ < {width}"
+    return "signs not resolved", f"|λ| < {width}"
+
+
+def _label(drawn: Sequence[Spectrum]) -> str:
+    return "\n".join(_hidden(drawn))
+
+
+def _hatch(ax: Axes, drawn: Sequence[Spectrum]) -> tuple[float, float]:
     """The ends of what is hatched, as fractions of the axes."""
+    high = widest(drawn)
+    low = 0.0 if all(spectrum.semidefinite for spectrum in drawn) else -high
     style: dict[str, Any] = {"edgecolor": GREY, "alpha": 0.55, "hatch": "////", "linewidth": 0, "zorder": 0.5}
-    ax.axvspan(-width, width, facecolor="none", gid="unresolved", **style)  # the negative side keeps its shade
-    scaled = (ax.transScale + ax.transLimits).transform([(x, ax.get_ylim()[0]) for x in (-width, width)])
-    low, high = np.clip(scaled[:, 0], 0.0, 1.0)
-    return float(low), float(high)
+    ax.axvspan(low, high, facecolor="none", gid="unresolved", **style)  # the negative side keeps its shade
+    scaled = (ax.transScale + ax.transLimits).transform([(x, ax.get_ylim()[0]) for x in (low, high)])
+    left, right = np.clip(scaled[:, 0], 0.0, 1.0)
+    return float(left), float(right)
 
 
 def _note(ax: Axes, x: float, y: float, text: str, ha: str, va: str) -> None:
@@ -140,8 +154,8 @@ def _note(ax: Axes, x: float, y: float, text: str, ha: str, va: str) -> None:
 
 def zone_in_caption(drawn: Sequence[Spectrum]) -> str:
     """What the hatched zone stands for, a sentence with a space after it; empty where there is none."""
-    width = widest(drawn)
-    if not width:
+    if not widest(drawn):
         return ""
+    what, where = _hidden(drawn)
     whose = ", of the least resolved" if len(drawn) > 1 else ""
-    return f"Hatched: signs are not resolved, |λ| < {rounded_up(width)}{whose}. "
+    return f"Hatched: {what.replace('signs not', 'signs are not')}, {where}{whose}. "

@@ -43,6 +43,7 @@ class Spectrum:
         unresolved: an |λ| from which on signs are known (the shares below −x and above x to 5% of all eigenvalues
             each). Nodes nearer to zero may lie on either side of it: counts of eigenvalues beyond a threshold
             nearer than that say nothing. 0: every sign is known, down to ``resolution``.
+        semidefinite: whether no eigenvalue is negative, by structure: ``unresolved`` then hides what is positive.
 
     >>> import hessdiag, torch
     >>> density = hessdiag.spectrum(torch.diag(torch.tensor([3.0, 2.0, -1.0])), probes=3, steps=3)
@@ -58,6 +59,7 @@ class Spectrum:
     resolution: float = 0.0
     error: float | None = None
     unresolved: float = 0.0
+    semidefinite: bool = False
 
     def __repr__(self) -> str:
         """Size, starts and range."""

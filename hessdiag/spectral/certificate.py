@@ -163,7 +163,7 @@ class Watch:
         failure: probability, per side, of being wrong.
         stretch: of the start, see `certificate`.
         upper: no eigenvalue lies above; inf until first looked at.
-        lower: no eigenvalue lies below.
+        lower: no eigenvalue lies below; at least 0 where the operator is known to be positive semidefinite.
         depth: error of the density by depth at the last look; None where it was not looked at.
         history: (products, largest and smallest Ritz value, upper, lower) after each step.
     """
@@ -181,6 +181,8 @@ class Watch:
         """Note the Ritz values; every certificate stays true, so the tightest so far counts."""
         ritz, size = self.run.ritz_values(), self.run.op.size
         low, high = float(ritz[0]), float(ritz[-1])
+        if self.run.op.semidefinite:
+            low, self.lower = max(low, 0.0), max(self.lower, 0.0)
         if self.run.exhausted:
             self.lower, self.upper = low, high
         elif certify:
@@ -211,7 +213,7 @@ class Watch:
             begun_afresh = len(run.cycles) > 1
             if begun_afresh or run.exhausted:
                 return gaps  # the start's measure is complete, or the run was restarted: no step tells more of it
-            seen = Measure(np.array(cycle.alphas), np.array(cycle.betas), run.op.size)
+            seen = Measure(np.array(cycle.alphas), np.array(cycle.betas), run.op.size, run.op.semidefinite)
             self.depth = seen.depth
             gaps["density"] = (self.depth, wanted.density)
         return gaps

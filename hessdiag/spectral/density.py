@@ -145,6 +145,8 @@ def _assemble(
 ) -> DensityRun:
     share = (op.size - forms.known) / op.size
     quadratures = [gauss(a, b[:-1]) for a, b in rules]
+    if op.semidefinite:  # what is below zero is rounding
+        quadratures = [(nodes.clip(min=0.0), weights) for nodes, weights in quadratures]
     known_nodes, known_weights = _known_quadrature(krylov, forms.known, op.size)
     ends = [nodes[[0, -1]] for nodes, _ in quadratures] + ([known_nodes[[0, -1]]] if len(known_nodes) else [])
     resolution = op.floor * float(np.abs(ends).max())
@@ -166,7 +168,8 @@ def _assemble(
         steps=steps,
         outliers=_outliers(krylov, known, forms),
         resolution=resolution,
-        unresolved=unresolved(parts, resolution),
+        unresolved=unresolved(parts, resolution, semidefinite=op.semidefinite),
+        semidefinite=op.semidefinite,
     )
     return DensityRun(spectrum=result, negative=limits, forms=forms, exact=forms.exact, products=forms.products)
 

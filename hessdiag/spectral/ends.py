@@ -78,7 +78,10 @@ def report(
         return ritz("lambda_max", pair, pair[0] - floor, max(known.upper, pair[0]) + margin, known.failure)
 
     def lowest(pair: tuple[float, float]) -> RitzValue:
-        return ritz("lambda_min", pair, min(known.lower, pair[0]) - margin, pair[0] + floor, known.failure)
+        low, value, high = min(known.lower, pair[0]) - margin, pair[0], pair[0] + floor
+        if op.semidefinite:  # what is below zero is rounding
+            low, value, high = max(low, 0.0), max(value, 0.0), max(high, 0.0)
+        return ritz("lambda_min", (value, pair[1]), low, high, known.failure)
 
     return Extremes(
         lambda_max=highest(largest[0]) if largest else None,

@@ -58,6 +58,7 @@ class Krylov:
         cycles: the recurrences of the run, first cycle first.
         products: spent on the run.
         scale: the largest ‖Hq‖ met: at most ‖H‖, and the size to which rounding is relative.
+        semidefinite: whether H is known to have no negative eigenvalue: Ritz values below zero are rounding.
     """
 
     basis: Tensor
@@ -67,6 +68,7 @@ class Krylov:
     cycles: tuple[Cycle, ...]
     products: int
     scale: float
+    semidefinite: bool = False
 
     def __repr__(self) -> str:
         """Its size and its cost."""
@@ -121,7 +123,7 @@ class Krylov:
     def ritz(self) -> tuple[Array, Array]:
         """Ritz values, ascending, and the eigenvectors of T as columns (k, k)."""
         values, vectors = np.linalg.eigh(self.T)
-        return values, vectors
+        return values.clip(min=0.0) if self.semidefinite else values, vectors
 
     @property
     def ritz_values(self) -> Array:
@@ -161,6 +163,7 @@ class Krylov:
             cycles=self.cycles,
             products=self.products,
             scale=self.scale,
+            semidefinite=self.semidefinite,
         )
 
 
@@ -178,4 +181,5 @@ def whole(op: SymmetricOperator) -> Krylov:
         cycles=(Cycle(),),
         products=op.size,
         scale=float(torch.linalg.vector_norm(dense, dim=1).max()),
+        semidefinite=op.semidefinite,
     )

@@ -123,6 +123,7 @@ class Lanczos:
             cycles=tuple(Cycle(c.thetas, c.sigmas, c.fresh, list(c.alphas), list(c.betas)) for c in self.cycles),
             products=self.products,
             scale=self.scale,
+            semidefinite=self.op.semidefinite,
         )
 
     def _restart(self) -> None:

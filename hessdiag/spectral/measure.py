@@ -47,19 +47,26 @@ class Measure:
         alphas: (m,) diagonal.
         betas: (m,) norms after each step; a last 0 where the measure is known completely.
         dimension: d.
+        semidefinite: whether no eigenvalue is negative: nodes below zero, of the rounding or of the anti-Gauss
+            rule, are moved there, which is nearer to any such spectrum.
     """
 
     alphas: Array
     betas: Array
     dimension: int
+    semidefinite: bool = False
 
     @cached_property
     def _ritz(self) -> tuple[Array, Array, Array]:
         """Ritz values ascending, their weights, and their residuals."""
         if len(self.alphas) == 1:
-            return self.alphas, np.ones(1), self.betas[-1:]
+            return self._possible(self.alphas), np.ones(1), self.betas[-1:]
         values, vectors = eigh_tridiagonal(self.alphas, self.betas[:-1])
-        return values, vectors[0] ** 2, self.betas[-1] * np.abs(vectors[-1])
+        return self._possible(values), vectors[0] ** 2, self.betas[-1] * np.abs(vectors[-1])
+
+    def _possible(self, values: Array) -> Array:
+        """The values as eigenvalues can be."""
+        return values.clip(min=0.0) if self.semidefinite else values
 
     @property
     def values(self) -> Array:
@@ -131,8 +138,9 @@ class Measure:
             return rule, rule
         wider = self.betas[:-1].copy()
         wider[-1] *= np.sqrt(2)
-        shorter = gauss(self.alphas[:-1], self.betas[:-2])
-        return _without(shorter, self.counted), _without(gauss(self.alphas, wider), self.counted)
+        rules = gauss(self.alphas[:-1], self.betas[:-2]), gauss(self.alphas, wider)
+        shorter, longer = (_without((self._possible(x), w), self.counted) for x, w in rules)
+        return shorter, longer
 
     @cached_property
     def rule(self) -> Rule:
@@ -202,7 +210,8 @@ class Measure:
             outliers=tuple(self.counted[::-1].tolist()),
             resolution=resolution,
             error=self.error,
-            unresolved=unresolved([(self.alphas, self.betas, 1.0)], resolution),
+            unresolved=unresolved([(self.alphas, self.betas, 1.0)], resolution, semidefinite=self.semidefinite),
+            semidefinite=self.semidefinite,
         )
 
 
@@ -216,7 +225,7 @@ def measure_of(krylov: Krylov) -> Measure | None:
     betas = np.array(krylov.betas)
     if krylov.breakdowns or (krylov.exhausted and len(krylov.alphas) == krylov.size):
         betas[-1] = 0.0
-    return Measure(np.array(krylov.alphas), betas, int(krylov.basis.shape[1]))
+    return Measure(np.array(krylov.alphas), betas, int(krylov.basis.shape[1]), krylov.semidefinite)
 
 
 def _moments(values: Array, weights: Array) -> tuple[float, float]:

@@ -24,28 +24,30 @@ KNOWN_TO = 0.05  # of all eigenvalues: the share on each side of the zone is kno
 FINE = 0.01  # of the zone, to which its end is found
 
 
-def unresolved(parts: Sequence[Part], resolution: float) -> float:
+def unresolved(parts: Sequence[Part], resolution: float, *, semidefinite: bool = False) -> float:
     """An |λ| from which on signs are known: the shares below −x and above x to 5% each.
 
     Args:
         parts: the measures of which the density is made.
         resolution: rounding of a product, absolute.
+        semidefinite: whether no eigenvalue is negative: the share below −x is zero, whatever x.
 
     Returns:
         x, rounded upwards; 0 where every eigenvalue above the rounding is told from zero.
     """
     largest = max((float(np.abs(a).max() + 2 * np.abs(b).max()) for a, b, _ in parts if len(a)), default=0.0)
     low, high = max(resolution, 1e-9 * largest), largest
-    if largest <= low or _told_apart(parts, low):
+    sides = (1,) if semidefinite else (-1, 1)
+    if largest <= low or _told_apart(parts, low, sides):
         return 0.0
     while high > (1 + FINE) * low:  # signs are told apart at ``high``, and not at ``low``
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if _told_apart(parts, middle) else (middle, high)
+        low, high = (low, middle) if _told_apart(parts, middle, sides) else (middle, high)
     return high
 
 
-def _told_apart(parts: Sequence[Part], x: float) -> bool:
-    return all(sum(share * _open(a, b, cut) for a, b, share in parts) <= KNOWN_TO for cut in (-x, x))
+def _told_apart(parts: Sequence[Part], x: float, sides: Sequence[int]) -> bool:
+    return all(sum(share * _open(a, b, side * x) for a, b, share in parts) <= KNOWN_TO for side in sides)
 
 
 def _open(alphas: Array, betas: Array, cut: float) -> float:

@@ -19,6 +19,7 @@ from hessdiag.engine.products.gradients import Kind, gradient
 from hessdiag.engine.products.graphs import Graphs
 from hessdiag.engine.products.methods import METHODS, retained_graph
 from hessdiag.engine.products.records import Record, Records
+from hessdiag.engine.products.semidefinite import is_convex
 from hessdiag.errors import ProblemError, UsageError
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, divide, row_count
@@ -73,6 +74,7 @@ class Curvature(Batched):
         if self.total_weight <= 0:
             msg = "nothing in the sample set counts (every target is ignored): take other samples"
             raise ProblemError(msg)
+        self.semidefinite = kind == "ggn" and is_convex(problem, self.batches, self.weights)
         self.records = Records()
 
     def __repr__(self) -> str:
