@@ -12,6 +12,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 
 import hessdiag
+from hessdiag.accuracy import EFFORTS
 from hessdiag.analysis import run as sweep_run
 from hessdiag.errors import UsageError
 from hessdiag.operator import ClosureOperator
@@ -233,6 +234,44 @@ def test_a_run_goes_on_until_the_density_is_known():
         extremes(op, density=2.0)
 
 
+def mnist_mlp() -> np.ndarray:
+    """As many eigenvalues beyond each share of the largest as a trained MLP of 55,050 parameters has."""
+    ranks = np.log(np.arange(1, 2501))
+    up = np.interp(
+        ranks, np.log([1, 16, 76, 367, 1129, 1686, 2500]), np.log([1, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-5])
+    )
+    down = np.interp(ranks, np.log([1, 30, 300, 1789, 2500]), np.log([0.027, 0.012, 5e-3, 1e-3, 1e-5]))
+    return np.sort(np.r_[np.exp(up), np.zeros(50_050), -np.exp(down)])
+
+
+def held_early(steps: int) -> float:
+    """How often the stated error holds after so many steps."""
+    values = mnist_mlp()
+    found = [seen(values, steps, seed)[1] for seed in range(20)]
+    return float(np.mean([area(*one.rule, values) <= one.error for one in found]))
+
+
+@pytest.mark.parametrize("steps", [8, 12, 18])
+def test_the_stated_error_holds_of_few_steps_too(steps):
+    assert held_early(steps) == 1
+
+
+def test_a_quick_density_is_as_good_as_asked():
+    values, quick = mnist_mlp(), EFFORTS["quick"]
+    for seed in range(10):
+        run = extremes(
+            diagonal(values),
+            rtol=quick.lambda_max,
+            rtol_min=quick.lambda_min,
+            failure=quick.failure,
+            density=quick.density,
+            seed=seed,
+        ).krylov
+        found = measure_of(run)
+        assert found is not None and found.depth <= quick.density
+        assert area(*found.rule, values) <= found.error
+
+
 def test_a_density_that_is_not_reached_is_said():
     (said,) = extremes(diagonal(SPECTRA["outliers"]), which=("max",), density=0.02, max_steps=20).warnings
     assert "density is known to" in said and "raise max_steps" in said
@@ -245,6 +284,7 @@ def gauss_twice(alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.n
 
 BROKEN: dict[str, tuple[object, str, Callable, Callable]] = {
     "a rule is held against itself": (measure, "UNKNOWN", 0.0, test_a_run_goes_on_until_the_density_is_known),
+    "few steps count as many": (measure, "EARLY", 0.0, lambda: test_the_stated_error_holds_of_few_steps_too(18)),
     "the rule itself for anti-Gauss": (
         measure,
         "gauss",

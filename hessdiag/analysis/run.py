@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hessdiag.accuracy import Accuracy
 from hessdiag.analysis.found import Found
 from hessdiag.analysis.needs import DEFLATION_STEPS, needs_square, wants_density
 from hessdiag.analysis.population import batch_error
@@ -38,8 +37,6 @@ BASIS_BYTES = 2 << 30  # a Lanczos basis may always have 2 GiB
 BASIS_SHARE = 0.25
 """Of the free memory, where that is more. Beyond, it restarts: more products, the same certificates."""
 FEWEST_VECTORS = 12
-DENSITY_STEPS = 30
-"""At least, for a density at 35%: with fewer the estimate of what is left falls short where most is at zero."""
 
 
 def sides(settings: Settings) -> list[Any]:
@@ -108,18 +105,13 @@ def _ends(
         rtol_min=known.lambda_min,
         failure=known.failure,
         density=known.density if shown and s.steps is None else None,
-        least=max((s.steps or _least(known)) if shown else 0, DEFLATION_STEPS if needs_square(s) else 0),
+        least=max((s.steps or 0) if shown else 0, DEFLATION_STEPS if needs_square(s) else 0),
         seed=s.seed,
         warm=None if shown else warm,  # the density needs a start that is uniform on the sphere
         max_steps=s.max_steps,
         max_basis=_max_basis(op, s, found),
         on_step=on_step,
     )
-
-
-def _least(known: Accuracy) -> int:
-    """Steps of a density whatever it says of itself, fewer where less is asked."""
-    return round(DENSITY_STEPS * min(1.0, 0.35 / known.density))
 
 
 def _with_data(op: Curvature, s: Settings, found: Found, result: Extremes, record: Record) -> None:

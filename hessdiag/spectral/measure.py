@@ -36,6 +36,9 @@ CONVERGED = 1e-2
 weight."""
 OUTSIDE = 3.0  # root mean squares of the rest: a semicircle ends at 2
 FEWEST_NODES, UNKNOWN = 3, 2.0  # no two distributions of the same mean |λ| are further apart than twice that
+EARLY = 18.0
+"""In the first steps both rules err alike: half their distance covered 55% of runs of 10 to 24 steps on an MNIST
+MLP. Taken 1 + (18/m)⁴ times it covers all of 4 to 60 steps on that, a digits MLP and a GPT, 16 starts each."""
 SIMPLE = 1e-3  # chance at which simple eigenvalues are taken for multiple ones
 
 
@@ -47,8 +50,7 @@ class Measure:
         alphas: (m,) diagonal.
         betas: (m,) norms after each step; a last 0 where the measure is known completely.
         dimension: d.
-        semidefinite: whether no eigenvalue is negative: nodes below zero, of the rounding or of the anti-Gauss
-            rule, are moved there, which is nearer to any such spectrum.
+        semidefinite: whether no eigenvalue is negative: nodes below zero are moved there.
     """
 
     alphas: Array
@@ -139,8 +141,8 @@ class Measure:
         wider = self.betas[:-1].copy()
         wider[-1] *= np.sqrt(2)
         rules = gauss(self.alphas[:-1], self.betas[:-2]), gauss(self.alphas, wider)
-        shorter, longer = (_without((self._possible(x), w), self.counted) for x, w in rules)
-        return shorter, longer
+        first, second = (_without((self._possible(nodes), weights), self.counted) for nodes, weights in rules)
+        return first, second
 
     @cached_property
     def rule(self) -> Rule:
@@ -174,11 +176,13 @@ class Measure:
 
     @cached_property
     def depth(self) -> float:
-        """The part of `error` that further steps make smaller: half the distance of the two rules."""
-        if len(self.alphas) < FEWEST_NODES and not self.complete:
+        """The part of `error` that further steps make smaller: by the distance of the two rules (`EARLY`)."""
+        m = len(self.alphas)
+        if m < FEWEST_NODES and not self.complete:
             return UNKNOWN  # one rule cannot be held against itself
         x, first, second = self._stairs
-        return self.rest[2] * float((np.abs(first - second)[:-1] * np.diff(x)).sum()) / 2 / self._size
+        half = self.rest[2] * float((np.abs(first - second)[:-1] * np.diff(x)).sum()) / 2 / self._size
+        return min((1 + (EARLY / m) ** 4) * half, UNKNOWN)
 
     @cached_property
     def _stairs(self) -> tuple[Array, Array, Array]:
