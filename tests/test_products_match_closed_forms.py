@@ -6,9 +6,12 @@ Oracles: closed forms of linear models first, then a dense float64 Hessian writt
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hessdiag.engine.checks import planner
 from hessdiag.engine.products import graphs, stacking
@@ -139,16 +142,48 @@ def test_planning_looks_at_few_examples_however_many_there_are(monkeypatch):
 
 def test_batches_are_tried_together_only_where_that_may_pay(monkeypatch):
     problem, _ = truth("mlp")
+    own = Problem(problem.model, problem.data, criterion=lambda outputs, batch: F.cross_entropy(outputs, batch[1]))
     tried = []
     monkeypatch.setattr(planner, "_stacked", lambda *_: tried.append(1))
-    planner.choose(operator(problem), fixed=False, products=planner.WORTH_STACKING - 1)
+    planner.choose(operator(own), fixed=False, products=planner.WORTH_STACKING - 1)
     monkeypatch.setattr(stacking, "STACKED_WORK", 1)
     planner.choose(operator(problem), fixed=False)
     assert not tried
     monkeypatch.undo()
     monkeypatch.setattr(planner, "_stacked", lambda *_: tried.append(1))
-    planner.choose(operator(problem), fixed=False, products=planner.WORTH_STACKING)
-    assert tried
+    planner.choose(operator(own), fixed=False, products=planner.WORTH_STACKING)
+    planner.choose(operator(problem), fixed=False, products=2)
+    assert len(tried) == 2
+
+
+ALONE = """
+import sys, torch
+from hessdiag import Problem, analyze
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+data = {"train": (torch.randn(32, 4), torch.arange(32) % 3)}
+found = analyze(Problem(model, data, criterion="cross_entropy"), ["lambda_max"], batch_size=8)
+print(found.environment["method"], "sympy" in sys.modules)
+"""
+
+
+def test_batches_go_together_without_sympy():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["stacked_graph", "False"], done.stderr
+
+
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_the_loss_under_vmap_is_torchs(ignored):
+    outputs, classes = models.randn(4, 6, 5), models.labels(24, 5).view(4, 6)
+    classes[:, :ignored] = -100
+    problem = Problem(torch.nn.Linear(1, 1), {"train": (outputs, classes)}, criterion="cross_entropy")
+    tried = outputs.clone().requires_grad_()
+    ours = stacking.vmapped(lambda o, y: problem.loss_sum(o, (None, y)), tried, classes)
+    known = outputs.clone().requires_grad_()
+    true = torch.stack([F.cross_entropy(o, y, reduction="sum") for o, y in zip(known, classes, strict=True)])
+    assert torch.allclose(ours, true, rtol=1e-14)
+    gradients = [torch.autograd.grad(total.sum(), leaf)[0] for total, leaf in ((ours, tried), (true, known))]
+    assert torch.allclose(*gradients, rtol=1e-13, atol=1e-16)
 
 
 def test_batches_go_one_by_one_where_together_they_do_not_fit(monkeypatch):

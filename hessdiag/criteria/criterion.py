@@ -141,6 +141,8 @@ class Criterion:
         """The sum over all terms, a scalar."""
         if self.of_classes and self.plain and is_index(targets):  # without the log-probabilities of all classes
             logits, labels = self.align(outputs, targets)
+            if torch._C._functorch.is_batchedtensor(logits):
+                return _picked_apart(logits, labels)
             return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
         total = self.each(outputs, targets).sum()
         return total if self.scale is None else total * self.scale
@@ -212,6 +214,13 @@ class Criterion:
         assert self.weight is not None
         targets = targets.long()
         return self.weight.detach().to(targets.device)[torch.where(counting(targets), targets, 0)]
+
+
+def _picked_apart(logits: Tensor, labels: Tensor) -> Tensor:
+    """The summed cross-entropy in operations that vmap has rules for: torch's own imports sympy, 0.3 CPU s."""
+    counted = counting(labels)
+    chosen = F.log_softmax(logits, dim=-1).gather(1, labels.where(counted, 0)[:, None])[:, 0]
+    return -chosen.where(counted, 0.0).sum()
 
 
 def _next_tokens(targets: Tensor) -> Tensor:

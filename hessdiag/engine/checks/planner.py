@@ -24,7 +24,9 @@ from hessdiag.samples import divide, row_count
 TRIAL_VECTORS = 1
 LONG_TRIAL = 0.02  # seconds: a call that takes as long is not repeated
 TRIALS = 4
-WORTH_STACKING = 100  # products: vmap of a cross-entropy makes torch import sympy, a quarter of a CPU second
+WORTH_STACKING = (
+    100  # products: vmap of a user's own cross-entropy makes torch import sympy, a quarter of a CPU second
+)
 PAIR = 8  # examples of each of two batches that are tried together
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-5}
 """Rounding leaves 1e-6 and 1e-14, or 1e-7 where a float64 model casts to float32 inside; faults start at 1e-2."""
@@ -58,8 +60,8 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
     derivative formula is wrong, and the self-test will say which tensor it concerns.
 
     Small batches go together where `Curvature.stackable` says that it pays and two of them agree with each alone;
-    not for fewer ``products`` (how many will be formed) than pay for it, and not through convolutions, which
-    vmap turns into convolutions in groups: 2 to 4 times slower.
+    with a loss of the user's own not for fewer ``products`` (how many will be formed) than pay for it, and not
+    through convolutions, which vmap turns into convolutions in groups: 2 to 4 times slower.
 
     Raises:
         MeasurementError: no method works, or the loss does not depend on the parameters.
@@ -99,7 +101,8 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
         raise MeasurementError(msg)
     agreements = [_agreement(list(results.values()))]
     method = next(iter(seconds))
-    many = products is None or products >= WORTH_STACKING
+    built_in = operator.problem.built_in is not None
+    many = built_in or products is None or products >= WORTH_STACKING
     if many and method == "retained_graph" and not fixed and _together_pays(operator, piece):
         agreements.append(_stacked(operator, rows, seconds, failures))
         method = "stacked_graph" if "stacked_graph" in seconds else method
