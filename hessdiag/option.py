@@ -197,8 +197,10 @@ def faults_of(cls: type[Any], given: Mapping[str, Any]) -> list[Fault]:
     known = options_of(cls)  # type: ignore[arg-type]  # a class can be hashed
     found = []
     for name, value in given.items():
-        unknown = Fault(name, value, f"no such option; {hint(name, tuple(known))}")
-        found += known[name].faults(value) if name in known else [unknown]
+        if name in known:
+            found += known[name].faults(value)
+        else:
+            found.append(Fault(name, value, f"no such option; {hint(name, tuple(known))}"))
     return found
 
 

@@ -7,13 +7,15 @@ tr(H²) = Σ w w′ [X² ⟨K, K′⟩ + Y² ⟨S, S′⟩ + 2 X ⟨M, M′⟩] 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from hessdiag.closed_form.network import Tile
 from hessdiag.closed_form.symmetric import half, whole
+
+PIECE = 128  # rows: a tile with itself takes 0.74 of the time in pieces of so many, each pair of them once
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Vectors:
         flat = (tile.G.flatten(1), tile.Gh.flatten(1), tile.R.flatten(1))
         return cls(tile.w, tile.xc, tile.hc, half(tile.K), half(tile.S), *flat)
 
+    def pieces(self) -> list[Vectors]:
+        """The same, cut into a few rows each: views."""
+        columns = [torch.split(getattr(self, column.name), PIECE) for column in fields(self)]
+        return [Vectors(*some) for some in zip(*columns, strict=True)]
+
 
 class Kept(Iterable[Vectors]):
     """Tiles for repeated passes: held where they fit into ``memory`` bytes, made anew each time elsewhere."""
@@ -83,17 +90,28 @@ class Kept(Iterable[Vectors]):
 def squares(tiles: Iterable[Vectors]) -> tuple[float, float, float]:
     """‖H₁₁‖², ‖H₂₂‖² and ‖H₁₂‖², every pair of tiles once."""
     total = [0.0, 0.0, 0.0]
+    for a, b, times in _pairs(tiles):
+        weight = torch.outer(a.w, b.w) * times
+        X, Y = a.xc @ b.xc.T, a.hc @ b.hc.T
+        mixed = Y * (a.G @ b.G.T) + (a.Gh + a.R) @ b.R.T + a.R @ b.Gh.T
+        total[0] += float((weight * X.square() * (a.K @ b.K.T)).sum())
+        total[1] += float((weight * Y.square() * (a.S @ b.S.T)).sum())
+        total[2] += float((weight * X * mixed).sum())
+    return total[0], total[1], total[2]
+
+
+def _pairs(tiles: Iterable[Vectors]) -> Iterator[tuple[Vectors, Vectors, int]]:
+    """Every pair once, with how often it counts."""
     for i, a in enumerate(tiles):
         for j, b in enumerate(tiles):
-            if j > i:
+            if j == i:
                 break
-            weight = torch.outer(a.w, b.w) * (1 if i == j else 2)
-            X, Y = a.xc @ b.xc.T, a.hc @ b.hc.T
-            mixed = Y * (a.G @ b.G.T) + a.Gh @ b.R.T + a.R @ b.Gh.T + a.R @ b.R.T
-            total[0] += float((weight * X.square() * (a.K @ b.K.T)).sum())
-            total[1] += float((weight * Y.square() * (a.S @ b.S.T)).sum())
-            total[2] += float((weight * X * mixed).sum())
-    return total[0], total[1], total[2]
+            yield a, b, 2
+        pieces = a.pieces()
+        for number, one in enumerate(pieces):
+            yield one, one, 1
+            for other in pieces[:number]:
+                yield one, other, 2
 
 
 def sums(a: Tile, tiles: Iterable[Vectors]) -> Sums:

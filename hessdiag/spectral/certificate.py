@@ -117,7 +117,8 @@ def _evidence(cycles: Sequence[Cycle], t: Array) -> Array:
     """The largest Σ φⱼ(t)² of any basis of a stretch."""
     best, current = np.ones_like(t), np.ones_like(t)
     for cycle in cycles:
-        total, pull = current**2, np.zeros_like(t)
+        total: Array = current**2
+        pull: Array | float = 0.0
         for theta, sigma in zip(cycle.thetas, cycle.sigmas, strict=True):
             gap = np.where(t == theta, 1e-300, t - theta)  # an earlier cycle's θ may be this one's, to rounding
             with np.errstate(over="ignore"):
@@ -127,8 +128,9 @@ def _evidence(cycles: Sequence[Cycle], t: Array) -> Array:
         for alpha, beta in zip(cycle.alphas, cycle.betas, strict=True):
             left = beta or EPS * np.abs(t) + 1e-300  # a product of zero is zero to rounding
             after = ((t - alpha) * current - beta_before * before - pull) / left
-            before, current = current, np.clip(after, -HUGE, HUGE)
-            beta_before, pull = beta, np.zeros_like(t)
+            # np.clip takes as long as the rest of the step together
+            before, current = current, np.minimum(np.maximum(after, -HUGE), HUGE)
+            beta_before, pull = beta, 0.0
             total = total + current**2
         best = np.maximum(best, total)
     return best

@@ -118,15 +118,15 @@ def _grow(watch: Watch, wanted: Wanted, max_steps: int, on_step: Callable[[Watch
             if excess <= 1 and step >= wanted.least and not (run.faint and run.op.size <= max_steps):
                 break
             next_look = step + _pause(step, excess, *before)
-            if step < wanted.least:
-                next_look = min(next_look, wanted.least)
+            if step < wanted.least:  # where all is known nothing is looked at until then
+                next_look = wanted.least if excess <= 1 else min(next_look, wanted.least)
             before = (step, excess)
 
 
 def _pause(step: int, excess: float, step_before: int, excess_before: float) -> int:
     """Steps until the next look, which costs 1 to 5 ms: the distance falls exponentially, so the end shows."""
     most = max(2, step // 6)
-    if excess <= 1:  # known, and only short of the least number of steps
+    if excess <= 1:
         return most
     if not excess < excess_before < math.inf:
         return 2
