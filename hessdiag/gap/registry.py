@@ -179,6 +179,13 @@ def measure(
     return made
 
 
+def built_in() -> Mapping[str, Measure]:
+    """The measures of hessdiag itself by name, in their order."""
+    for module in MODULES:
+        import_module(f"hessdiag.gap.measures.{module}")
+    return dict(_BUILT_IN)
+
+
 def registry() -> Mapping[str, Measure]:
     """Every measure by name: the built-in ones in their order, then those of other packages.
 
@@ -187,9 +194,7 @@ def registry() -> Mapping[str, Measure]:
     Raises:
         UsageError: two measures of one name.
     """
-    for module in MODULES:
-        import_module(f"hessdiag.gap.measures.{module}")
-    every = dict(_BUILT_IN)
+    every = dict(built_in())
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
         try:
             plugin: Any = entry.load()
