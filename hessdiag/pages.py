@@ -7,7 +7,7 @@ Nothing here needs more than the standard library.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -88,6 +88,28 @@ def text(page: Page) -> str:
     if not page.heading:
         return whole
     return next(body for heading, body in _cut(whole) if heading == page.heading)
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """A term, or several that share a page, in one paragraph.
+
+    Attributes:
+        names: of the terms.
+        text: plain.
+    """
+
+    names: tuple[str, ...]
+    text: str
+
+
+def meanings(names: Iterable[str]) -> list[Meaning]:
+    """What terms mean, each page once; a name without a page is left out."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in dict.fromkeys(names):
+        if page := pages().get(name):
+            found.setdefault((page.file, page.heading), []).append(name)
+    return [Meaning(tuple(group), meaning(group[0])) for group in found.values()]
 
 
 def meaning(name: str) -> str:

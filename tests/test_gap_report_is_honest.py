@@ -42,7 +42,7 @@ def zoo(width=4, middle="ReLU", test=True):
     return hessdiag.Problem(model, data, criterion="cross_entropy")
 """
 FAST = ("--samples", "64", "--probes", "2", "--evaluate", "100", "--rtol", "0.1")
-SECTIONS = ("summary", "performance", "ranks", "scatter", "readings", "measures", "reproduce")
+SECTIONS = ("summary", "performance", "ranks", "scatter", "readings", "measures", "meanings", "reproduce")
 FEW = ("--measures", "weight_norm", "--measures", "inverse_margin", "--measures", "trace", "--no-guard")
 
 

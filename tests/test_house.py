@@ -20,6 +20,7 @@ ROOMS = [
     "errors",
     "option",
     "former",
+    "pages",
     "multiplicity",
     "files",
     "folders",

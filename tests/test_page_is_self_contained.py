@@ -51,7 +51,7 @@ ANALYSES = {
     "all zero": example.all_zero(),
 }
 VOID = {"meta", "br", "link", "img", "hr", "input", "wbr"}
-SECTIONS = ("summary", "spectrum", "layers", "convergence", "warnings", "reproduce", "data")
+SECTIONS = ("summary", "spectrum", "layers", "convergence", "warnings", "reproduce", "data", "meanings")
 ALWAYS = ("summary", "reproduce", "data")  # the others are there where something is in them
 LIMIT = 2_000_000  # bytes a browser opens at once; a page of 80 MB was filed against ydata-profiling (#1579)
 

@@ -36,7 +36,7 @@ def _contents() -> list[str]:
     lines: list[str] = []
     for group, found in groupby(pages().values(), key=lambda page: page.group):
         every = list(found)
-        indent = min(max(len(page.name) for page in every) + 2, 34)
+        indent = min(max(len(page.name) for page in every) + 2, 36)
         lines += ["", group] if lines else [group]
         for page in every:
             first, *rest = wrap(page.summary, WIDTH - indent - 2)[:2] or [""]

@@ -19,6 +19,7 @@ from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.registry import Measure, Reading, registry
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.rows import performance_rows, rank_rows, reading_cells, refusals, summary, verdicts
+from hessdiag.pages import find, meanings
 from hessdiag.present.pictures import Picture, data_address, picture, rendered
 from hessdiag.shown import csv_text, plain
 
@@ -61,6 +62,8 @@ def gap_page(report: GapReport, command: str = "") -> str:
     """
     columns, rows = performance_rows(report)
     known = registry()
+    definitions = [_definition(one, report) for name, one in known.items() if name in report.measures]
+    families = dict.fromkeys(find(one.family).name for one in definitions)
     csv = csv_text(report.to_frame())
     return rendered(
         "hessdiag.gap",
@@ -79,7 +82,9 @@ def gap_page(report: GapReport, command: str = "") -> str:
         scatters=[_scatter(report, measure, known.get(measure)) for measure in drawable(report)],
         details=[_detail(record, report) for record in report.records] if _few(report) else [],
         most_detailed=MOST_DETAILED,
-        definitions=[_definition(one, report) for name, one in known.items() if name in report.measures],
+        definitions=definitions,
+        linked={one.name for one in definitions if one.name.isidentifier()},
+        meanings=meanings(["generalization_gap", "tau", "moved", *families, "flatter_is_not_better"]),
         failures=[(plain(name), plain(reason)) for name, reason in report.failures.items()],
         command=plain(command),
         csv=data_address(csv) if len(csv) <= MOST_CSV else "",

@@ -8,6 +8,7 @@ from typing import Any
 
 from hessdiag.errors import UsageError
 from hessdiag.formatting import format_metric
+from hessdiag.pages import meanings, pages
 from hessdiag.present.convergence import convergence, convergence_caption, convergence_frame
 from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulative_frame
 from hessdiag.present.density import density, density_caption, density_frame
@@ -16,7 +17,7 @@ from hessdiag.present.layers import layers, layers_caption, layers_frame
 from hessdiag.present.pictures import Picture, data_address, picture, rendered
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.tables import COLUMNS, companion_rows, metric_rows
-from hessdiag.present.words import CAVEAT, MEANING, data_in_words, label, reading
+from hessdiag.present.words import CAVEAT, data_in_words, label, reading
 from hessdiag.results import Analysis
 from hessdiag.shown import csv_text, plain
 
@@ -78,7 +79,24 @@ def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
             for part in ("spectrum", "layers", "convergence", "warnings")
         },
         warned=sum(len(run.warnings) for run in runs),
+        meanings=meanings(_terms(analyses, quantities)),
     )
+
+
+def _terms(analyses: Mapping[str, Analysis], quantities: list[str]) -> list[str]:
+    """What the page names: quantities, pictures and how sure all of it is."""
+    if not quantities:
+        return []
+    further = ["ws_bounds"] * any(analysis.other_bounds for analysis in analyses.values())
+    further += ["density"] * any(analysis.spectrum is not None for analysis in analyses.values())
+    further += ["layers"] * any(analysis.layers for analysis in analyses.values())
+    return [*quantities, *further, "intervals", "certificate", "flatter_is_not_better"]
+
+
+def _short(name: str) -> str:
+    """A term in a line; empty where it has no page."""
+    page = pages().get(name)
+    return page.summary.rstrip(".") if page is not None else ""
 
 
 def _run(key: str, name: str, analysis: Analysis) -> Run:
@@ -158,7 +176,7 @@ def _headlines(analysis: Analysis) -> list[dict[str, str]]:
     for name in shown:
         value, interval = format_metric(analysis.metrics[name])
         data = data_in_words(analysis.metrics[name]) if analysis.metrics[name].data else ""
-        card = {"name": name, "meaning": MEANING.get(name, ""), "value": value, "interval": interval}
+        card = {"name": name, "meaning": _short(name), "value": value, "interval": interval}
         out.append(card | {"data": data})
     return out
 

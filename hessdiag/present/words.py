@@ -8,17 +8,6 @@ from hessdiag.present.signs import negative_in_words
 from hessdiag.results import Analysis, Bound, Estimate, Metric, RitzValue
 from hessdiag.shown import plain
 
-MEANING = {
-    "lambda_max": "largest eigenvalue",
-    "lambda_min": "smallest eigenvalue",
-    "trace": "sum of all eigenvalues",
-    "frobenius_squared": "sum of squared eigenvalues",
-    "ws_lower": "Wolkowicz–Styan lower bound",
-    "ws_upper": "Wolkowicz–Styan upper bound",
-    "effective_rank": "trace² over the sum of squares",
-    "negative_mass": "share of eigenvalues below zero",
-}
-
 CAVEAT = "Flatter is not better: curvature changes with the scale of the weights, the network's function need not."
 """Dinh et al. (2017), arXiv 1703.04933; Andriushchenko et al. (2023), arXiv 2302.07011."""
 

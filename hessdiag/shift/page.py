@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hessdiag.formatting import format_interval, format_number, format_p
 from hessdiag.multiplicity import holm
+from hessdiag.pages import meanings
 from hessdiag.present.pictures import Picture, picture, rendered
 from hessdiag.shift.experiments import CurveDifference, ShiftCurve, Slope
 from hessdiag.shift.images import DEGREES, PADDING
@@ -147,6 +148,7 @@ def shift_page(report: ShiftReport, command: str = "") -> str:
         caveat=CAVEAT,
         failures=[(plain(name), plain(why)) for name, why in report.failures.items()],
         command=plain(command),
+        meanings=meanings(["slope", "shift", "flatter_is_not_better"]),
     )
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hessdiag.formatting import format_interval, format_metric, format_number
+from hessdiag.pages import meanings
 from hessdiag.present.density import shared_grid
 from hessdiag.present.inputs import facts, threshold, widest
 from hessdiag.present.pictures import data_address, picture, rendered
@@ -38,6 +39,15 @@ class Row:
     name: str
     cells: list[tuple[str, str]]
     error: str
+
+
+EXPLAINS = {
+    "λ_max": "lambda_max",
+    "λ_min": "lambda_min",
+    "trace": "trace",
+    "λ_max·η/2": "stability_limit",
+}
+"""Columns and the pages that explain them."""
 
 
 def columns(trajectory: Trajectory) -> list[str]:
@@ -221,4 +231,6 @@ def trajectory_page(trajectory: Trajectory, command: str = "") -> str:
         facts=reproduce(measured[0][1]) if measured else [],
         first=plain(measured[0][0].name) if measured else "",
         csv=data_address(csv_text(trajectory.to_frame())),
+        explains=EXPLAINS,
+        meanings=meanings(EXPLAINS.values()),
     )

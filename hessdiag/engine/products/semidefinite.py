@@ -1,8 +1,8 @@
 """What is known of G = JᵀSJ before a product: it has no negative eigenvalue where S has none, and the rank of J.
 
 S = d²loss/doutputs² is positive semidefinite where the loss is convex in the outputs: errors by element, and
-cross-entropy of targets that sum to no less than nothing, both under weights that are not negative. Of a criterion of
-one's own nothing is known.
+cross-entropy of targets that sum to no less than nothing, both under weights that are not negative. Of a criterion
+of one's own nothing is known.
 """
 
 from __future__ import annotations
