@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from hessdiag.check.comparable import SUBJECT
 from hessdiag.check.config import load_config
 from hessdiag.cli import VERBS, reference
 from hessdiag.gap.registry import FAMILIES, built_in
+from hessdiag.present import page as report_page
 from hessdiag.results import QUANTITIES
 from tests.command import call
 
@@ -309,6 +311,25 @@ def test_no_page_has_a_path_of_a_machine_or_a_placeholder():
 def test_quotes_are_plain_text():
     for name in QUANTITIES:
         assert not re.search(r"[`*\[\]]", pages.meaning(name)), name
+
+
+LINKED = re.compile(r'href="#(meaning-[^"]+)"><code>([^<]+)</code>')
+
+
+def unlinked(html, names):
+    """Names of a report that do not lead to the text of their page."""
+    text = unescape(html)
+    led = {name for target, name in LINKED.findall(html) if f'id="{target}"' in html}
+    return [name for name in names if name not in led or pages.meaning(name) not in text]
+
+
+def test_terms_of_a_report_lead_to_the_text_of_their_page(place):
+    runs = {name: hessdiag.load_run(place / "hessdiag-demo" / name) for name in ("plain", "flat")}
+    for shown in (runs, {"plain": runs["plain"]}):
+        html = report_page(shown)
+        assert unlinked(html, list(runs["plain"].metrics)) == []
+        assert unlinked(html.replace("href", "name"), ["trace"]) == ["trace"]
+        assert unlinked(html.replace("adds negative", "adds"), ["trace"]) == ["trace"]
 
 
 def page(body):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import hessdiag
 
 ROOT = Path(hessdiag.__file__).parent
+TOP = Path(__file__).parent.parent
 ROOMS = [
     "installed",
     "presenter",
@@ -254,6 +256,24 @@ def test_old_places_still_work_and_name_the_new_ones():
     with pytest.warns(DeprecationWarning, match=r"is hessdiag\.gap now"):
         old = importlib.import_module("hessdiag.generalization.registry")
     assert old.measure is measure
+
+
+def pins(text):
+    """Versions of ruff and mypy that a file names."""
+    return dict(re.findall(r"(ruff|mypy)\b[^\n0-9]*?(?:\n\s+rev: v|==| )([0-9]+\.[0-9]+\.[0-9]+)", text))
+
+
+def test_the_hooks_have_the_versions_of_ci():
+    of_ci = pins((TOP / "pyproject.toml").read_text())
+    assert len(of_ci) == 2
+    assert pins((TOP / ".pre-commit-config.yaml").read_text()) == of_ci
+    assert pins("ruff==1.2.3") == {"ruff": "1.2.3"}
+
+
+def test_there_is_one_version():
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert project["version"] == hessdiag.__version__
+    assert f"\nversion: {hessdiag.__version__}\n" in (TOP / "CITATION.cff").read_text()
 
 
 BROKEN = {

@@ -43,7 +43,7 @@ def options() -> str:
         assert command is not None
         for name, one in _commands(verb, command):
             lines += [f"## {name}", "", VERBS.get(name, one.get_short_help_str(200)), ""]
-            rows = [_row(parameter) for parameter in one.params if isinstance(parameter, click.Option)]
+            rows = [_row(each) for each in one.params if isinstance(each, click.Option) and not each.hidden]
             lines += [f"Arguments: {_arguments(one)}.", ""] if _arguments(one) else []
             lines += [TABLE, *rows, ""] if rows else []
     return "\n".join(lines)
