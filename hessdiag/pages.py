@@ -78,7 +78,7 @@ def find(name: str) -> Page:
         return page
     near = get_close_matches(_plain(name), known, 1)
     meant = f"did you mean {known[near[0]].name}? " if near else ""
-    msg = f"no page {name!r}: {meant}hessdiag explain --list shows all of them"
+    msg = f"no page {name!r}: {meant}hessdiag explain lists all of them"
     raise UsageError(msg)
 
 

@@ -9,7 +9,6 @@ import click
 
 from hessdiag.cli.output import draw
 from hessdiag.cli.stdout import result
-from hessdiag.errors import UsageError
 from hessdiag.pages import Page, find, pages, text, unlinked
 
 WIDTH = 80
@@ -19,16 +18,13 @@ WIDTH = 80
 @click.argument("name", nargs=-1)
 @click.option("--list", "listed", is_flag=True, help="List all pages, a line each.")
 def explain(name: tuple[str, ...], listed: bool) -> None:
-    """Show the page of a number, a measure, a warning, a verb or an idea.
+    """Show the page of a number, a measure, a warning, a verb or an idea; without a name, list them.
 
     In a terminal it is drawn; in a pipe it is plain text.
     """
-    if listed:
+    if listed or not name:
         result("\n".join(_contents()))
         return
-    if not name:
-        msg = "explain needs a name, hessdiag explain lambda_max say; --list shows all of them"
-        raise UsageError(msg)
     _show(find(" ".join(name)))
 
 
