@@ -1,4 +1,4 @@
-"""Promise: the README's Python runs, its commands and recipes exist, its table of promises names real tests."""
+"""Promise: the README's Python runs, its commands and recipes exist, the table of promises names real tests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ACTION = ROOT / ".github" / "actions" / "check"
 RECIPES = (ACTION / "README.md").read_text()
+DOCS = ROOT / "hessdiag" / "docs"
+PROMISES, BUDGETS = (DOCS / "promises.md").read_text(), (DOCS / "check.md").read_text()
 
 
 def blocks(text, language):
@@ -65,7 +67,7 @@ def action_steps(text):
 def misused_actions(text):
     """Steps whose action is not there, or that give inputs it does not take."""
     known = set(yaml.safe_load((ACTION / "action.yml").read_text())["inputs"])
-    place = f"OWNER/hessdiag/{ACTION.relative_to(ROOT)}@v1"
+    place = f"hessdiag/hessdiag/{ACTION.relative_to(ROOT)}@v1"
     return [step for step in action_steps(text) if step["uses"] != place or set(step.get("with", {})) - known]
 
 
@@ -132,7 +134,7 @@ def test_recipes_use_the_action_as_it_is():
 
 
 def test_the_budgets_shown_are_budgets(tmp_path):
-    assert len(load_budgets(README, tmp_path)) == 4
+    assert len(load_budgets(BUDGETS, tmp_path)) == 4
 
 
 def test_the_inputs_described_are_the_actions():
@@ -142,7 +144,7 @@ def test_the_inputs_described_are_the_actions():
 
 
 def test_every_promise_has_its_test_and_every_test_its_promise():
-    promised = promised_tests(README)
+    promised = promised_tests(PROMISES)
     assert promised <= existing_tests()
     assert {name for name in existing_tests() if name not in promised} <= PLUMBING
 
@@ -163,9 +165,9 @@ BROKEN = {
         "```yaml\njob:\n  script: [hessdiag check --junit x]\n```"
     ),
     "an input that the action does not take": lambda: misused_actions(
-        "```yaml\n- uses: OWNER/hessdiag/.github/actions/check@v1\n  with: {arguments: x}\n```"
+        "```yaml\n- uses: hessdiag/hessdiag/.github/actions/check@v1\n  with: {arguments: x}\n```"
     ),
-    "an action that is elsewhere": lambda: misused_actions("```yaml\n- uses: OWNER/hessdiag@v1\n```"),
+    "an action that is elsewhere": lambda: misused_actions("```yaml\n- uses: hessdiag/hessdiag@v1\n```"),
     "a promise without a test": lambda: promised_tests("`test_nothing_at_all`") - existing_tests(),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: one file per verb; each loads, calls, presents, and ends with a code of the README's table."""
+"""The command line: one file per verb; each loads, calls, presents, and ends with a code of docs/exit_codes.md."""
 
 from __future__ import annotations
 
