@@ -1,7 +1,7 @@
 """The refusals: one line each, saying what was asked, what is allowed, and the way out.
 
-Every error carries the exit code its command ends with (docs/exit_codes.md). `Refused` is the refusal of one number:
-it stands in the place of that number, and the rest of the report goes on.
+Every error carries the exit code its command ends with (docs/exit_codes.md). `Refused` is the refusal of one
+number: it stands in the place of that number, and the rest of the report goes on.
 """
 
 from __future__ import annotations
