@@ -138,6 +138,34 @@ def dense_hessian(problem: Problem, split: str = "train") -> Tensor:
     return torch.stack(rows)
 
 
+def outputs_and_jacobian(problem: Problem, split: str = "train") -> tuple[Tensor, Tensor]:
+    """Outputs of the whole split and their Jacobian (n, ..., P) by torch.func, in float64."""
+    model = problem.bare_model().eval()
+    inputs, _ = problem.data[split]
+    named = {n: p.detach().double() for n, p in model.named_parameters()}
+
+    def outputs(tensors: dict[str, Tensor]) -> Tensor:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return torch.func.functional_call(model, tensors, (inputs,))
+
+    out = outputs(named)
+    pieces = torch.func.jacrev(outputs)(named)
+    return out, torch.cat([pieces[n].reshape(*out.shape, -1) for n in named], dim=-1)
+
+
+def dense_gauss_newton(problem: Problem, split: str = "train") -> Tensor:
+    """The Gauss-Newton matrix of "cross_entropy" (classes last) or "mse" from the whole Jacobian, in float64."""
+    out, jacobian = outputs_and_jacobian(problem, split)
+    targets = problem.data[split][1]
+    if problem.criterion == "mse":
+        flat = jacobian.reshape(-1, jacobian.shape[-1])
+        return 2 * flat.T @ flat / out.numel()
+    jacobian, kept = jacobian.reshape(-1, *jacobian.shape[-2:]), targets.reshape(-1) != -100
+    p = out.reshape(-1, out.shape[-1]).softmax(-1)
+    s = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return torch.einsum("ncp,ncd,ndq->pq", jacobian[kept], s[kept], jacobian[kept]) / int(kept.sum())
+
+
 def rounding(
     make: Callable[[], Problem], result: Callable[[Problem], Tensor], dtype: torch.dtype, roundings: int = 120
 ) -> float:

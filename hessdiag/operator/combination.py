@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from hessdiag.errors import UsageError
+from hessdiag.operator.conversion import as_operator
 from hessdiag.operator.symmetric import SymmetricOperator
 
 
@@ -16,7 +21,9 @@ class Combination(SymmetricOperator):
 
     def __init__(self, terms: tuple[tuple[float, SymmetricOperator], ...]) -> None:
         first = terms[0][1]
-        super().__init__(first.size, dtype=first.dtype, device=first.device, layout=first.layout)
+        known = next((op for _, op in terms if op.shapes), first)
+        options: dict[str, Any] = {"layout": known.layout, "shapes": known.shapes}
+        super().__init__(first.size, dtype=first.dtype, device=first.device, **options)
         self.terms = terms
         self.floor = max(self.floor, *(op.floor for _, op in terms)) if len(terms) > 1 else first.floor
         self.block = min(op.block for _, op in terms)
@@ -36,3 +43,33 @@ class Combination(SymmetricOperator):
         if len(self.terms) > 1 and self._largest > 0:
             self.floor = max(self.floor, min(self._lost / self._largest, 1.0))
         return total
+
+
+def multiple(op: SymmetricOperator, factor: Any) -> Combination:
+    """An operator times a real number.
+
+    Raises:
+        UsageError: the factor is no real number.
+    """
+    if isinstance(factor, Tensor) and factor.dim() == 0:
+        factor = factor.item()
+    if not isinstance(factor, numbers.Real):
+        msg = f"H * {type(factor).__name__}: an operator is multiplied by a real number; products are H @ v"
+        raise UsageError(msg)
+    return Combination(((float(factor), op),))
+
+
+def total(op: SymmetricOperator, factor: float, other: Any) -> Combination:
+    """An operator plus ``factor`` times what becomes one.
+
+    Raises:
+        UsageError: a number, or another size.
+    """
+    if isinstance(other, numbers.Number):
+        msg = f"H + {other}: could mean every entry or the diagonal; for the diagonal H + {other} * H.identity"
+        raise UsageError(msg)
+    found = as_operator(other)
+    if found.size != op.size:
+        msg = f"operators of size {op.size} and {found.size} are added: they must be of one size"
+        raise UsageError(msg)
+    return Combination(((1.0, op), (factor, found)))

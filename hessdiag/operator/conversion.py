@@ -1,14 +1,18 @@
-"""What the caller has becomes an operator: matrices, SciPy's and curvlinops' operators."""
+"""What the caller has becomes an operator, and an operator becomes SciPy's."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator.symmetric import ClosureOperator, SymmetricOperator, require_real
+from hessdiag.operator.vectors import tensor_of
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 def as_operator(operator: Any) -> SymmetricOperator:
@@ -61,3 +65,17 @@ def _from_scipy(operator: Any, size: int) -> SymmetricOperator:
         return torch.from_numpy(product.astype(np.float64))
 
     return ClosureOperator(matmat, size)
+
+
+def to_scipy(op: SymmetricOperator) -> LinearOperator:
+    """The operator as a SciPy ``LinearOperator`` in float64."""
+    import numpy as np
+    from scipy.sparse.linalg import LinearOperator
+
+    def multiply(array: Any) -> Any:
+        block = tensor_of(np.asarray(array), op).reshape(op.size, -1)
+        return (op @ block).to("cpu", torch.float64).numpy().reshape(np.shape(array))
+
+    return LinearOperator(
+        op.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=np.float64
+    )

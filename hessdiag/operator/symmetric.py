@@ -1,7 +1,7 @@
 """A symmetric operator: all that the estimators ever see of a model.
 
-``H @ v`` on a vector (d,) or a block (d, k), also ``v @ H``, ``H.T``, ``2 * H``, ``H - G``. Any operator goes to
-SciPy through `SymmetricOperator.to_scipy`.
+``H @ v`` on a vector, a block or tensors in parameter shape, ``2 * H``, ``H - G``, ``H + damping * H.identity``,
+``H ** 2``. Any operator goes to SciPy through `SymmetricOperator.to_scipy`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class SymmetricOperator(ABC):
         device: of the vectors.
         layout: (name, size) of consecutive pieces of a vector, so that random vectors can be drawn per
             parameter name; one nameless piece where there is no structure.
+        shapes: of the pieces in their parameters' form; empty where they are not known.
         products: matrix-vector products formed so far, counted per vector.
         floor: relative rounding of a product, ‖error‖ / ‖Hv‖; measured by the engine, a guess elsewhere.
         block: most vectors that should travel together; the callers honour it.
@@ -51,11 +52,13 @@ class SymmetricOperator(ABC):
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         layout: tuple[tuple[str, int], ...] = (),
+        shapes: Sequence[tuple[int, ...]] = (),
     ) -> None:
         self.size = size
         self.dtype = dtype
         self.device = torch.device(device)
         self.layout = layout or (("", size),)
+        self.shapes = tuple(tuple(shape) for shape in shapes)
         self.products = 0
         self.floor = 16 * torch.finfo(dtype).eps
         self.block = 16
@@ -119,32 +122,60 @@ class SymmetricOperator(ABC):
         """The transpose: a symmetric operator is its own."""
         return self
 
-    def __matmul__(self, other: Any) -> Any:
-        """``H @ v`` for v of shape (d,) or (d, k), a tensor or an array; the result has v's shape and kind.
+    @property
+    def H(self) -> SymmetricOperator:
+        """The adjoint: a real symmetric operator is its own."""
+        return self
 
-        A tensor comes back in the operator's dtype, an array in float64.
+    @property
+    def identity(self) -> SymmetricOperator:
+        """I of this size, for ``H + damping * H.identity``; its products cost nothing."""
+        from hessdiag.operator.powers import Identity
+
+        return Identity(self)
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector (d,) by parameter name, each piece in its parameter's shape (views).
+
+        A complex parameter's piece has a last dimension of 2: real and imaginary part.
         """
-        if not isinstance(other, Tensor):
-            return (self @ _tensor(other, self)).to("cpu", torch.float64).numpy()
-        require_real(other)
-        if other.dim() == 1:
-            return self.rows(other[None])[0]
-        return self.rows(other.T).T
+        pieces = torch.split(vector, [size for _, size in self.layout])
+        shapes = self.shapes or [(size,) for _, size in self.layout]
+        return {
+            name: piece.reshape(shape) for (name, _), piece, shape in zip(self.layout, pieces, shapes, strict=True)
+        }
+
+    def __matmul__(self, other: Any) -> Any:
+        """``H @ v``; the result has v's shape and kind. Costs a product per vector.
+
+        Args:
+            other: a vector (d,) or a block (d, k), as a tensor (comes back in the operator's dtype) or an array
+                (in float64); a list or tuple of tensors in parameter shape, or a dict of them by parameter name
+                (comes back as such); this operator, a multiple or a power of it (gives an operator).
+
+        Raises:
+            UsageError: another shape, other names, complex numbers, or another operator: H G is not symmetric.
+        """
+        from hessdiag.operator.powers import composed
+        from hessdiag.operator.vectors import product
+
+        return composed(self, other) if isinstance(other, SymmetricOperator) else product(self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
         """``v @ H`` for v of shape (d,) or (k, d)."""
-        return self @ other if other.ndim == 1 else (self @ other.T).T
+        return self @ other if getattr(other, "ndim", 1) == 1 else (self @ other.T).T
+
+    def __pow__(self, exponent: int) -> SymmetricOperator:
+        """``H ** n`` for a whole n >= 0: an operator whose products cost n of this one's."""
+        from hessdiag.operator.powers import power
+
+        return power(self, exponent)
 
     def __mul__(self, factor: Any) -> SymmetricOperator:
         """This operator times a real number."""
-        if isinstance(factor, Tensor) and factor.dim() == 0:
-            factor = factor.item()
-        if not isinstance(factor, numbers.Real):
-            msg = f"H * {type(factor).__name__}: an operator is multiplied by a real number; products are H @ v"
-            raise UsageError(msg)
-        from hessdiag.operator.combination import Combination
+        from hessdiag.operator.combination import multiple
 
-        return Combination(((float(factor), self),))
+        return multiple(self, factor)
 
     __rmul__ = __mul__
 
@@ -163,42 +194,25 @@ class SymmetricOperator(ABC):
         Raises:
             UsageError: a number (``H + c`` could mean c in every entry or c I), or another size.
         """
-        return self._plus(1.0, other)
+        from hessdiag.operator.combination import total
+
+        return total(self, 1.0, other)
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> SymmetricOperator:
-        return self._plus(-1.0, other)
+        from hessdiag.operator.combination import total
+
+        return total(self, -1.0, other)
 
     def __rsub__(self, other: Any) -> SymmetricOperator:
-        return (-self)._plus(1.0, other)
-
-    def _plus(self, factor: float, other: Any) -> SymmetricOperator:
-        from hessdiag.operator.combination import Combination
-        from hessdiag.operator.conversion import as_operator
-
-        if isinstance(other, numbers.Number):
-            msg = f"H + {other}: for H + c I give an operator, "
-            msg += "hessdiag.operator.ClosureOperator(lambda block: c * block, H.size, dtype=H.dtype)"
-            raise UsageError(msg)
-        found = as_operator(other)
-        if found.size != self.size:
-            msg = f"operators of size {self.size} and {found.size} are added: they must be of one size"
-            raise UsageError(msg)
-        return Combination(((1.0, self), (factor, found)))
+        return (-self).__add__(other)
 
     def to_scipy(self) -> LinearOperator:
-        """This operator as a SciPy ``LinearOperator`` in float64, for eigsh, svds, lsqr and the like."""
-        import numpy as np
-        from scipy.sparse.linalg import LinearOperator
+        """This operator as a SciPy ``LinearOperator`` in float64, for eigsh, cg, svds, expm_multiply ...."""
+        from hessdiag.operator.conversion import to_scipy
 
-        def multiply(array: Any) -> Any:
-            block = _tensor(np.asarray(array), self).reshape(self.size, -1)
-            return (self @ block).to("cpu", torch.float64).numpy().reshape(np.shape(array))
-
-        return LinearOperator(
-            self.shape, matvec=multiply, rmatvec=multiply, matmat=multiply, rmatmat=multiply, dtype=np.float64
-        )
+        return to_scipy(self)
 
     def dense(self) -> Tensor:
         """The whole matrix (d, d), for small d: costs d products."""
@@ -230,15 +244,6 @@ def require_real(array: Any) -> None:
             f"{dtype} numbers: real ones are needed; the real form [[A, -B], [B, A]] of A + iB has its eigenvalues"
         )
         raise UsageError(msg)
-
-
-def _tensor(array: Any, op: SymmetricOperator) -> Tensor:
-    require_real(array)
-    try:
-        return torch.as_tensor(array, dtype=op.dtype, device=op.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        msg = f"H @ {type(array).__name__}: products are with tensors or arrays of numbers, (d,) or (d, k)"
-        raise UsageError(msg) from error
 
 
 @contextmanager

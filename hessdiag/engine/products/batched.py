@@ -39,7 +39,8 @@ class Batched(SymmetricOperator):
     def __init__(
         self, function: Functional, batches: Sequence[Any], graphs: Graphs, *, method: str, block: int
     ) -> None:
-        super().__init__(function.size, dtype=function.dtype, device=function.device, layout=function.layout)
+        options: dict[str, Any] = {name: getattr(function, name) for name in ("dtype", "device", "layout")}
+        super().__init__(function.size, shapes=[tuple(tensor.shape) for tensor in function.theta], **options)
         self.function, self.graphs, self.method, self.block = function, graphs, method, block
         self.batches = [function.place(batch) for batch in batches]
         self.micro_batch: int | None = None
