@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hessdiag.sources import characters, images, mnist
     from hessdiag.spectral import (
         effective_rank,
+        eigenpairs,
         extremes,
         frobenius_squared,
         lanczos,
@@ -58,6 +59,7 @@ _WHERE = {
     "images": "hessdiag.sources",
     "mnist": "hessdiag.sources",
     "effective_rank": "hessdiag.spectral",
+    "eigenpairs": "hessdiag.spectral",
     "extremes": "hessdiag.spectral",
     "frobenius_squared": "hessdiag.spectral",
     "lanczos": "hessdiag.spectral",
@@ -90,6 +92,7 @@ __all__ = [  # noqa: RUF022  (by what they are for)
     "as_operator",
     # Estimates of any symmetric operator
     "effective_rank",
+    "eigenpairs",
     "extremes",
     "frobenius_squared",
     "lanczos",

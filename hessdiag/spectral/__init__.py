@@ -3,6 +3,7 @@
 from hessdiag.spectral.bounds import WS, wolkowicz_styan
 from hessdiag.spectral.deflation import Forms, forms, forms_to
 from hessdiag.spectral.density import DensityRun, density, known_half, spectrum
+from hessdiag.spectral.eigenpairs import eigenpairs
 from hessdiag.spectral.ends import Extremes, extremes_of
 from hessdiag.spectral.enough import Goal, forms_for, probes_for
 from hessdiag.spectral.estimated_bounds import wolkowicz_styan_of
@@ -21,10 +22,12 @@ from hessdiag.spectral.moments import (
 from hessdiag.spectral.negative import negative_mass, own_negative_mass
 from hessdiag.spectral.other_bounds import blockwise_ws, christoffel, deflated_ws, frobenius_bound, moment_lower
 from hessdiag.spectral.probes import rademacher, sphere, stream
+from hessdiag.spectral.ranked import Eigenpairs
 
 __all__ = [
     "WS",
     "DensityRun",
+    "Eigenpairs",
     "Extremes",
     "Forms",
     "Goal",
@@ -36,6 +39,7 @@ __all__ = [
     "density",
     "effective_rank",
     "effective_rank_from",
+    "eigenpairs",
     "extremes",
     "extremes_of",
     "forms",
