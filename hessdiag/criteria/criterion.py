@@ -7,7 +7,6 @@ single elements, whose Hessian is diagonal.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from hessdiag.criteria.layout import (
     target_of,
 )
 from hessdiag.errors import ProblemError
+from hessdiag.hashing import content, sha256
 
 CRITERIA = ("cross_entropy", "mse", "causal_lm")
 """Names that `Problem.criterion` takes. Their layouts are wider than torch's: classes last or second."""
@@ -235,5 +235,4 @@ def _set(value: Any) -> bool:
 
 
 def _digest(weights: Tensor) -> str:
-    content = weights.detach().double().cpu().contiguous().numpy().tobytes()
-    return hashlib.sha256(str(tuple(weights.shape)).encode() + content).hexdigest()[:8]
+    return str(sha256(str(tuple(weights.shape)).encode(), content(weights.double())).hexdigest()[:8])

@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hessdiag.present.tables import brief, terminal_table
+from hessdiag.present.tables import brief, line, terminal_table
 from hessdiag.present.vector import png, svg
 from hessdiag.present.words import reading
 from hessdiag.results import Analysis
@@ -18,7 +18,7 @@ from hessdiag.results import Analysis
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Plots", "brief", "notebook", "page", "png", "reading", "svg", "terminal_table"]
+__all__ = ["Plots", "brief", "line", "notebook", "page", "png", "reading", "svg", "terminal_table"]
 
 
 class Plots:

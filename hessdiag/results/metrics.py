@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Literal
 
 from hessdiag.errors import BudgetError, NonFiniteError
+from hessdiag.presenter import presenter
 
 QUANTITIES = (
     "lambda_max",
@@ -81,7 +81,7 @@ class Metric:
 
     def __repr__(self) -> str:
         """One line: value, interval and how it is known."""
-        return str(import_module("hessdiag.present.tables").line(self))
+        return str(presenter().line(self))
 
     def __post_init__(self) -> None:
         """Refuse what is not a finite number inside its own interval."""
