@@ -133,7 +133,7 @@ class Settings:
     steps: int | None = option(
         None,
         help="Lanczos steps from each start.",
-        instead="by accuracy, about 60",
+        instead="by accuracy, about 50",
         more="Of the run at least.",
         at_least=2,
         needed_by="a density",

@@ -34,7 +34,7 @@ class Foreseen:
 def foresee(checked: Preflight, settings: Settings, network: Recognized | None) -> Foreseen:
     """Right within a factor of 1.5 on MLPs of 2,000 to a million parameters and a small GPT.
 
-    Not where the density is much harder: a ResNet-20 takes 136 steps to 35% where 56 are typical.
+    Not where the density is much harder: a ResNet-20 takes 136 steps to 35% where 52 are typical.
 
     Products are what such networks took (`hessdiag.analysis.needs`), their seconds and graphs are measured. Costs
     one product, two where they are cheap; the graphs stay for the run.

@@ -15,10 +15,13 @@ TYPICAL = {"lambda_max": 11, "lambda_min": 35}
 MLP, a GPT and an MLP of a million parameters; all constants here are the geometric middle of what these took."""
 FINER = {"lambda_max": 0.15, "lambda_min": 0.5}  # as a share, for a digit more
 SURER = {"lambda_max": 0.08, "lambda_min": 0.12}  # for a tenth of the failure
-TYPICAL_DENSITY = 56  # steps to 35%: at most 37, 50, 86, 48
-DEEPER, SHALLOWER = 0.87, 1.2  # powers of the error: 86, 89, 160 (not reached), 140 to 15%; 20, 23, 33 to 70%
+TYPICAL_DENSITY = 52  # steps to 35%: 35 to 37, 50, 86, 48
+DEEPER, SHALLOWER = (
+    0.72,
+    1.2,
+)  # powers of the error: 63 to 86, 89, 160 (not reached), 140 to 15%; 20, 23, 33 to 70%
 PROBES_ALONE = 8  # for tr H² to any of the efforts, where the trace comes from elsewhere
-PROBES_BOTH, FEWER = 20, 1.3  # for the trace to 2% (11, 30, 21, 64); a power of its accuracy
+PROBES_BOTH, FEWER = 20, 1.15  # for the trace to 2% (11, 30, 21, 64); a power of its accuracy
 
 
 def planned(
