@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hessdiag.errors import UsageError
+from hessdiag.presenter import presenter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
+
+    from hessdiag.results.metrics import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -101,6 +108,39 @@ class Spectrum:
             if below >= q - 1e-12:
                 return node
         return nodes[-1][0]
+
+    def apply(
+        self,
+        f: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+        *,
+        confidence: float = 0.95,
+        within: tuple[float, float] | None = None,
+    ) -> Estimate:
+        """Tr f(H) = Σ f(λᵢ), with an interval for chance and depth; no product.
+
+        Log-determinants: ``apply(lambda x: np.log(x + damping))``. Schatten norms, to the power p:
+        ``apply(lambda x: abs(x) ** p)``.
+
+        Args:
+            f: of an array of eigenvalues, gives an array of real numbers. Rough functions (steps, poles just
+                outside of the spectrum) need more ``steps``.
+            confidence: of the interval.
+            within: ends of the spectrum, where they are known (`hessdiag.extremes`): f is looked at there too.
+
+        Returns:
+            Estimate; ``kind`` is "exact" where every eigenvalue is known.
+
+        Raises:
+            UsageError: f is not finite somewhere between the ends of the spectrum, or is no such function.
+
+        Example:
+            >>> import hessdiag, numpy as np
+            >>> density = hessdiag.spectrum(np.diag([1.0, 2.0, 4.0]), num_probes=3, steps=3)
+            >>> round(density.apply(np.log2).value, 6)
+            3.0
+        """
+        found: Estimate = presenter().trace_of(self, f, confidence, within)
+        return found
 
     def merged(self) -> list[tuple[float, float]]:
         """All (node, weight) pairs, ascending, probes averaged: the empirical spectral measure."""

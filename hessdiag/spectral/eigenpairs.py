@@ -51,8 +51,8 @@ def eigenpairs(
         failure: probability, per side, that the certificate is wrong.
 
     Returns:
-        Eigenpairs. Cost on the demo network: 27 products for 5 pairs, 88 for 20. d products, and every eigenvalue is
-        known, where d is no more than ``max_products``.
+        Eigenpairs. Cost on the demo network: 27 products for 5 pairs, 88 for 20. Where d is no more than
+            ``max_products``, d products and k fresh ones: every eigenvalue is known.
 
     Raises:
         UsageError: ``k`` outside 1 to d, more vectors than the memory or ``max_products`` allows, or an argument
