@@ -19,6 +19,7 @@ from hessdiag.presenter import present_with
 if TYPE_CHECKING:
     __version__: str
     from hessdiag.analysis import analyze, hessian
+    from hessdiag.analysis.diagonal import diagonal
     from hessdiag.engine.products.curvature import Curvature
     from hessdiag.errors import HessdiagError
     from hessdiag.operator import SymmetricOperator, as_operator
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "analyze": "hessdiag.analysis",
     "hessian": "hessdiag.analysis",
+    "diagonal": "hessdiag.analysis.diagonal",
     "Curvature": "hessdiag.engine.products.curvature",
     "HessdiagError": "hessdiag.errors",
     "SymmetricOperator": "hessdiag.operator",
@@ -91,6 +93,7 @@ __all__ = [  # noqa: RUF022  (by what they are for)
     "SymmetricOperator",
     "as_operator",
     # Estimates of any symmetric operator
+    "diagonal",
     "effective_rank",
     "eigenpairs",
     "extremes",

@@ -162,7 +162,7 @@ def _too_slow(taken: float, share: float, room: float) -> bool:
 def _exact(pulled: Pullbacks, piece: Any) -> Tensor:
     """Σ_c s_c ‖J_nᵀ u_c‖² per example and tensor, (1, examples, tensors) float64."""
     captured = pulled.forward(piece)
-    signs, columns = _loss_curvature(pulled.function, captured.outputs.detach(), piece)
+    signs, columns = loss_curvature(pulled.function, captured.outputs.detach(), piece)
     return torch.einsum("nc,nct->nt", signs.cpu(), pulled.squares(captured, piece, columns))[None]
 
 
@@ -179,7 +179,7 @@ def _drawn(pulled: Pullbacks, piece: Any, generators: list[torch.Generator]) -> 
     return torch.cat(parts, dim=1).transpose(0, 1)
 
 
-def _loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[Tensor, Tensor]:
+def loss_curvature(function: Functional, outputs: Tensor, piece: Any) -> tuple[Tensor, Tensor]:
     """Signs (n, c) and √|s_c| u_c (n, c, outputs) of every S_n, without columns zero throughout."""
     known = root(function.problem, outputs, piece)
     if known is not None:

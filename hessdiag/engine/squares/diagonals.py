@@ -1,0 +1,102 @@
+"""The diagonal of G and of the Fisher matrices, exactly: squares of what each example pulls back.
+
+G = (1/W) Σ_n J_nᵀ S_n J_n with S_n = Σ_c s_c u_c u_cᵀ has the diagonal (1/W) Σ_n Σ_c s_c (J_nᵀ u_c)²; a Fisher
+matrix has the gradients of its terms in the place of √s_c u_c. H = G + R has the same diagonal in every tensor
+with no block of R (`hessdiag.engine.squares.gauss_newton.curved_tensors`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessdiag.engine.products.composition import beside_outputs
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.fisher import Fisher, in_terms, slopes_of_terms
+from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.stacking import vmapped
+from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, loss_curvature, outputs_per_example
+from hessdiag.engine.squares.pullbacks import CHUNK_BYTES
+from hessdiag.errors import one_line
+from hessdiag.samples import divide, map_tensors, row_count
+
+
+def squares_diagonal(operator: Curvature) -> Tensor | str:
+    """The diagonal of a Fisher matrix, or of G for any other kind, (P,) float64.
+
+    Costs one forward pass and per example as many backward passes as it has outputs (a Fisher matrix: terms times
+    draws), at most 32.
+
+    Returns:
+        The diagonal; or, where it cannot be had this way, one line saying why.
+    """
+    if why := beside_outputs(operator):
+        return why
+    if operator.problem.weight is not None:
+        return "the loss has a weight of its own, so that examples cannot be taken apart"
+    if any(row_count(batch) is None for batch in operator.batches):
+        return "examples cannot be taken out of their batches"
+    try:
+        with operator.timed():
+            outputs = outputs_per_example(operator)
+            if isinstance(outputs, str):
+                return outputs
+            return _sum(operator, outputs)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        return f"per-example gradients fail here ({one_line(error, 100)})"
+
+
+def _sum(operator: Curvature, outputs: int) -> Tensor | str:
+    function, total = operator.function, torch.zeros(operator.size, dtype=torch.float64, device=operator.device)
+    noise = operator.noise if isinstance(operator, Fisher) else [None] * len(operator.batches)
+    rows = max(1, int(CHUNK_BYTES / (operator.size * operator.dtype.itemsize)))
+    if not isinstance(operator, Fisher) and outputs > EXACT_OUTPUTS:
+        return f"{outputs} outputs per example, more than {EXACT_OUTPUTS}"
+    for pair in zip(operator.batches, noise, strict=True):
+        for piece, drawn in divide(pair, rows):
+            with torch.no_grad():
+                found = function.outputs(function.theta, piece)
+            if isinstance(operator, Fisher):
+                columns = _of_terms(function, found, piece, drawn)
+                signs = torch.full(columns.shape[:2], 1 / operator.draws, dtype=torch.float64)
+            else:
+                signs, columns = loss_curvature(function, found.detach(), piece)
+            if columns.shape[1] > EXACT_OUTPUTS:
+                return f"{columns.shape[1]} terms per example, more than {EXACT_OUTPUTS}"
+            total += _squares(function, piece, signs.to(operator.device), columns)
+    return total / operator.total_weight
+
+
+def _of_terms(function: Functional, outputs: Tensor, piece: Any, noise: Tensor | None) -> Tensor:
+    """The gradients of an example's terms by all of its outputs, (n, draws x terms, ...)."""
+    leaf = outputs.detach().requires_grad_()
+    f = in_terms(function.problem, leaf, piece)
+    slopes = slopes_of_terms(function, outputs, piece, noise)
+    each = len(f) // len(outputs)
+    columns = []
+    for draw in slopes:
+        for place in range(each):
+            chosen = torch.zeros_like(f)
+            chosen[place::each] = draw[place::each]
+            columns.append(torch.autograd.grad(f, leaf, chosen, retain_graph=True)[0])
+    return torch.stack(columns, dim=1)
+
+
+def _squares(function: Functional, piece: Any, signs: Tensor, columns: Tensor) -> Tensor:
+    """Σ_n Σ_c s_c (J_nᵀ u_c)², (P,) float64."""
+    theta = tuple(tensor.detach() for tensor in function.theta)
+
+    def one(example: Any, some: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        row = map_tensors(example, lambda leaf: leaf[None])
+        pullback = torch.func.vjp(lambda *t: function.outputs(t, row)[0], *theta)[1]
+        total = [torch.zeros_like(t, dtype=torch.float64) for t in theta]
+        for column, weight in zip(some, weights, strict=True):
+            total = [
+                sum_ + weight * slope.double().square()
+                for sum_, slope in zip(total, pullback(column), strict=True)
+            ]
+        return tuple(total)
+
+    return function.flat(tuple(part.sum(0) for part in vmapped(one, piece, columns, signs)))
