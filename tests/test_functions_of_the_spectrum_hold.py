@@ -13,6 +13,7 @@ import hessdiag
 from hessdiag.errors import UsageError
 from hessdiag.spectral import functions, lanczos
 from hessdiag.spectral.measure import measure_of
+from hessdiag.spectral.quadrature import gauss, lanczos_block
 from tests import models
 from tests.seeds import band, seeds
 
@@ -136,6 +137,16 @@ def test_what_is_not_finite_is_refused_in_one_line(asked, text):
     with pytest.raises(UsageError, match=text) as refusal:
         asked(density)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("steps", [12, 20])
+def test_the_rules_recurrence_is_found_again(steps):
+    alphas, betas, _ = lanczos_block(
+        hessdiag.as_operator(rotated(SPECTRA["network"])), models.randn(1, SIZE), steps
+    )
+    a, b = functions._jacobi(*gauss(alphas[0], betas[0, :-1]), steps)
+    np.testing.assert_allclose(a, alphas[0], atol=1e-8)
+    np.testing.assert_allclose(b, betas[0, :-1], atol=1e-8)
 
 
 def test_a_pole_between_known_eigenvalues_is_none():

@@ -12,15 +12,14 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.linalg import hessenberg
 
 from hessdiag.errors import UsageError
-from hessdiag.operator import as_operator
 from hessdiag.results import Estimate, Provenance, Spectrum
 from hessdiag.results.chance import deviation
 from hessdiag.spectral.interval import mean_interval, quantile
-from hessdiag.spectral.quadrature import gauss, lanczos_block
+from hessdiag.spectral.quadrature import gauss
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
@@ -130,11 +129,9 @@ def _of_average(nodes: Array, weights: Array, f: Function) -> float:
 def _between_rules(nodes: Array, weights: Array, f: Function, steps: int) -> float:
     """Distances between the rules of ``steps`` nodes and fewer of a discrete measure."""
     total = float(weights.sum())
-    start = torch.from_numpy(np.sqrt(weights.clip(min=0) / total))[None]
-    alphas, betas, lengths = lanczos_block(as_operator(torch.diag(torch.from_numpy(nodes))), start, steps)
-    a, b = alphas[0, : lengths[0]], betas[0, : lengths[0] - 1]
-    if len(a) < 3:
+    if steps < 3:
         return total * float(np.ptp(f(nodes)))
+    a, b = _jacobi(nodes, weights, steps)
     wider = b.copy()
     wider[-1] *= math.sqrt(2)
     rules = [gauss(a, b), gauss(a[:-1], b[:-1]), gauss(a, wider)]
@@ -143,6 +140,19 @@ def _between_rules(nodes: Array, weights: Array, f: Function, steps: int) -> flo
     if math.isfinite(opposite):  # its outer nodes can lie where f is not
         apart = max(apart, abs(opposite - shorter) / 2)
     return total * apart
+
+
+def _jacobi(nodes: Array, weights: Array, steps: int) -> tuple[Array, Array]:
+    """Diagonal (steps,) and off-diagonal of the Jacobi matrix of a discrete measure.
+
+    By Householder reflections of the diagonal bordered with the roots of the weights, which keep the border.
+    """
+    size = len(nodes)
+    bordered = np.zeros((size + 1, size + 1))
+    bordered[0, 1:] = bordered[1:, 0] = np.sqrt(weights.clip(min=0) / weights.sum())
+    bordered[range(1, size + 1), range(1, size + 1)] = nodes
+    reduced = hessenberg(bordered)
+    return np.diag(reduced)[1 : steps + 1].copy(), np.abs(np.diag(reduced, -1))[1:steps]
 
 
 def _law(nodes: Array, weights: Array, f: Function, left: int) -> float:

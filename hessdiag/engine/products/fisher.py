@@ -1,7 +1,8 @@
 """The empirical and the Monte-Carlo Fisher matrix: outer products of gradients, without forming the gradients.
 
 The mean loss is a sum of terms ℓ_t(f_t) over W: one per example, or one per position where a cross-entropy has
-several. With J_t = df_t/dθ and a_t = dℓ_t/df_t both matrices are
+several; W is what the mean divides by: examples, positions, for "mse" numbers. With J_t = df_t/dθ and
+a_t = dℓ_t/df_t both matrices are
 
     F = (1/W) Σ_t J_tᵀ a_t a_tᵀ J_t,
 
