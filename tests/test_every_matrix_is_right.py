@@ -140,31 +140,32 @@ def test_the_table_has_48_rows_and_more():
     assert len(TABLE) == 66
 
 
-INSTALLED = importlib.util.find_spec("curvlinops") is not None
+if importlib.util.find_spec("curvlinops") is not None:  # an extra of the benchmarks
 
+    @pytest.mark.parametrize(("model", "loss", "kind", "dtype"), TABLE)
+    def test_curvlinops_agrees(model, loss, kind, dtype):
+        import curvlinops
 
-@pytest.mark.skipif(not INSTALLED, reason="curvlinops is an extra of the benchmarks")
-@pytest.mark.parametrize(("model", "loss", "kind", "dtype"), TABLE)
-def test_curvlinops_agrees(model, loss, kind, dtype):
-    import curvlinops
-
-    problem, torchs = made(model, loss, dtype)
-    inputs, targets = problem.data["train"]
-    inputs, targets = (x.to(dtype) if x.is_floating_point() else x for x in (inputs, targets))
-    names = {"hessian": "Hessian", "ggn": "GGN", "empirical_fisher": "EF", "mc_fisher": "FisherMC"}
-    make = getattr(curvlinops, f"{names[kind]}LinearOperator")
-    data = [(inputs[:6], targets[:6]), (inputs[6:], targets[6:])]
-    options = {"mc_samples": 400} if kind == "mc_fisher" else {}
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        other = make(problem.model, torchs, list(problem.model.parameters()), data, **options)
-        theirs = other @ torch.eye(other.shape[1], dtype=dtype)
-    if (loss, kind) == ("BCE", "empirical_fisher"):
-        theirs = theirs / 3  # for it a term is one of 3 numbers; of a criterion of one's own it is an example
-    more = {"draws": 400} if kind == "mc_fisher" else {}
-    ours = hessdiag.hessian(problem, operator=kind, samples=EXAMPLES, **more).dense()
-    if (model, kind) == ("transformer", "hessian"):  # it is made by torch.func, which is wrong through LayerNorm
-        truth = dense(problem, torchs, kind)
-        assert off(ours, truth) < 10 * TOLERANCE[dtype]
-        return
-    # of drawn matrices in expectation alone: entries of 400 draws spread by a few percents
-    assert off(ours, theirs.double()) < (0.3 if kind == "mc_fisher" else 10 * TOLERANCE[dtype])
+        problem, torchs = made(model, loss, dtype)
+        inputs, targets = problem.data["train"]
+        inputs, targets = (x.to(dtype) if x.is_floating_point() else x for x in (inputs, targets))
+        names = {"hessian": "Hessian", "ggn": "GGN", "empirical_fisher": "EF", "mc_fisher": "FisherMC"}
+        make = getattr(curvlinops, f"{names[kind]}LinearOperator")
+        data = [(inputs[:6], targets[:6]), (inputs[6:], targets[6:])]
+        options = {"mc_samples": 400} if kind == "mc_fisher" else {}
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            other = make(problem.model, torchs, list(problem.model.parameters()), data, **options)
+            theirs = other @ torch.eye(other.shape[1], dtype=dtype)
+        if (loss, kind) == ("BCE", "empirical_fisher"):
+            theirs = theirs / 3  # for it a term is one of 3 numbers; of a criterion of one's own it is an example
+        more = {"draws": 400} if kind == "mc_fisher" else {}
+        ours = hessdiag.hessian(problem, operator=kind, samples=EXAMPLES, **more).dense()
+        if (model, kind) == (
+            "transformer",
+            "hessian",
+        ):  # it is made by torch.func, which is wrong through LayerNorm
+            truth = dense(problem, torchs, kind)
+            assert off(ours, truth) < 10 * TOLERANCE[dtype]
+            return
+        # of drawn matrices in expectation alone: entries of 400 draws spread by a few percents
+        assert off(ours, theirs.double()) < (0.3 if kind == "mc_fisher" else 10 * TOLERANCE[dtype])

@@ -83,7 +83,7 @@ def _of_model(op: Curvature, num_probes: int, seed: int, confidence: float) -> D
     among = torch.cat([torch.full((size,), name in curved, device=op.device) for name, size in op.layout])
     if not curved:
         return known(op, exact, rounding, "squares of the examples' gradients: R has no diagonal", 0)
-    R = op.sibling("residual") if op.kind == "hessian" else op
+    R = op.with_kind("residual") if op.kind == "hessian" else op
     spent = _products(op, R)
     if op.kind == "hessian" and not _spreads_less(R, op, among, seed):
         return None

@@ -147,7 +147,9 @@ def _uniform(problem: Problem, batches: list[Any], draws: int, seed: int) -> Ite
 
 def _require(problem: Problem, kind: str, draws: int) -> None:
     if problem.weight is not None:
-        msg = f"`operator={kind!r}`: the loss has a weight of its own, so that its terms cannot be taken apart: ggn"
+        msg = (
+            f"`operator={kind!r}`: the loss has a weight of its own, so that its terms cannot be taken apart: ggn"
+        )
         raise UsageError(msg)
     known = problem.built_in
     if kind == "mc_fisher" and (known is None or known.name not in DRAWN):

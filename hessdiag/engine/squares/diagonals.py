@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessdiag.engine.products.composition import beside_outputs
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.products.fisher import Fisher, in_terms, slopes_of_terms
+from hessdiag.engine.products.fisher import Fisher, gradients_of_terms, in_terms
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.stacking import vmapped
 from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, loss_curvature, outputs_per_example
@@ -73,10 +73,10 @@ def _of_terms(function: Functional, outputs: Tensor, piece: Any, noise: Tensor |
     """The gradients of an example's terms by all of its outputs, (n, draws x terms, ...)."""
     leaf = outputs.detach().requires_grad_()
     f = in_terms(function.problem, leaf, piece)
-    slopes = slopes_of_terms(function, outputs, piece, noise)
+    gradients = gradients_of_terms(function, outputs, piece, noise)
     each = len(f) // len(outputs)
     columns = []
-    for draw in slopes:
+    for draw in gradients:
         for place in range(each):
             chosen = torch.zeros_like(f)
             chosen[place::each] = draw[place::each]
@@ -93,10 +93,8 @@ def _squares(function: Functional, piece: Any, signs: Tensor, columns: Tensor) -
         pullback = torch.func.vjp(lambda *t: function.outputs(t, row)[0], *theta)[1]
         total = [torch.zeros_like(t, dtype=torch.float64) for t in theta]
         for column, weight in zip(some, weights, strict=True):
-            total = [
-                sum_ + weight * slope.double().square()
-                for sum_, slope in zip(total, pullback(column), strict=True)
-            ]
+            squares = [weight * gradient.double().square() for gradient in pullback(column)]
+            total = [before + more for before, more in zip(total, squares, strict=True)]
         return tuple(total)
 
     return function.flat(tuple(part.sum(0) for part in vmapped(one, piece, columns, signs)))
