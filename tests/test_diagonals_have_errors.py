@@ -44,7 +44,7 @@ def held(found, truth):
 @pytest.mark.parametrize("name", MATRICES)
 def test_few_dimensions_are_exact(name):
     A = MATRICES[name]
-    found = hessdiag.diagonal(A, num_probes=SIZE)
+    found = hessdiag.diagonal(A, probes=SIZE)
     assert found.kind == "exact" and found.products == SIZE
     assert torch.equal(found.value, A.diagonal()) and held(found, A.diagonal()) == (1.0, True)
     assert found.stderr.max() == 0
@@ -52,7 +52,7 @@ def test_few_dimensions_are_exact(name):
 
 def test_a_diagonal_matrix_needs_no_luck():
     values = models.randn(SIZE)
-    found = hessdiag.diagonal(torch.diag(values), num_probes=2)
+    found = hessdiag.diagonal(torch.diag(values), probes=2)
     assert torch.equal(found.value, values) and found.stderr.max() == 0 and held(found, values) == (1.0, True)
 
 
@@ -65,7 +65,7 @@ def test_errors_cover(name, deflate):
     truth, number = A.diagonal(), seeds(1000)
     single, joint = 0.0, 0
     for seed in range(number):
-        share, together = held(hessdiag.diagonal(A, num_probes=16, seed=seed, deflate=deflate), truth)
+        share, together = held(hessdiag.diagonal(A, probes=16, seed=seed, deflate=deflate), truth)
         single, joint = single + share / number, joint + together
     assert joint / number >= band(number, 0.95)[0]
     assert 0.92 <= single <= (1.0 if name == "rank one" and deflate else 0.98)  # the run has found all of it
@@ -73,7 +73,7 @@ def test_errors_cover(name, deflate):
 
 def test_the_mean_of_many_is_the_diagonal_and_stderr_its_spread():
     A = MATRICES["dense"]
-    found = [hessdiag.diagonal(A, num_probes=8, seed=seed) for seed in range(300)]
+    found = [hessdiag.diagonal(A, probes=8, seed=seed) for seed in range(300)]
     values = torch.stack([one.value for one in found])
     expected = ((A.square().sum(0) - A.diagonal().square()) / 8).sqrt()
     assert float(((values.mean(0) - A.diagonal()) / (expected / 300**0.5)).abs().max()) < 5
@@ -85,7 +85,7 @@ def test_the_mean_of_many_is_the_diagonal_and_stderr_its_spread():
 @pytest.mark.parametrize("name", ["outliers", "dense"])
 def test_a_run_taken_out_narrows_the_errors(name):
     A = MATRICES[name]
-    plain, deflated = (hessdiag.diagonal(A, num_probes=16, deflate=k) for k in (0, 12))
+    plain, deflated = (hessdiag.diagonal(A, probes=16, deflate=k) for k in (0, 12))
     assert plain.products == 16 and deflated.products == 28
     assert held(deflated, A.diagonal())[1]
     assert deflated.error < (0.1 if name == "outliers" else 1.0) * plain.error
@@ -107,7 +107,7 @@ def test_models_give_what_they_know_exactly(name, kind):
     options = {"draws": 2} if kind == "mc_fisher" else {}
     H = hessdiag.hessian(MODELS[name](), operator=kind, samples=1000, batch_size=16, **options)
     truth = H.dense().diagonal()
-    found = hessdiag.diagonal(H, num_probes=30)
+    found = hessdiag.diagonal(H, probes=30)
     exact = kind in ("ggn", "empirical_fisher", "mc_fisher") or name in ("relu", "convolutions")
     assert found.kind == ("exact" if exact else "probes")
     assert float((found.value - truth).norm()) <= found.error + 1e-12 * float(truth.norm())
@@ -126,7 +126,7 @@ def test_tokens_of_a_language_model():
     H = hessdiag.hessian(models.attention(), operator="empirical_fisher", samples=1000)
     assert torch.allclose(hessdiag.diagonal(H).value, H.dense().diagonal(), atol=1e-12)
     G = hessdiag.hessian(models.attention(), operator="ggn", samples=1000)
-    found = hessdiag.diagonal(G, num_probes=40)
+    found = hessdiag.diagonal(G, probes=40)
     assert found.kind == "probes" and "35 outputs per example" in G.notes[-1]
     assert held(found, G.dense().diagonal())[1]
 
@@ -141,20 +141,20 @@ def test_single_precision():
 def test_where_the_rest_spreads_more_the_whole_is_probed(monkeypatch):
     H = hessdiag.hessian(models.mlp())
     monkeypatch.setattr(module, "_spreads_less", lambda *_: False)
-    found = hessdiag.diagonal(H, num_probes=30)
+    found = hessdiag.diagonal(H, probes=30)
     assert found.method == "Hutchinson" and held(found, H.dense().diagonal())[1]
 
 
 def test_one_line_says_it():
-    assert repr(hessdiag.diagonal(MATRICES["dense"], num_probes=8)).count("\n") == 0
+    assert repr(hessdiag.diagonal(MATRICES["dense"], probes=8)).count("\n") == 0
 
 
 @pytest.mark.parametrize(
     ("asked", "kind", "text"),
     [
-        (lambda A: hessdiag.diagonal(A, num_probes=1), BudgetError, "standard error"),
+        (lambda A: hessdiag.diagonal(A, probes=1), BudgetError, "standard error"),
         (lambda A: hessdiag.diagonal(A, confidence=1.0), UsageError, "0.95"),
-        (lambda A: hessdiag.diagonal(A, num_probes=4).named("error"), UsageError, "'stderr'"),
+        (lambda A: hessdiag.diagonal(A, probes=4).named("error"), UsageError, "'stderr'"),
     ],
 )
 def test_what_says_nothing_is_refused_in_one_line(asked, kind, text):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hessdiag
+from hessdiag.criteria import Criterion
 from hessdiag.engine.products import fisher
 from hessdiag.errors import BudgetError, HessdiagError, UsageError
 from hessdiag.problem import Problem
@@ -170,17 +171,13 @@ def weighted():
         (lambda: hessdiag.hessian(weighted(), operator="empirical_fisher"), UsageError, "weight of its own"),
         (lambda: hessdiag.hessian(binary(), operator="mc_fisher"), UsageError, "operator='ggn'"),
         (lambda: hessdiag.hessian(models.mlp(), operator="mc_fisher", draws=0), BudgetError, "at least 1"),
-        (lambda: hessdiag.hessian(models.mlp(), operator="fisher"), HessdiagError, "allowed are"),
+        (lambda: hessdiag.hessian(models.mlp(), operator="fisher"), HessdiagError, "allowed: hessian"),
     ],
 )
 def test_what_has_no_fisher_is_refused_in_one_line(asked, kind, text):
     with pytest.raises(kind, match=text) as refusal:
         asked()
     assert "\n" not in str(refusal.value)
-
-
-def _ignored_too(labels):
-    return torch.ones(len(labels), dtype=torch.float64)
 
 
 BROKEN = {
@@ -201,6 +198,37 @@ def test_ignored_positions_would_be_noticed(monkeypatch):
     G = hessdiag.hessian(problem, operator="ggn").dense()
     few = hessdiag.hessian(problem, operator="mc_fisher", draws=500).dense()
     assert float((few - G).norm() / G.norm()) < 0.07
-    monkeypatch.setattr(fisher, "weights_of_terms", _ignored_too)
+    monkeypatch.setattr(Criterion, "sizes", lambda self, targets: torch.ones(len(targets), dtype=torch.float64))
     wrong = hessdiag.hessian(problem, operator="mc_fisher", draws=500).dense()
     assert float((wrong - G).norm() / G.norm()) > 0.1
+
+
+TORCHS = {
+    "weights": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]).double()), models.labels(12, 3)),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.2), models.labels(12, 3)),
+    "a sum": (nn.CrossEntropyLoss(reduction="sum"), models.labels(12, 3)),
+    "binary": (nn.BCEWithLogitsLoss(), (models.randn(12, 3, seed=4) > 0).double()),
+    "weighted binary": (
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 4.0]).double()),
+        (models.randn(12, 3, seed=4) > 0).double(),
+    ),
+    "squares": (nn.MSELoss(), models.randn(12, 3, seed=3)),
+}
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_torchs_own_losses(name):
+    loss, targets = TORCHS[name]
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), models.randn(12, 4)
+    G = hessdiag.hessian(model, loss, (x, targets), operator="ggn").dense()
+    drawn = hessdiag.hessian(model, loss, (x, targets), operator="mc_fisher", draws=3000).dense()
+    assert float((drawn - G).norm() / G.norm()) < 0.05
+    given = hessdiag.hessian(model, loss, (x, targets), operator="empirical_fisher").dense()
+    if name in ("a sum", "binary", "squares"):
+        summed = type(loss)(reduction="sum")
+        losses = [summed(model(x[i : i + 1]), targets[i : i + 1]) for i in range(12)]
+        pieces = [torch.autograd.grad(one, list(model.parameters())) for one in losses]
+        g = torch.stack([torch.cat([piece.flatten() for piece in one]) for one in pieces])
+        over = {"a sum": 1, "binary": 36, "squares": 36}[name]  # as curvlinops divides
+        assert error(given, g.T @ g / over) < 1e-12

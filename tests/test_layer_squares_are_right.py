@@ -526,8 +526,8 @@ def test_this_promise_would_notice(name, monkeypatch):
 
 
 BROKEN_ROOTS = {
-    "the row's weight is not its root": ("weights_of_terms", lambda f: lambda labels: f(labels) ** 2, soft),
-    "ignored places count": ("weights_of_terms", lambda f: lambda labels: 0 * f(labels) + 1, classes_second),
+    "the row's weight is not its root": ("_weights", lambda f: lambda labels: f(labels) ** 2, soft),
+    "ignored places count": ("IGNORE_INDEX", lambda _: -1, classes_second),
     "no projection": ("_applied", lambda f: lambda _, outputs, targets, z: outputs.softmax(-1).sqrt() * z, soft),
 }
 

@@ -8,9 +8,9 @@ import torch
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.fisher import Fisher
+from hessdiag.engine.squares.curved import curved_tensors
 from hessdiag.engine.squares.diagonals import squares_diagonal
-from hessdiag.engine.squares.gauss_newton import curved_tensors
-from hessdiag.errors import UsageError
+from hessdiag.errors import Refused, UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import at_least
 from hessdiag.spectral import lanczos
@@ -21,23 +21,23 @@ PILOT = 4
 
 
 def diagonal(
-    operator: Any, *, num_probes: int = 32, seed: int = 0, deflate: int = 0, confidence: float = 0.95
+    operator: Any, *, probes: int = 32, seed: int = 0, deflate: int = 0, confidence: float = 0.95
 ) -> Diagonal:
     """The diagonal of H with an error for each entry, and one for all together.
 
-    Exact where it is cheap: d products where d is no more than ``num_probes``; the squares of what the examples
+    Exact where it is cheap: d products where d is no more than ``probes``; the squares of what the examples
     pull back for a Gauss-Newton or a Fisher matrix, and for the Hessian in every tensor that the outputs are
     piecewise linear in (ReLU networks: all), with at most 32 outputs per example. Random signs elsewhere.
 
     Args:
         operator: anything `as_operator` takes; H, d x d.
-        num_probes: products to spend on probes, at least 2; 32 leave a sixth of a row's off-diagonal length.
+        probes: products to spend on probes, at least 2; 32 leave a sixth of a row's off-diagonal length.
         seed: names the probes' stream.
         deflate: Lanczos steps to spend first, so that probes see only the bulk; not beside what is exact.
         confidence: of the intervals.
 
     Returns:
-        Diagonal. Cost: ``num_probes`` and ``deflate`` products; for what is exact one per-example backward pass
+        Diagonal. Cost: ``probes`` and ``deflate`` products; for what is exact one per-example backward pass
             per output; where H has both parts 8 products more.
 
     Raises:
@@ -53,27 +53,27 @@ def diagonal(
     if not 0 < confidence < 1:
         msg = f"confidence={confidence}: must lie in (0, 1), e.g. 0.95"
         raise UsageError(msg)
-    if op.size <= num_probes:
+    if op.size <= probes:
         return exact_diagonal(op)
-    at_least(num_probes, 2, "num_probes", "a standard error")
+    at_least(probes, 2, "probes", "a standard error")
     if isinstance(op, Curvature):
-        found = _of_model(op, num_probes, seed, confidence)
+        found = _of_model(op, probes, seed, confidence)
         if found is not None:
             return found
     before = op.products
     krylov = lanczos(op, steps=deflate, seed=seed) if deflate else None
-    samples = probed(op, num_probes, seed, krylov=krylov)
+    samples = probed(op, probes, seed, krylov=krylov)
     method = f"Hutchinson, {deflate} directions deflated" if deflate else "Hutchinson"
     return estimated(op, samples, confidence, method, op.products - before)
 
 
-def _of_model(op: Curvature, num_probes: int, seed: int, confidence: float) -> Diagonal | None:
+def _of_model(op: Curvature, probes: int, seed: int, confidence: float) -> Diagonal | None:
     """What the outputs give exactly, and probes for the rest; None if they give nothing, or probes do better."""
     if op.problem.has_outputs is False:
         return None
     found = 0.0 if op.kind == "residual" else squares_diagonal(op)
-    if isinstance(found, str):
-        op.notes.append(f"diagonal: {found}")
+    if isinstance(found, Refused):
+        op.notes.append(f"diagonal: {found.reason}")
         return None
     exact = torch.zeros(op.size, dtype=torch.float64, device=op.device) + found
     rounding = op.floor * exact.abs()
@@ -87,7 +87,7 @@ def _of_model(op: Curvature, num_probes: int, seed: int, confidence: float) -> D
     spent = _products(op, R)
     if op.kind == "hessian" and not _spreads_less(R, op, among, seed):
         return None
-    samples = probed(R, num_probes, seed, among=among)
+    samples = probed(R, probes, seed, among=among)
     method = "squares of the examples' gradients, and Hutchinson for R in the tensors that are curved"
     return estimated(op, samples, confidence, method, _products(op, R) - spent, (exact, rounding))
 

@@ -87,7 +87,9 @@ def hessian(
     first, fixed = EXACT_METHODS[0] if asked.method == "auto" else asked.method, asked.method != "auto"
     curvature: Curvature
     if operator in FISHERS:
-        curvature = Fisher(subject, drawn, kind=cast(FisherKind, operator), draws=draws, seed=asked.seed, **numbers)
+        curvature = Fisher(
+            subject, drawn, kind=cast(FisherKind, operator), draws=draws, seed=asked.seed, **numbers
+        )
     else:
         curvature = Curvature(subject, drawn, kind=cast(Kind, operator), method=first, **numbers)
     first_pass(curvature)

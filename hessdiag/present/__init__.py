@@ -56,7 +56,7 @@ class Plots:
 
 
 def trace_of(spectrum: Spectrum, f: Any, confidence: float, within: tuple[float, float] | None) -> Any:
-    """Tr f(H) of a density; see `hessdiag.spectral.functions.trace_of`. A result reaches it through the presenter."""
+    """Tr f(H) of a density, for `Spectrum.apply`; see `hessdiag.spectral.functions.trace_of`."""
     return import_module("hessdiag.spectral.functions").trace_of(spectrum, f, confidence, within)
 
 

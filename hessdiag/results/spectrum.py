@@ -125,7 +125,8 @@ class Spectrum:
             f: of an array of eigenvalues, gives an array of real numbers. Rough functions (steps, poles just
                 outside of the spectrum) need more ``steps``.
             confidence: of the interval.
-            within: ends of the spectrum, where they are known (`hessdiag.extremes`): f is looked at there too.
+            within: ends of the spectrum, where they are known (`hessdiag.extremes`): f is looked at between them,
+                and nodes outside count as the end. By default between the outermost nodes.
 
         Returns:
             Estimate; ``kind`` is "exact" where every eigenvalue is known.
@@ -135,7 +136,7 @@ class Spectrum:
 
         Example:
             >>> import hessdiag, numpy as np
-            >>> density = hessdiag.spectrum(np.diag([1.0, 2.0, 4.0]), num_probes=3, steps=3)
+            >>> density = hessdiag.spectrum(np.diag([1.0, 2.0, 4.0]), probes=3, steps=3)
             >>> round(density.apply(np.log2).value, 6)
             3.0
         """

@@ -139,26 +139,26 @@ def known(op: SymmetricOperator, value: Tensor, rounding: Tensor, method: str, p
 
 def probed(
     op: SymmetricOperator,
-    num_probes: int,
+    probes: int,
     seed: int,
     *,
     krylov: Krylov | None = None,
     among: Tensor | None = None,
     quantity: str = STREAM,
 ) -> Samples:
-    """Z ∘ PHPz for ``num_probes`` sign vectors, plus what the run knows; fewer where the operator says stop.
+    """Z ∘ PHPz for ``probes`` sign vectors, plus what the run knows; fewer where the operator says stop.
 
     Args:
         op: H, d x d.
-        num_probes: products to spend.
+        probes: products to spend.
         seed: names the probes' stream.
         krylov: the run to take out.
         among: (d,) bool, entries to look at: the signs of the others are 0, and so are their values. No run then.
         quantity: names the stream.
     """
     samples, begun = Samples.of(op), 0
-    while begun < num_probes and (begun < 2 or not op.stopped):
-        group = range(begun, min(begun + op.block, num_probes))
+    while begun < probes and (begun < 2 or not op.stopped):
+        group = range(begun, min(begun + op.block, probes))
         signs = torch.stack([rademacher(op, seed, quantity, index) for index in group])
         if among is not None:
             signs *= among.to(signs)
@@ -197,7 +197,7 @@ def estimated(
         products: spent.
         exact: (d,) added, of which nothing is random, and its rounding (d,).
     """
-    at_least(samples.number, 2, "num_probes", "a standard error")
+    at_least(samples.number, 2, "probes", "a standard error")
     stderr, rounding = samples.stderr, op.floor * samples.size
     t = quantile(confidence, samples.number - 1)
     joint = quantile(max(confidence, 0.9), samples.number - 1)

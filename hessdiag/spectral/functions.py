@@ -77,12 +77,12 @@ def _finite(f: Function, spectrum: Spectrum, within: tuple[float, float] | None)
     nodes = np.array([node for node, _ in spectrum.merged()])
     lo, hi = nodes.min() - spectrum.resolution, nodes.max() + spectrum.resolution
     if within is not None:
-        lo, hi = min(lo, within[0]), max(hi, within[1])
+        lo, hi = within  # rules of a run's own density may have a node just outside of the spectrum
 
     def applied(x: Array) -> Array:
         with np.errstate(all="ignore"):
             try:
-                found = np.asarray(f(np.asarray(x, dtype=np.float64)))
+                found = np.asarray(f(np.clip(np.asarray(x, dtype=np.float64), lo, hi)))
                 real = np.broadcast_to(found, np.shape(x)).astype(np.float64, casting="same_kind")
             except (TypeError, ValueError) as error:
                 msg = "f must take an array of eigenvalues and give as many real numbers, e.g. np.log"
@@ -95,7 +95,9 @@ def _finite(f: Function, spectrum: Spectrum, within: tuple[float, float] | None)
     if len(bad):
         worst = float(bad.min())
         msg = f"f is not finite at {worst:.4g}, within the spectrum's [{lo:.4g}, {hi:.4g}]: shift it, "
-        raise UsageError(msg + f"f = lambda x: ...(x + c) with c > {max(-lo, 0.0):.4g}, or take another f")
+        raise UsageError(
+            msg + f"f = lambda x: ...(x + c) with c > {max(-lo, 0.0):.4g}, or give within=(lambda_min, lambda_max)"
+        )
     return applied
 
 

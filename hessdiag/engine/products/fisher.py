@@ -8,7 +8,7 @@ a_t = dℓ_t/df_t both matrices are
 
 the Gauss-Newton matrix with a_t a_tᵀ in the place of d²ℓ_t/df_t². The empirical Fisher takes a_t at the data's own
 targets. The Monte-Carlo Fisher takes it at targets drawn from the model's own distribution: labels from the
-softmax or the sigmoid, normal residuals of variance ½ for squared errors. Its mean over draws is the Gauss-Newton matrix.
+softmax or the sigmoid, normal residuals of variance ½ for squared errors. Its mean over draws is G.
 Normalised as curvlinops' EFLinearOperator and FisherMCLinearOperator.
 """
 
@@ -65,7 +65,9 @@ class Fisher(Curvature):
         require_outputs(self, "ggn")
         self.kind, self.draws = kind, draws  # type: ignore[assignment]
         sampled = kind == "mc_fisher"
-        self.noise = list(_uniform(self.problem, self.batches, draws, seed)) if sampled else [None] * len(self.batches)
+        self.noise = (
+            list(_uniform(self.problem, self.batches, draws, seed)) if sampled else [None] * len(self.batches)
+        )
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Products (k, 1, P) of each batch's sum of terms, with its index."""
@@ -107,14 +109,17 @@ def gradients_of_terms(function: Functional, outputs: Tensor, batch: Any, noise:
     problem, leaf, known = function.problem, outputs.detach().requires_grad_(), function.problem.built_in
     if noise is None or known is None:
         (found,) = torch.autograd.grad(problem.loss_sum(leaf, batch), leaf)
-        size = 1.0 if known is None or known.scale is None else known.scale  # it multiplies a aᵀ once, as it does G
+        size = (
+            1.0 if known is None or known.scale is None else known.scale
+        )  # it multiplies a aᵀ once, as it does G
         return in_terms(problem, found, batch)[None] / math.sqrt(size)
     drawn, wide, targets = noise.transpose(0, 1), outputs.detach().double(), problem.targets(batch)
     if known.of_classes:
         return _of_labels(known, wide, targets, drawn).to(outputs)
     roots = known.bends(wide, targets).reshape(len(wide), -1).sqrt()
     if known.name == "mse":
-        return (roots * torch.special.ndtri(drawn.clamp(min=torch.finfo(drawn.dtype).tiny))).to(outputs)
+        normal: Tensor = torch.special.ndtri(drawn.clamp(min=torch.finfo(drawn.dtype).tiny))
+        return (roots * normal).to(outputs)
     p = torch.sigmoid(wide).reshape(len(wide), -1)
     spread = (p * (1 - p)).sqrt().clamp(min=torch.finfo(p.dtype).tiny)
     return (roots * (p - (drawn < p).double()) / spread).to(outputs)

@@ -2,7 +2,7 @@
 
 G = (1/W) Σ_n J_nᵀ S_n J_n with S_n = Σ_c s_c u_c u_cᵀ has the diagonal (1/W) Σ_n Σ_c s_c (J_nᵀ u_c)²; a Fisher
 matrix has the gradients of its terms in the place of √s_c u_c. H = G + R has the same diagonal in every tensor
-with no block of R (`hessdiag.engine.squares.gauss_newton.curved_tensors`).
+with no block of R (`hessdiag.engine.squares.curved.curved_tensors`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.stacking import vmapped
 from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, loss_curvature, outputs_per_example
 from hessdiag.engine.squares.pullbacks import CHUNK_BYTES
-from hessdiag.errors import one_line
+from hessdiag.errors import Refused, one_line
 from hessdiag.samples import divide, map_tensors, row_count
 
 
-def squares_diagonal(operator: Curvature) -> Tensor | str:
+def squares_diagonal(operator: Curvature) -> Tensor | Refused:
     """The diagonal of a Fisher matrix, or of G for any other kind, (P,) float64.
 
     Costs one forward pass and per example as many backward passes as it has outputs (a Fisher matrix: terms times
@@ -33,27 +33,27 @@ def squares_diagonal(operator: Curvature) -> Tensor | str:
         The diagonal; or, where it cannot be had this way, one line saying why.
     """
     if why := beside_outputs(operator):
-        return why
+        return Refused(why)
     if operator.problem.weight is not None:
-        return "the loss has a weight of its own, so that examples cannot be taken apart"
+        return Refused("the loss has a weight of its own, so that examples cannot be taken apart")
     if any(row_count(batch) is None for batch in operator.batches):
-        return "examples cannot be taken out of their batches"
+        return Refused("examples cannot be taken out of their batches")
     try:
         with operator.timed():
             outputs = outputs_per_example(operator)
-            if isinstance(outputs, str):
+            if isinstance(outputs, Refused):
                 return outputs
             return _sum(operator, outputs)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        return f"per-example gradients fail here ({one_line(error, 100)})"
+        return Refused(f"per-example gradients fail here ({one_line(error, 100)})")
 
 
-def _sum(operator: Curvature, outputs: int) -> Tensor | str:
+def _sum(operator: Curvature, outputs: int) -> Tensor | Refused:
     function, total = operator.function, torch.zeros(operator.size, dtype=torch.float64, device=operator.device)
     noise = operator.noise if isinstance(operator, Fisher) else [None] * len(operator.batches)
     rows = max(1, int(CHUNK_BYTES / (operator.size * operator.dtype.itemsize)))
     if not isinstance(operator, Fisher) and outputs > EXACT_OUTPUTS:
-        return f"{outputs} outputs per example, more than {EXACT_OUTPUTS}"
+        return Refused(f"{outputs} outputs per example, more than {EXACT_OUTPUTS}")
     for pair in zip(operator.batches, noise, strict=True):
         for piece, drawn in divide(pair, rows):
             with torch.no_grad():
@@ -64,7 +64,7 @@ def _sum(operator: Curvature, outputs: int) -> Tensor | str:
             else:
                 signs, columns = loss_curvature(function, found.detach(), piece)
             if columns.shape[1] > EXACT_OUTPUTS:
-                return f"{columns.shape[1]} terms per example, more than {EXACT_OUTPUTS}"
+                return Refused(f"{columns.shape[1]} terms per example, more than {EXACT_OUTPUTS}")
             total += _squares(function, piece, signs.to(operator.device), columns)
     return total / operator.total_weight
 
