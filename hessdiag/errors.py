@@ -28,6 +28,8 @@ class HessdiagError(Exception):
     """
 
     exit_code = 2
+    page = ""
+    """What ``hessdiag explain`` shows of it, where a page helps."""
 
     def __str__(self) -> str:
         """The text, whatever the names and files that it quotes hold."""
@@ -58,6 +60,8 @@ class FaultsError(UsageError):
 class BudgetError(UsageError):
     """Too few probes, steps or samples for the uncertainty that was asked for (exit code 2)."""
 
+    page = "intervals"
+
 
 class NothingMatchedError(UsageError):
     """Globs on parameter names match none (exit code 2; in a check, 3: nothing was measured)."""
@@ -75,6 +79,7 @@ class NoVerdictError(HessdiagError):
     """Nothing was measured that could be compared: neither passed nor failed (exit code 3)."""
 
     exit_code = 3
+    page = "check"
 
 
 class LoadError(HessdiagError):
@@ -87,6 +92,7 @@ class MeasurementError(HessdiagError):
     """The measurement ran, but its numbers would be meaningless (exit code 4)."""
 
     exit_code = 4
+    page = "warnings"
 
 
 class NonFiniteError(MeasurementError):

@@ -261,6 +261,20 @@ def test_pages_are_the_same_under_any_spelling():
     assert pages.find("ws-upper").file == "ws_bounds.md"
 
 
+def without_page(kind=errors.HessdiagError):
+    """Kinds of refusals that name a page which does not exist."""
+    mine = {kind.__name__} if kind.page and kind.page not in pages.pages() else set()
+    return mine.union(*map(without_page, kind.__subclasses__()))
+
+
+def test_a_refusal_names_a_page_that_exists(tmp_path, monkeypatch):
+    assert without_page() == set()
+    code, _, err = call("analyze", f"{PACKAGE}/sources/digits.py:problem", "--probes", "1")
+    assert code == 2 and err.endswith(" (more: hessdiag explain intervals)\n"), err
+    monkeypatch.setattr(errors.MeasurementError, "page", "nowhere")
+    assert without_page() >= {"MeasurementError"}
+
+
 def test_an_unknown_name_is_one_line():
     code, out, err = call("explain", "lamda_max")
     assert (code, out, err.count("\n")) == (2, "", 1)

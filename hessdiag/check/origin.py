@@ -28,6 +28,8 @@ class ConfigError(FaultsError):
         faults: all of them, each one line, ``FILE:LINE: key: what is wrong; what is allowed``.
     """
 
+    page = "configuration"
+
 
 class Origin:
     """Where each value comes from: a line of the file, or a flag."""

@@ -184,7 +184,10 @@ def _explain(error: BaseException, debug: bool) -> int:
     if isinstance(error, HessdiagError):
         faults = error.faults if isinstance(error, FaultsError) else (error,)  # all at once, a line each
         hint = " (its traceback: --debug)" if isinstance(error, RaisedError) else ""
-        return max(_refuse(error, f"{fault}{hint}", error.exit_code, debug) for fault in faults)
+        hint += f" (more: hessdiag explain {error.page})" if error.page else ""
+        for fault in faults[:-1]:
+            _refuse(error, str(fault), error.exit_code, debug)
+        return _refuse(error, f"{faults[-1]}{hint}", error.exit_code, debug)
     if isinstance(error, click.UsageError):
         way_out = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         return _refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)

@@ -169,7 +169,9 @@ def flags() -> Iterator[None]:
     try:
         yield
     except OptionError as error:
-        raise FaultsError(map(_typed, error.faults)) from error
+        typed = FaultsError(map(_typed, error.faults))
+        typed.page = error.page
+        raise typed from error
 
 
 def _typed(fault: Fault) -> str:
