@@ -191,7 +191,7 @@ def beyond_the_zone_signs_are_sure(krylov_steps: int) -> None:
 
 
 def test_a_zone_left_out_of_further_starts_would_be_noticed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(import_module("hessdiag.spectral.density"), "unresolved", lambda *_: 1e-3)
+    monkeypatch.setattr(import_module("hessdiag.spectral.density"), "unresolved", lambda *_, **__: 1e-3)
     with pytest.raises(AssertionError):
         for steps in (0, 12):
             beyond_the_zone_signs_are_sure(steps)

@@ -25,6 +25,7 @@ from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.rows import rank_rows, refusals, summary
 from hessdiag.gap.statistics.means import Score
+from hessdiag.present import pictures
 from tests import example_gap as example
 from tests import test_page_is_self_contained as checker
 from tests.command import call
@@ -219,6 +220,7 @@ def flipped(score_gap: Callable[..., Score]) -> Callable[..., Score]:
 
 
 RANKS = "hessdiag.gap.statistics.ranks"
+PAGES = pictures.environment  # before a breakage takes its place
 BROKEN = {
     "the error gap has the sign of the accuracy's": lambda patch: patch.setattr(
         CheckpointRecord, "gap", flipped(CheckpointRecord.gap)
@@ -232,9 +234,7 @@ BROKEN = {
 
 
 def unescaped(*_):
-    from hessdiag.present.pictures import environment
-
-    made = environment("hessdiag.gap")
+    made = PAGES("hessdiag.gap")
     made.autoescape = False
     return made
 

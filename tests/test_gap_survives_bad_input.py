@@ -26,6 +26,7 @@ from torch import nn
 
 from hessdiag import Problem, files, folders, hashing
 from hessdiag.cli import gap as verb
+from hessdiag.cli.spelling import flagged
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
 from hessdiag.gap import kept, survey
@@ -309,7 +310,7 @@ def check_not_a_number() -> None:
     for name, words in expected.items():
         assert words in said[name]
         assert f"<code>{name}</code>: {said[name]}" in page
-        assert err.count(f"{name}: {said[name]}") == 1
+        assert err.count(f"{name}: {flagged(said[name])}") == 1
     assert {row["checkpoint"] for row in rows() if row["kind"] != "failure"} == {"run2"}
 
 

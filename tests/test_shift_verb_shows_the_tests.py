@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from hessdiag import Problem
+from hessdiag.present import pictures
 from hessdiag.shift import features
 from hessdiag.shift import plots as shift_plots
 from hessdiag.shift import report as shift_report
@@ -141,6 +142,7 @@ def faults(report: ShiftReport) -> list[str]:
     return found + checker.faults(html, ())
 
 
+PAGES = pictures.environment  # before a breakage takes its place
 BROKEN = {
     "a checkpoint is left out": lambda patch: patch.setattr(
         ShiftReport, "of_test", lambda self, test: dict(list(_of_test(self, test).items())[:1])
@@ -156,9 +158,7 @@ _of_test = ShiftReport.of_test
 
 
 def _unescaped(*_):
-    from hessdiag.present.pictures import environment
-
-    made = environment("hessdiag.shift")
+    made = PAGES("hessdiag.shift")
     made.autoescape = False
     return made
 
@@ -169,9 +169,7 @@ def _changed(get, tag, *a):
 
 
 def _without(tag: str):
-    from hessdiag.present.pictures import environment
-
-    made = environment("hessdiag.shift")
+    made = PAGES("hessdiag.shift")
     for loader in made.loader.loaders:
         loader.get_source = functools.partial(_changed, loader.get_source, tag)
     return made

@@ -192,7 +192,9 @@ def test_a_prompt_shows_a_line_per_quantity():
     assert all(name in text for name in ANALYSIS.metrics)
     assert len(text.splitlines()) <= len(ANALYSIS.metrics) + 4
     assert "per_probe" not in repr(ANALYSIS.metrics["trace"])
-    assert repr(hessian(models.mlp())) == "<hessian 75 x 75 of cross_entropy/mean over 40 examples of train>"
+    assert repr(hessian(models.mlp())) == (
+        "<Curvature hessian, 75 x 75, of cross_entropy/mean over 40 examples of train, torch.float64 on cpu>"
+    )
 
 
 def test_a_notebook_shows_the_axes_it_is_given_back():

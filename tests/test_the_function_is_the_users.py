@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hessdiag
-from hessdiag.engine.checks import kept_weights, planner, second_opinion
+from hessdiag.analysis import operator_of
+from hessdiag.engine.checks import kept_weights, second_opinion
 from hessdiag.engine.checks import preflight as room
 from hessdiag.engine.checks.preflight import preflight, require_sound
 from hessdiag.engine.products import functional
@@ -581,7 +582,7 @@ def test_a_reentrant_checkpoint_is_no_obstacle(outside):
 
 LOST = {  # what is left out: (how, a case that is then measured as if nothing were wrong)
     "the first pass is the measurement's": (
-        lambda patch: [patch.setattr(where, "first_pass", lambda _: None) for where in (room, planner)],
+        lambda patch: [patch.setattr(where, "first_pass", lambda _: None) for where in (room, operator_of)],
         "lru_cache on a method",
     ),
     "the first pass is not made again": (
