@@ -62,7 +62,7 @@ def bad_closures() -> dict[str, tuple]:
     }
 
 
-def bad_closures_are_refused():
+def test_bad_closures_are_refused():
     for name, make in ALL.items():
         for model, closure, words in bad_closures().values():
             if words == "anew" and name not in SEVERAL:
@@ -75,7 +75,7 @@ def bad_closures_are_refused():
             assert same([p.detach() for p in model.parameters()], before)
 
 
-def a_change_in_a_later_pass_is_refused():
+def test_a_change_in_a_later_pass_is_refused():
     """Weights, momentum and the loss's graph: all as before, although the first pass was in order."""
     for name in SEVERAL:
         model, calls = net(), []
@@ -134,20 +134,13 @@ BAD_SETTINGS = {
 }
 
 
-def bad_settings_are_refused():
+def test_bad_settings_are_refused():
     for call, words in BAD_SETTINGS.values():
         with pytest.raises(UsageError) as caught:
             call()
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
     assert torch.equal(PARAMS[0], torch.ones(2))
-
-
-@pytest.mark.parametrize(
-    "promise", [bad_closures_are_refused, a_change_in_a_later_pass_is_refused, bad_settings_are_refused]
-)
-def test_promise(promise):
-    promise()
 
 
 def trusting(params):
@@ -161,18 +154,23 @@ def unwatched(closure, params):
 
 BROKEN = {
     "any number goes": (
-        bad_settings_are_refused,
+        test_bad_settings_are_refused,
         wrapper.Regularizer,
         "_valid",
         staticmethod(lambda name, value: float(value)),
     ),
     "a later pass is not watched": (
-        a_change_in_a_later_pass_is_refused,
+        test_a_change_in_a_later_pass_is_refused,
         batch_loss,
         "loss_and_gradient",
         lambda c, p, **o: unwatched(c, p),
     ),
-    "any closure goes": (bad_closures_are_refused, batch_loss, "loss_and_gradient", lambda c, p, **o: trusting(p)),
+    "any closure goes": (
+        test_bad_closures_are_refused,
+        batch_loss,
+        "loss_and_gradient",
+        lambda c, p, **o: trusting(p),
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from tests.models import Attention, generator, randn
 from tests.training_runs import DIFFERENCE, Net, close, flat
 
 
-def products_are_the_dense_hessian(kind=Curved):
+def test_products_are_the_dense_hessian(kind=Curved):
     net = Net()
     dense = torch.func.hessian(net.loss)(net.theta)
     curved = kind(net.closure, net.params)
@@ -24,7 +24,7 @@ def products_are_the_dense_hessian(kind=Curved):
     close(flat(curved.gradient), torch.func.grad(net.loss)(net.theta), 1e-14)
 
 
-def products_go_through_attention(kind=Curved):
+def test_products_go_through_attention(kind=Curved):
     """Fused attention has no second derivatives: products against differences of gradients."""
     torch.manual_seed(0)
     model, tokens = Attention().double(), torch.randint(7, (3, 5), generator=generator())
@@ -48,7 +48,7 @@ def along(directions, function, theta):
     return torch.stack([function(theta + 1e-6 * d) - function(theta - 1e-6 * d) for d in directions]) / 2e-6
 
 
-def third_derivatives_are_right(kind=BatchLoss, net=Net):
+def test_third_derivatives_are_right(kind=BatchLoss, net=Net):
     """Exact and by differences, against differences of the dense Hessian's form v·H y."""
     net = net()
     theta = net.theta
@@ -75,7 +75,7 @@ class WrittenOut(nn.LayerNorm):
         return centred / (centred.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight + self.bias
 
 
-def layers_with_wrong_third_derivatives_are_known(module=training):
+def test_layers_with_wrong_third_derivatives_are_known(module=training):
     """Where torch is silently wrong "auto" takes differences; where it is right, it does not."""
     net, twin = Net(nn.LayerNorm(6)), Net(WrittenOut(6))
     assert torch.allclose(net.closure(), twin.closure(), rtol=1e-14)
@@ -94,19 +94,6 @@ def layers_with_wrong_third_derivatives_are_known(module=training):
         assert module.Curved(net.closure, net.params).third_order_is_exact == exact
 
 
-PROMISES = [
-    products_are_the_dense_hessian,
-    products_go_through_attention,
-    third_derivatives_are_right,
-    layers_with_wrong_third_derivatives_are_known,
-]
-
-
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
-def test_promise(promise):
-    promise()
-
-
 class HalfProducts(Curved):
     def product(self, v):
         return tuple(piece / 2 for piece in super().product(v))
@@ -118,10 +105,10 @@ class FirstOnly(BatchLoss):
 
 
 BROKEN = {
-    "products halved": (products_are_the_dense_hessian, HalfProducts),
-    "attention products halved": (products_go_through_attention, HalfProducts),
-    "third derivative ignores y": (third_derivatives_are_right, FirstOnly),
-    "layers not recognised": (layers_with_wrong_third_derivatives_are_known, None),
+    "products halved": (test_products_are_the_dense_hessian, HalfProducts),
+    "attention products halved": (test_products_go_through_attention, HalfProducts),
+    "third derivative ignores y": (test_third_derivatives_are_right, FirstOnly),
+    "layers not recognised": (test_layers_with_wrong_third_derivatives_are_known, None),
 }
 
 

@@ -88,13 +88,13 @@ def move(kind: str, schedule: str, copied: str, *, inner: bool = False) -> None:
     assert optimizer.steps == other.steps == 3
 
 
-def every_regularizer_is_copied():
+def test_every_regularizer_is_copied():
     for kind in KINDS:
         for copied in COPIES:
             move(kind, "CosineAnnealingLR", copied)
 
 
-def with_every_scheduler():
+def test_with_every_scheduler():
     """All of torch.optim.lr_scheduler, on the wrapper and on the inner optimizer."""
     known = {name for name in dir(lr_scheduler) if isinstance(getattr(lr_scheduler, name), type)}
     ours = {n for n in known if issubclass(getattr(lr_scheduler, n), lr_scheduler.LRScheduler)}
@@ -105,7 +105,7 @@ def with_every_scheduler():
             move("SAM", schedule, copied, inner=True)
 
 
-def hooks_stay_with_the_original():
+def test_hooks_stay_with_the_original():
     """As with torch's own optimizers: a hook's closure knows the original's tensors."""
     model, calls = net(), []
     optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1))
@@ -117,7 +117,7 @@ def hooks_stay_with_the_original():
     assert calls == [1]
 
 
-def a_whole_run_is_copied():
+def test_a_whole_run_is_copied():
     """Scheduler and copy together: the copy's learning rate moves with its own scheduler."""
     model = net()
     optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1))
@@ -151,7 +151,7 @@ class Spectral(nn.Module):
         return ((self.head @ signal).tanh() ** 2).sum() + (c.imag**2).sum() ** 2 + (c.abs() ** 2).sum()
 
 
-def complex_weights_train_as_their_pairs(*, dtypes=(torch.cfloat, torch.cdouble)):
+def test_complex_weights_train_as_their_pairs(*, dtypes=(torch.cfloat, torch.cdouble)):
     """Every regularizer, three steps with momentum and with Adam, clipped."""
     makers = KINDS | {
         "by differences": lambda _, opt: TracePenalty(opt, mu=0.01, third="difference"),
@@ -173,7 +173,7 @@ def complex_weights_train_as_their_pairs(*, dtypes=(torch.cfloat, torch.cdouble)
                 near(*ends, tolerance=2e-3 if dtype is torch.cfloat else 1e-7)
 
 
-def a_failed_step_leaves_complex_weights():
+def test_a_failed_step_leaves_complex_weights():
     model = Spectral(torch.cdouble, paired=False)
     before = state(model)
     with pytest.raises(HessdiagError):
@@ -181,7 +181,7 @@ def a_failed_step_leaves_complex_weights():
     assert same(state(model), before)
 
 
-def complex_weights_take_no_scaler():
+def test_complex_weights_take_no_scaler():
     model = Spectral(torch.cfloat, paired=False)
     scaled = SAM(torch.optim.SGD(model.parameters(), lr=0.1), scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(UsageError, match="cannot unscale complex gradients"):
@@ -191,7 +191,7 @@ def complex_weights_take_no_scaler():
 # ------------------------------------------------------------------------------------------ calls known elsewhere
 
 
-def other_call_styles_say_the_way_out():
+def test_other_call_styles_say_the_way_out():
     model = net()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     for kind in (SAM, ASAM, NSO, LabelNoise, SpectralRadius, HSR, TracePenalty):
@@ -208,7 +208,7 @@ def other_call_styles_say_the_way_out():
             call(zero_grad=True)
 
 
-def a_scaler_that_calls_is_refused():
+def test_a_scaler_that_calls_is_refused():
     """In one line whether there are gradients or not; afterwards the regularizer works as before."""
     for backward in (False, True):
         model = net(dtype=torch.float32)
@@ -223,39 +223,19 @@ def a_scaler_that_calls_is_refused():
         optimizer.step(lambda m=model: F.cross_entropy(m(X.float()), Y))
 
 
-def what_the_package_has_is_listed():
+def test_what_the_package_has_is_listed():
     assert set(dir(hessdiag.regularizers)) >= {"SAM", "ASAM", "NSO", "LabelNoise", "SpectralRadius", "HSR"}
     for shape in ((4, 3), (3, 4), (4, 4)):
         for depth in (2, 3):
             assert all(factor.is_contiguous() for factor in flattest_factors(randn(*shape), depth, 5))
 
 
-def a_reason_names_what_it_was():
+def test_a_reason_names_what_it_was():
     model = net()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     assert HSR(inner, model, traces="probes").reason == "probes were asked for"
     assert HSR(inner, model, scaler=torch.amp.GradScaler("cpu")).reason == "a GradScaler is used"
     assert HSR(inner, model).reason == ""
-
-
-PROMISES = [
-    every_regularizer_is_copied,
-    with_every_scheduler,
-    hooks_stay_with_the_original,
-    a_whole_run_is_copied,
-    complex_weights_train_as_their_pairs,
-    a_failed_step_leaves_complex_weights,
-    complex_weights_take_no_scaler,
-    other_call_styles_say_the_way_out,
-    a_scaler_that_calls_is_refused,
-    what_the_package_has_is_listed,
-    a_reason_names_what_it_was,
-]
-
-
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
-def test_promise(promise):
-    promise()
 
 
 def everything(self):
@@ -271,21 +251,21 @@ BROKEN = {
         wrapper.Regularizer,
         "__getstate__",
         everything,
-        every_regularizer_is_copied,
+        test_every_regularizer_is_copied,
     ),
-    "a copy keeps hooks": (wrapper.Regularizer, "__getstate__", everything, hooks_stay_with_the_original),
+    "a copy keeps hooks": (wrapper.Regularizer, "__getstate__", everything, test_hooks_stay_with_the_original),
     "complex weights are not taken apart": (
         batch_loss,
         "real",
         as_it_is,
-        complex_weights_train_as_their_pairs,
+        test_complex_weights_train_as_their_pairs,
     ),
-    "products of complex weights are not": (training, "real", as_it_is, complex_weights_train_as_their_pairs),
+    "products of complex weights are not": (training, "real", as_it_is, test_complex_weights_train_as_their_pairs),
     "a scaler is not told": (
         wrapper.Regularizer,
         "_step_supports_amp_scaling",
         False,
-        a_scaler_that_calls_is_refused,
+        test_a_scaler_that_calls_is_refused,
     ),
 }
 

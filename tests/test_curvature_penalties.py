@@ -104,7 +104,7 @@ def spread_of(H: Tensor) -> tuple[Tensor, Tensor]:
 # ----------------------------------------------------------------------------------------------- spectral radius
 
 
-def radius_goes_down_whatever_its_sign(kind=SpectralRadius):
+def test_radius_goes_down_whatever_its_sign(kind=SpectralRadius):
     """Against differences of max |eigvalsh|; the negated loss has a negative dominant eigenvalue."""
     for sign in (1.0, -1.0):
         for third, tolerance in (("exact", 1e-7), ("difference", 1e-5)):
@@ -118,7 +118,7 @@ def radius_goes_down_whatever_its_sign(kind=SpectralRadius):
             assert own.converged
 
 
-def below_K_is_free(kind=SpectralRadius):
+def test_below_K_is_free(kind=SpectralRadius):
     net = Net()
     rho = float(radius(net.hessian(net.theta)))
     assert float(net.penalty(kind(net.sgd(), mu=1.0, K=1.001 * rho, **SHARP)).norm()) == 0
@@ -126,7 +126,7 @@ def below_K_is_free(kind=SpectralRadius):
     close(net.penalty(kind(net.sgd(), mu=1.0, K=0.999 * rho, **SHARP)), Net().slope(radius), 1e-7)
 
 
-def an_overtaking_eigenvalue_is_found(kind=SpectralRadius):
+def test_an_overtaking_eigenvalue_is_found(kind=SpectralRadius):
     """Σ aᵢwᵢ²/2 + w³ terms: v sits on the old largest eigenvector exactly; the other direction is now sharper."""
     a = torch.tensor([1.0, 0.9, 0.5, 0.2, 0.1], dtype=torch.float64)
     param = nn.Parameter(torch.ones(5, dtype=torch.float64))
@@ -138,7 +138,7 @@ def an_overtaking_eigenvalue_is_found(kind=SpectralRadius):
     assert own.eigenvalue == pytest.approx(1.5, rel=1e-3)
 
 
-def unconverged_vectors_do_as_said(kind=SpectralRadius):
+def test_unconverged_vectors_do_as_said(kind=SpectralRadius):
     """After 3 products: "use" goes down v·Hv at constant v, "skip" takes the plain step; both keep v."""
     net = Net()
     own = kind(net.sgd(), mu=0.3, iterations=3, tolerance=1e-8)
@@ -157,7 +157,7 @@ def unconverged_vectors_do_as_said(kind=SpectralRadius):
     assert own._vector is not None
 
 
-def warm_starts_converge(kind=SpectralRadius):
+def test_warm_starts_converge(kind=SpectralRadius):
     """Constant weights, 3 products a step: the vector converges over the steps all the same."""
     net = Net()
     own = kind(torch.optim.SGD(net.params, lr=0.0), mu=0.1, iterations=3)
@@ -166,7 +166,7 @@ def warm_starts_converge(kind=SpectralRadius):
     assert own.converged and residuals[-1] < 0.01
 
 
-def training_lowers_the_radius(kind=SpectralRadius):
+def test_training_lowers_the_radius(kind=SpectralRadius):
     """Minimising with a penalty ends flatter than without, on the same data: rho falls by a tenth or more."""
     found = {}
     for name, make in (
@@ -187,7 +187,7 @@ def training_lowers_the_radius(kind=SpectralRadius):
 # --------------------------------------------------------------------------------------------------------- trace
 
 
-def the_trace_of_its_probes_goes_down(kind=TracePenalty):
+def test_the_trace_of_its_probes_goes_down(kind=TracePenalty):
     """Given its signs v, against differences of mean v·Hv of the dense Hessian."""
     for third, tolerance in (("exact", 1e-7), ("difference", 1e-4)):
         net = Net()
@@ -197,7 +197,7 @@ def the_trace_of_its_probes_goes_down(kind=TracePenalty):
         close(net.penalty(own), expected, tolerance)
 
 
-def the_trace_goes_down(kind=TracePenalty):
+def test_the_trace_goes_down(kind=TracePenalty):
     """L = Σ w⁴/4, H diagonal: signs give tr H exactly, gradient 6w. And on a network the mean of 600 probes."""
     w = torch.linspace(-1, 2, 7, dtype=torch.float64)
     param = nn.Parameter(w.clone())
@@ -225,7 +225,7 @@ class Complete(HSR):
         return tuple(piece.view_as(p) for piece, p in zip(torch.split(unit, sizes), params, strict=True))
 
 
-def the_bound_goes_down(kind=HSR, complete=Complete):
+def test_the_bound_goes_down(kind=HSR, complete=Complete):
     """Closed form and complete probes, against differences of m + s√(P−1) and s√(2P) of dense eigenvalues."""
     for bound, dense in (("upper", upper), ("spread", spread)):
         for bias in (True, False):
@@ -241,7 +241,7 @@ def the_bound_goes_down(kind=HSR, complete=Complete):
             assert probed.value == pytest.approx(value, rel=1e-10)
 
 
-def deeper_networks_too(kind=Complete):
+def test_deeper_networks_too(kind=Complete):
     """Two hidden layers, and LayerNorm, whose exact third derivatives torch 2.13 gets wrong."""
     for middle in ([nn.Sigmoid(), nn.Linear(4, 4)], [nn.LayerNorm(4)]):
         net = Net(*middle)
@@ -251,7 +251,7 @@ def deeper_networks_too(kind=Complete):
         assert own.reason and own.value == pytest.approx(value, rel=1e-9)
 
 
-def rules_do_as_said(kind=HSR):
+def test_rules_do_as_said(kind=HSR):
     """penalty, direction and alternating from one gradient of the bound, by differences."""
     expected = Net().slope(upper)
     net = Net()
@@ -265,7 +265,7 @@ def rules_do_as_said(kind=HSR):
     close(net.theta, shifted - 0.1 * torch.func.grad(net.loss)(shifted), 1e-8)
 
 
-def the_closed_form_knows_its_limits(kind=HSR):
+def test_the_closed_form_knows_its_limits(kind=HSR):
     """Where loss or model are not what it is for, the reason is named and probes are taken."""
     net = Net()
     cases = {
@@ -291,7 +291,7 @@ def the_closed_form_knows_its_limits(kind=HSR):
             kind(torch.optim.SGD(params + extra, lr=0.0), model, mu=0.1, traces="closed_form").step(closure)
 
 
-def the_closed_form_reads_the_batch(kind=HSR):
+def test_the_closed_form_reads_the_batch(kind=HSR):
     """Soft labels, frozen tensors, equal micro-batches, float32: the same bound as the dense Hessian's."""
     net = Net()
     net.y = F.one_hot(net.y, 3).double() * 0.8 + 0.2 / 3
@@ -317,7 +317,7 @@ def the_closed_form_reads_the_batch(kind=HSR):
 # ----------------------------------------------------------------------------------------------------------- all
 
 
-def the_cheaper_way_is_chosen(worth=None):
+def test_the_cheaper_way_is_chosen(worth=None):
     """By multiply-adds, the same on every machine: 600 rows of a wide layer are for probes, 40 for the formula."""
     with pytest.MonkeyPatch.context() as patch:
         if worth is not None:
@@ -332,7 +332,7 @@ def the_cheaper_way_is_chosen(worth=None):
             assert own.value > 0
 
 
-def wrong_third_derivatives_are_not_taken(kinds=(SpectralRadius, TracePenalty)):
+def test_wrong_third_derivatives_are_not_taken(kinds=(SpectralRadius, TracePenalty)):
     """LayerNorm: "auto" agrees with differences of the dense Hessian, "exact" is refused."""
     for kind in kinds:
         net = Net(nn.LayerNorm(4))
@@ -367,7 +367,7 @@ COSTS = {  # (forward passes, backward passes), from the docstrings; a third der
 }
 
 
-def costs_are_as_stated(counts=COSTS):
+def test_costs_are_as_stated(counts=COSTS):
     for name, (make, expected) in counts.items():
         net, count = Net(), Counter()
         own = make(net)
@@ -388,7 +388,7 @@ def costs_are_as_stated(counts=COSTS):
         assert (count["forward"], count["backward"]) == expected, (name, count)
 
 
-def settings_are_followed(kinds=(SpectralRadius, TracePenalty, HSR)):
+def test_settings_are_followed(kinds=(SpectralRadius, TracePenalty, HSR)):
     """mu as a schedule, and per parameter group."""
     for kind in kinds:
         model = (lambda net: {"model": net.model}) if issubclass(kind, HSR) else (lambda net: {})
@@ -405,7 +405,7 @@ def settings_are_followed(kinds=(SpectralRadius, TracePenalty, HSR)):
         assert float(found[:size].norm()) == 0 < float(found[size:].norm())
 
 
-def limits_are_right(kinds=(SpectralRadius, TracePenalty, HSR)):
+def test_limits_are_right(kinds=(SpectralRadius, TracePenalty, HSR)):
     """A constant Hessian, H = mI, H = 0, one parameter, one sample: the right limit."""
     a = randn(6, 6)
     matrices = {
@@ -430,7 +430,7 @@ def limits_are_right(kinds=(SpectralRadius, TracePenalty, HSR)):
     close(net.penalty(HSR(net.sgd(), net.model, mu=1.0, traces="closed_form")), Net(rows=1).slope(upper), 1e-6)
 
 
-def nan_leaves_the_weights(kinds=(SpectralRadius, TracePenalty, HSR)):
+def test_nan_leaves_the_weights(kinds=(SpectralRadius, TracePenalty, HSR)):
     """In the first pass and in a later one; the alternating rule too, which moves before it steps."""
     for kind in kinds:
         for first in (1, 2):
@@ -453,7 +453,7 @@ def nan_leaves_the_weights(kinds=(SpectralRadius, TracePenalty, HSR)):
             )
 
 
-def runs_resume(kinds=(SpectralRadius, TracePenalty, HSR)):
+def test_runs_resume(kinds=(SpectralRadius, TracePenalty, HSR)):
     """Five steps are three, saved and loaded into fresh objects, and two: bit for bit."""
     for kind in kinds:
         straight = Net()
@@ -500,35 +500,6 @@ def test_refusals(refused):
     with pytest.raises(UsageError, match=words) as caught:
         make(Net().sgd())
     assert "\n" not in str(caught.value)
-
-
-PROMISES = [
-    radius_goes_down_whatever_its_sign,
-    below_K_is_free,
-    an_overtaking_eigenvalue_is_found,
-    unconverged_vectors_do_as_said,
-    warm_starts_converge,
-    training_lowers_the_radius,
-    the_trace_of_its_probes_goes_down,
-    the_trace_goes_down,
-    the_bound_goes_down,
-    deeper_networks_too,
-    rules_do_as_said,
-    the_closed_form_knows_its_limits,
-    the_closed_form_reads_the_batch,
-    the_cheaper_way_is_chosen,
-    wrong_third_derivatives_are_not_taken,
-    costs_are_as_stated,
-    settings_are_followed,
-    limits_are_right,
-    nan_leaves_the_weights,
-    runs_resume,
-]
-
-
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
-def test_promise(promise):
-    promise()
 
 
 # ----------------------------------------------------------------------------------------------------- breakages
@@ -656,30 +627,32 @@ def half_the_slope_of_squares():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bound_by_probes, "ws_derivatives", half)
-        the_bound_goes_down()
+        test_the_bound_goes_down()
 
 
 BROKEN = {
-    "the sign of λ dropped": lambda: radius_goes_down_whatever_its_sign(Signless),
-    "λ_max for the radius": lambda: radius_goes_down_whatever_its_sign(Largest),
-    "v not of unit length": lambda: radius_goes_down_whatever_its_sign(Long),
-    "K ignored": lambda: below_K_is_free(AlwaysOn),
-    "every vector passes": lambda: unconverged_vectors_do_as_said(Optimist),
-    "no warm start": lambda: warm_starts_converge(Cold),
-    "the vector is not saved": lambda: runs_resume((Forgetful,)),
-    "third derivatives through LayerNorm": lambda: wrong_third_derivatives_are_not_taken((Exactly,)),
-    "half the trace": lambda: the_trace_goes_down(Halved),
-    "probes with a mean": lambda: the_trace_goes_down(Uncentred),
-    "one probe for all": lambda: the_trace_of_its_probes_goes_down(Same),
-    "T₂ forgotten": lambda: the_bound_goes_down(complete=TraceOnly),
+    "the sign of λ dropped": lambda: test_radius_goes_down_whatever_its_sign(Signless),
+    "λ_max for the radius": lambda: test_radius_goes_down_whatever_its_sign(Largest),
+    "v not of unit length": lambda: test_radius_goes_down_whatever_its_sign(Long),
+    "K ignored": lambda: test_below_K_is_free(AlwaysOn),
+    "every vector passes": lambda: test_unconverged_vectors_do_as_said(Optimist),
+    "no warm start": lambda: test_warm_starts_converge(Cold),
+    "the vector is not saved": lambda: test_runs_resume((Forgetful,)),
+    "third derivatives through LayerNorm": lambda: test_wrong_third_derivatives_are_not_taken((Exactly,)),
+    "half the trace": lambda: test_the_trace_goes_down(Halved),
+    "probes with a mean": lambda: test_the_trace_goes_down(Uncentred),
+    "one probe for all": lambda: test_the_trace_of_its_probes_goes_down(Same),
+    "T₂ forgotten": lambda: test_the_bound_goes_down(complete=TraceOnly),
     "half the slope of T₂": half_the_slope_of_squares,
-    "the direction not normalised": lambda: rules_do_as_said(Unscaled),
-    "up instead of down": lambda: rules_do_as_said(Backwards),
-    "the closed form where it does not apply": lambda: the_closed_form_knows_its_limits(Trusting),
-    "the formula at any cost": lambda: the_cheaper_way_is_chosen(worth=math.inf),
-    "probes at any cost": lambda: the_cheaper_way_is_chosen(worth=0.0),
-    "weights moved before NaN is seen": lambda: nan_leaves_the_weights((Eager,)),
-    "a third derivative more": lambda: costs_are_as_stated({"": (lambda net: HSR(net.sgd(), probes=2), (1, 6))}),
+    "the direction not normalised": lambda: test_rules_do_as_said(Unscaled),
+    "up instead of down": lambda: test_rules_do_as_said(Backwards),
+    "the closed form where it does not apply": lambda: test_the_closed_form_knows_its_limits(Trusting),
+    "the formula at any cost": lambda: test_the_cheaper_way_is_chosen(worth=math.inf),
+    "probes at any cost": lambda: test_the_cheaper_way_is_chosen(worth=0.0),
+    "weights moved before NaN is seen": lambda: test_nan_leaves_the_weights((Eager,)),
+    "a third derivative more": lambda: test_costs_are_as_stated(
+        {"": (lambda net: HSR(net.sgd(), probes=2), (1, 6))}
+    ),
 }
 
 

@@ -309,7 +309,7 @@ def test_errors_are_shown_only():
 # ---------------------------------------------------------------------------------------------------- the function
 
 
-def texts_are_made_inert() -> None:
+def test_texts_are_made_inert() -> None:
     assert visible("a\r\nb\x1b[0m\x85\u2028\ud800c") == "a↵b�[0m���c"
     assert visible("a\nb\tc", lines=True) == "a\nb�c"
     assert visible("abcdef", 4) == "abc…"
@@ -321,7 +321,7 @@ def texts_are_made_inert() -> None:
         assert inert(text) == text
 
 
-def tables_hold_no_formulas() -> None:
+def test_tables_hold_no_formulas() -> None:
     frame = pd.DataFrame(
         {
             "=name": ["=1+1", "+x", "-x", "@x", "\tx", "plain", "-1.5", "", None],
@@ -342,7 +342,7 @@ def tables_hold_no_formulas() -> None:
     assert csv_text(frame.head(0)) == "'=name,value,whole,mixed\n"
 
 
-def drawn_tables_are_made_inert() -> None:
+def test_drawn_tables_are_made_inert() -> None:
     """The last line of defence: a text that nobody had cleaned, in a cell, folded, and our own colours kept."""
     from rich.table import Table
     from rich.text import Text
@@ -360,11 +360,6 @@ def drawn_tables_are_made_inert() -> None:
     assert "\x1b" not in text and "\x07" not in text and not COMMAND.search(text)
 
 
-@pytest.mark.parametrize("promise", [texts_are_made_inert, tables_hold_no_formulas, drawn_tables_are_made_inert])
-def test_promise(promise):
-    promise()
-
-
 # ------------------------------------------------------------------------------------------------ would be noticed
 
 
@@ -374,11 +369,11 @@ def as_it_is(text, *_, **__):
 
 BROKEN = {
     "names as they are in notes": (stdout, "visible", as_it_is, hostile_names_command_nothing),
-    "names as they are in tables": (output, "visible", as_it_is, drawn_tables_are_made_inert),
-    "lines that begin with ::": (output, "inert", as_it_is, drawn_tables_are_made_inert),
-    "no formula is seen": (shown, "FORMULA", (), tables_hold_no_formulas),
-    "numbers taken for formulas": (shown, "_cell", lambda v: f"'{v}", tables_hold_no_formulas),
-    "every :: is taken for a command": (shown, "COMMAND", re.compile("(:)(?=:)"), texts_are_made_inert),
+    "names as they are in tables": (output, "visible", as_it_is, test_drawn_tables_are_made_inert),
+    "lines that begin with ::": (output, "inert", as_it_is, test_drawn_tables_are_made_inert),
+    "no formula is seen": (shown, "FORMULA", (), test_tables_hold_no_formulas),
+    "numbers taken for formulas": (shown, "_cell", lambda v: f"'{v}", test_tables_hold_no_formulas),
+    "every :: is taken for a command": (shown, "COMMAND", re.compile("(:)(?=:)"), test_texts_are_made_inert),
     "errors as they are": (LoadError, "__str__", Exception.__str__, errors_are_shown_only),
 }
 

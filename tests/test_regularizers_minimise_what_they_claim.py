@@ -19,7 +19,7 @@ from tests.training_runs import Net, close, flat, slope
 # ---------------------------------------------------------------------------------------------------------- SAM
 
 
-def sam_on_a_quadratic(kind=SAM):
+def test_sam_on_a_quadratic(kind=SAM):
     """L = w·A w / 2 with A indefinite: the step's gradient is A (w + rho A w / |A w|), by numpy."""
     rng = np.random.default_rng(1)
     a = rng.normal(size=(7, 7))
@@ -30,7 +30,7 @@ def sam_on_a_quadratic(kind=SAM):
     close(param.grad, torch.from_numpy(a @ (w + 0.3 * g / np.linalg.norm(g))), 1e-13)
 
 
-def sam_is_the_gradient_norm_penalty(kind=SAM):
+def test_sam_is_the_gradient_norm_penalty(kind=SAM):
     """Off the gradient of L + rho |∇L| by O(rho²): halving rho divides the error by 4."""
     errors = []
     for rho in (2e-2, 1e-2):
@@ -43,7 +43,7 @@ def sam_is_the_gradient_norm_penalty(kind=SAM):
     assert 3.7 < errors[0] / errors[1] < 4.3  # 4 up to the next order, itself of relative size rho
 
 
-def the_move_is_the_steepest(kind=SAM, eta: float | None = None):
+def test_the_move_is_the_steepest(kind=SAM, eta: float | None = None):
     """Among moves with |T⁻¹ e| = rho none raises the linearized loss more; T = 1, or |w| + eta."""
     net = Net()
     own = kind(net.sgd(), rho=0.3) if eta is None else kind(net.sgd(), rho=0.3, eta=eta)
@@ -59,7 +59,7 @@ def the_move_is_the_steepest(kind=SAM, eta: float | None = None):
     close(net.stepped(own), expected, 1e-12)
 
 
-def asam_ignores_rescaling(kind=ASAM):
+def test_asam_ignores_rescaling(kind=ASAM):
     """A ReLU network with one layer multiplied by 8 and the next divided by 8 has the same loss at w + e."""
     found = []
     for factor in (1.0, 8.0):
@@ -82,7 +82,7 @@ def asam_ignores_rescaling(kind=ASAM):
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
-def rho_of_a_group_overrides(kind=SAM):
+def test_rho_of_a_group_overrides(kind=SAM):
     net = Net()
     groups = [{"params": net.params[:2], "rho": 0.0}, {"params": net.params[2:]}]
     own = kind(torch.optim.SGD(groups, lr=0.1), rho=0.3)
@@ -125,7 +125,7 @@ def nso_is_the_mean_over_its_noise(options=None, kind=NSO):
         close(net.stepped(own), slope(claimed, theta), 1e-7)
 
 
-def nso_penalises_the_trace(kind=NSO):
+def test_nso_penalises_the_trace(kind=NSO):
     """L = sum of w⁴/4: the mean gradient is w³ + 3σ² w, the gradient of L + σ²/2 tr ∇²L. 4 standard errors."""
     w = torch.linspace(0.5, 2, 400, dtype=torch.float64)
     param = nn.Parameter(w.clone())
@@ -136,7 +136,7 @@ def nso_penalises_the_trace(kind=NSO):
     assert abs(excess - 1) < 4 * math.sqrt(2 / (40 * 400))
 
 
-def two_points_cancel_odd_noise(kind=NSO):
+def test_two_points_cancel_odd_noise(kind=NSO):
     """On a quadratic the pair's gradient is the plain one exactly, whatever the noise."""
     a, w = randn(6, 6), randn(6, seed=2)
     param, matrix = nn.Parameter(w.clone()), a + a.T
@@ -147,7 +147,7 @@ def two_points_cancel_odd_noise(kind=NSO):
 MOMENTS = {"normal": 3.0, "uniform": 1.8, "laplace": 6.0}  # kurtosis; the variance is 1
 
 
-def noise_has_its_law(file=nso_file):
+def test_noise_has_its_law(file=nso_file):
     for law, kurtosis in MOMENTS.items():
         param = nn.Parameter(torch.zeros(400_000, dtype=torch.float64))
         own = NSO(torch.optim.SGD([param], lr=0.1), sigma=0.1, noise=law)
@@ -163,7 +163,7 @@ def noise_has_its_law(file=nso_file):
             assert abs(float(u @ fresh) / 0.01) < 4 * math.sqrt(len(u))
 
 
-def decay_is_of_the_unperturbed_weights(kind=NSO):
+def test_decay_is_of_the_unperturbed_weights(kind=NSO):
     """The inner optimizer's decay: w − lr (g + decay · w), with w where the step began, for SAM as well."""
     for make in (lambda opt: kind(opt, sigma=0.5), lambda opt: SAM(opt, rho=0.5)):
         net = Net()
@@ -175,7 +175,7 @@ def decay_is_of_the_unperturbed_weights(kind=NSO):
 # -------------------------------------------------------------------------------------------------- label noise
 
 
-def label_noise_has_the_hessian_as_covariance(kind=LabelNoise):
+def test_label_noise_has_the_hessian_as_covariance(kind=LabelNoise):
     """At zero mean squared error the gradient has mean 0 and covariance (2σ²/B) ∇²L. 1,500 draws."""
     x, w = randn(8, 3), randn(3, seed=5)
     param, y = nn.Parameter(w.clone()), x @ w
@@ -192,7 +192,7 @@ def label_noise_has_the_hessian_as_covariance(kind=LabelNoise):
     assert float(error.abs().max()) < 4 * math.sqrt(2 / 1500)  # of a variance; covariances spread less
 
 
-def label_noise_drifts_along_the_trace(kind=LabelNoise):
+def test_label_noise_drifts_along_the_trace(kind=LabelNoise):
     """L = (uv − 1)²: u² − v² is kept by L's flow and decays at rate 8 lr λ under L + λ tr ∇²L, tr = 2(u² + v²)."""
     param = nn.Parameter(torch.tensor([2.0, 0.5], dtype=torch.float64))
     own = kind(torch.optim.SGD([param], lr=0.02), sigma=0.5)
@@ -206,7 +206,7 @@ def label_noise_drifts_along_the_trace(kind=LabelNoise):
     assert rate == pytest.approx(8 * 0.02 * 0.0025, rel=0.15)  # spread √(2/1200) = 4%, and O(lr)
 
 
-def labels_are_replaced_as_often_as_said(kind=LabelNoise):
+def test_labels_are_replaced_as_often_as_said(kind=LabelNoise):
     param = nn.Parameter(torch.ones(1))
     own = kind(torch.optim.SGD([param], lr=0.1), sigma=0.3)
     y = torch.randint(5, (40_000,), generator=generator())
@@ -228,7 +228,7 @@ COSTS = {  # gradients per step, from the docstrings
 }
 
 
-def costs_are_as_stated(counts=COSTS):
+def test_costs_are_as_stated(counts=COSTS):
     for make, gradients in counts.values():
         net, calls, backwards = Net(), [], []
 
@@ -250,7 +250,7 @@ def costs_are_as_stated(counts=COSTS):
         assert (len(calls), len(backwards)) == (gradients, gradients)
 
 
-def schedules_are_followed(file=nso_file):
+def test_schedules_are_followed(file=nso_file):
     assert [file.linear(0.1, 4)(step) for step in (0, 2, 4, 9)] == pytest.approx([0, 0.05, 0.1, 0.1])
     assert [file.exponential(0.1, 4)(step) for step in (0, 2, 4, 9)] == pytest.approx([1e-5, 1e-3, 0.1, 0.1])
     net, seen = Net(), []
@@ -261,36 +261,13 @@ def schedules_are_followed(file=nso_file):
     assert sorted(set(seen)) == [0, 1]
 
 
-PROMISES = [
-    sam_on_a_quadratic,
-    sam_is_the_gradient_norm_penalty,
-    the_move_is_the_steepest,
-    asam_ignores_rescaling,
-    rho_of_a_group_overrides,
-    nso_penalises_the_trace,
-    two_points_cancel_odd_noise,
-    noise_has_its_law,
-    decay_is_of_the_unperturbed_weights,
-    label_noise_has_the_hessian_as_covariance,
-    label_noise_drifts_along_the_trace,
-    labels_are_replaced_as_often_as_said,
-    costs_are_as_stated,
-    schedules_are_followed,
-]
-
-
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
-def test_promise(promise):
-    promise()
-
-
 @pytest.mark.parametrize("options", NSO_SETTINGS.values(), ids=NSO_SETTINGS)
 def test_nso_is_the_mean_over_its_noise(options):
     nso_is_the_mean_over_its_noise(options)
 
 
 def test_asam_takes_the_steepest_move_in_its_own_metric():
-    the_move_is_the_steepest(ASAM, eta=0.01)
+    test_the_move_is_the_steepest(ASAM, eta=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------- breakages
@@ -373,23 +350,23 @@ class SameLaw:
 
 
 BROKEN = {
-    "SAM: rho g without the norm": (sam_on_a_quadratic, Unnormalised),
-    "SAM: downhill": (sam_is_the_gradient_norm_penalty, Descending),
-    "SAM: a norm per tensor": (the_move_is_the_steepest, PerTensor),
-    "SAM: group's rho ignored": (rho_of_a_group_overrides, OwnRho),
-    "ASAM: T instead of T²": (asam_ignores_rescaling, OnceStretched),
-    "ASAM: plain SAM": (asam_ignores_rescaling, SAM),
-    "NSO: σ² as standard deviation": (nso_penalises_the_trace, Variance),
+    "SAM: rho g without the norm": (test_sam_on_a_quadratic, Unnormalised),
+    "SAM: downhill": (test_sam_is_the_gradient_norm_penalty, Descending),
+    "SAM: a norm per tensor": (test_the_move_is_the_steepest, PerTensor),
+    "SAM: group's rho ignored": (test_rho_of_a_group_overrides, OwnRho),
+    "ASAM: T instead of T²": (test_asam_ignores_rescaling, OnceStretched),
+    "ASAM: plain SAM": (test_asam_ignores_rescaling, SAM),
+    "NSO: σ² as standard deviation": (test_nso_penalises_the_trace, Variance),
     "NSO: σ² as standard deviation, given the noise": (nso_is_the_mean_over_its_noise, Variance),
-    "NSO: one point": (two_points_cancel_odd_noise, OnePoint),
+    "NSO: one point": (test_two_points_cancel_odd_noise, OnePoint),
     "NSO: not divided by 2": (nso_is_the_mean_over_its_noise, Undivided),
-    "NSO: weights left perturbed": (decay_is_of_the_unperturbed_weights, Decaying),
-    "noise of another law": (noise_has_its_law, "laws"),
-    "label noise drawn once": (label_noise_has_the_hessian_as_covariance, Frozen),
-    "label noise too small": (label_noise_drifts_along_the_trace, Quiet),
-    "labels replaced too rarely": (labels_are_replaced_as_often_as_said, Quiet),
-    "a pass too many": (costs_are_as_stated, {"SAM": (lambda opt: Doubled(opt), 2)}),
-    "a schedule that does not start": (schedules_are_followed, SameLaw),
+    "NSO: weights left perturbed": (test_decay_is_of_the_unperturbed_weights, Decaying),
+    "noise of another law": (test_noise_has_its_law, "laws"),
+    "label noise drawn once": (test_label_noise_has_the_hessian_as_covariance, Frozen),
+    "label noise too small": (test_label_noise_drifts_along_the_trace, Quiet),
+    "labels replaced too rarely": (test_labels_are_replaced_as_often_as_said, Quiet),
+    "a pass too many": (test_costs_are_as_stated, {"SAM": (lambda opt: Doubled(opt), 2)}),
+    "a schedule that does not start": (test_schedules_are_followed, SameLaw),
 }
 
 

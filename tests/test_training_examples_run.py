@@ -55,23 +55,23 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [value.detach().clone() for value in model.state_dict().values()]
 
 
-def the_plain_loop_learns(folder: Path) -> None:
+def test_the_plain_loop_learns(tmp_path: Path) -> None:
     model, losses = example_plain_loop.train(epochs=2)
     assert losses[1] < losses[0] / 2
     assert example_plain_loop.accuracy(model) > LEARNED
 
 
-def the_plain_loop_resumes(folder: Path) -> None:
+def test_the_plain_loop_resumes(tmp_path: Path) -> None:
     whole, _ = example_plain_loop.train(epochs=3)
-    file = folder / "run.pt"
+    file = tmp_path / "run.pt"
     example_plain_loop.train(epochs=1, file=file, total=3)
     model, losses = example_plain_loop.train(epochs=3, file=file)
     assert len(losses) == 2
     assert same(weights(model), weights(whole))
 
 
-def lightning_learns(folder: Path) -> None:
-    module, run = fitted(folder, epochs=2)
+def test_lightning_learns(tmp_path: Path) -> None:
+    module, run = fitted(tmp_path, epochs=2)
     (optimizer,) = run.optimizers
     assert isinstance(optimizer, NSO)
     assert optimizer.steps == run.global_step == 2 * len(example_lightning.loader(0))
@@ -79,12 +79,12 @@ def lightning_learns(folder: Path) -> None:
     assert found["accuracy"] > LEARNED
 
 
-def lightning_resumes(folder: Path) -> None:
+def test_lightning_resumes(tmp_path: Path) -> None:
     """Noise and momentum go on where the checkpoint was taken, or the bits would differ."""
-    whole, _ = fitted(folder / "whole", epochs=3)
-    _, first = fitted(folder / "parts", epochs=1)
+    whole, _ = fitted(tmp_path / "whole", epochs=3)
+    _, first = fitted(tmp_path / "parts", epochs=1)
     saved = first.checkpoint_callback.best_model_path
-    module, second = fitted(folder / "parts", epochs=3, resume=saved)
+    module, second = fitted(tmp_path / "parts", epochs=3, resume=saved)
     assert second.optimizers[0].steps == 3 * len(example_lightning.loader(0))
     assert same(weights(module), weights(whole))
 
@@ -98,23 +98,9 @@ class Automatic(example_lightning.Digits):
         return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
 
 
-def automatic_optimization_is_refused(folder: Path) -> None:
+def test_automatic_optimization_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no graph"):
-        fitted(folder, epochs=1, kind=Automatic)
-
-
-PROMISES = [
-    the_plain_loop_learns,
-    the_plain_loop_resumes,
-    lightning_learns,
-    lightning_resumes,
-    automatic_optimization_is_refused,
-]
-
-
-@pytest.mark.parametrize("promise", PROMISES)
-def test_promise(promise, tmp_path):
-    promise(tmp_path)
+        fitted(tmp_path, epochs=1, kind=Automatic)
 
 
 def no_move(self, params, pieces, scaler, scale):
@@ -124,22 +110,22 @@ def no_move(self, params, pieces, scaler, scale):
 
 
 BROKEN = {
-    "nothing is learned, plain": (the_plain_loop_learns, SAM, "_move", no_move),
-    "nothing is learned, Lightning": (lightning_learns, NSO, "_move", no_move),
+    "nothing is learned, plain": (test_the_plain_loop_learns, SAM, "_move", no_move),
+    "nothing is learned, Lightning": (test_lightning_learns, NSO, "_move", no_move),
     "steps start again": (
-        lightning_resumes,
+        test_lightning_resumes,
         Regularizer,
         "load_state_dict",
         lambda self, state: self.inner.load_state_dict({k: state[k] for k in ("state", "param_groups")}),
     ),
     "momentum is lost": (
-        the_plain_loop_resumes,
+        test_the_plain_loop_resumes,
         Regularizer,
         "load_state_dict",
         lambda self, state: setattr(self, "steps", state["regularizer"]["steps"]),
     ),
     "a loss without a graph goes": (
-        automatic_optimization_is_refused,
+        test_automatic_optimization_is_refused,
         NSO,
         "step",
         lambda self, closure: closure(),

@@ -24,7 +24,7 @@ from tests.training_runs import KINDS, PASSES, Net, X, Y, close, flat, loss_of, 
 # ------------------------------------------------------------------------------------------------- what it does
 
 
-def micro_batches_are_one_batch():
+def test_micro_batches_are_one_batch():
     for make in KINDS.values():
         whole, parts = net(), net()
         one, two = make(sgd(whole)), make(sgd(parts))
@@ -35,7 +35,7 @@ def micro_batches_are_one_batch():
         near(state(whole), state(parts))
 
 
-def scaled_steps_are_unscaled_steps():
+def test_scaled_steps_are_unscaled_steps():
     """In float32 a scale of 2^12 is exact; float16 and bfloat16 autocast are within their precision."""
     for make in KINDS.values():
         plain, scaled = net(dtype=torch.float32), net(dtype=torch.float32)
@@ -55,7 +55,7 @@ def scaled_steps_are_unscaled_steps():
             near(state(half), state(plain), tolerance)
 
 
-def overflow_skips_the_step():
+def test_overflow_skips_the_step():
     """Infinity in any pass: weights and momentum stay, the scale is halved, training goes on."""
     for name, make in KINDS.items():
         for bad in range(1, PASSES[name] + 1):
@@ -79,7 +79,7 @@ def overflow_skips_the_step():
             assert not same(state(model), before)
 
 
-def autocast_around_the_step_sees_each_pass():
+def test_autocast_around_the_step_sees_each_pass():
     """Autocast keeps half-precision copies of the weights; a pass must not see those of the pass before."""
     inside, around = net(dtype=torch.float32), net(dtype=torch.float32)
 
@@ -107,7 +107,7 @@ def parametrized_layers() -> list[nn.Module]:
     return layers
 
 
-def parametrized_weights_follow_each_pass():
+def test_parametrized_weights_follow_each_pass():
     """Against the definitions by torch.func, with parametrize.cached() around the step too."""
     for index in range(len(parametrized_layers())):
         for around in (contextlib.nullcontext, parametrize.cached):
@@ -129,7 +129,7 @@ def parametrized_weights_follow_each_pass():
                     close(one.stepped(own), right, 1e-10)
 
 
-def clipping_bounds_the_gradient():
+def test_clipping_bounds_the_gradient():
     for make in KINDS.values():
         free, clipped = net(), net()
         make(sgd(free)).step(loss_of(free))
@@ -140,7 +140,7 @@ def clipping_bounds_the_gradient():
         assert torch.allclose(c / c.norm(), g / g.norm(), rtol=1e-9)
 
 
-def frozen_weights_stay():
+def test_frozen_weights_stay():
     for make in KINDS.values():
         model = net()
         own = make(sgd(model, weight_decay=0.1))
@@ -154,7 +154,7 @@ def frozen_weights_stay():
         assert not torch.equal(model[0].weight, kept)
 
 
-def a_weight_without_gradient_in_a_pass_is_put_back():
+def test_a_weight_without_gradient_in_a_pass_is_put_back():
     """Pass 1 uses the first tensor, pass 2 the other: the first moved and has no gradient at the end."""
     first, second, calls = nn.Parameter(randn(3)), nn.Parameter(randn(3, seed=2)), []
     kept = first.detach().clone()
@@ -173,7 +173,7 @@ def norm_layers() -> list[nn.Module]:
     return [nn.BatchNorm1d(6), nn.BatchNorm1d(6, momentum=None), nn.BatchNorm1d(6, track_running_stats=False)]
 
 
-def statistics_move_once():
+def test_statistics_move_once():
     """As after one ordinary forward pass, for any momentum; for SAM at the weights themselves."""
     for make in KINDS.values():
         for layer in norm_layers():
@@ -190,7 +190,7 @@ def statistics_move_once():
                 assert same([*model.buffers()], [*once.buffers()])
 
 
-def compiled_models_compile_once():
+def test_compiled_models_compile_once():
     """Given the model, no hook makes torch.compile start over; BatchNorm still moves once per step."""
     model, graphs = net(nn.BatchNorm1d(6)), []
     compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(1) or graph.forward)
@@ -201,7 +201,7 @@ def compiled_models_compile_once():
     assert len(graphs) == 1
 
 
-def dropout_masks_agree():
+def test_dropout_masks_agree():
     """Every pass draws the same mask, and the random state afterwards is as after one pass; if asked, not."""
     for name, make in KINDS.items():
         for shared in (True, False):
@@ -218,7 +218,7 @@ def dropout_masks_agree():
             assert torch.equal(torch.get_rng_state(), after_one) == shared
 
 
-def interrupted_training_continues_alike():
+def test_interrupted_training_continues_alike():
     """Three steps, a checkpoint through torch.save, two more: the same bits as five steps."""
     for make in KINDS.values():
         runs = []
@@ -240,7 +240,7 @@ def interrupted_training_continues_alike():
         assert copy.deepcopy(own).steps == 5
 
 
-def learning_rate_schedulers_take_either():
+def test_learning_rate_schedulers_take_either():
     for pick in (lambda own: own, lambda own: own.inner):
         model = net()
         own = SAM(sgd(model))
@@ -279,7 +279,7 @@ FAULTS = {
 }
 
 
-def faults_leave_everything(faults=None):
+def test_faults_leave_everything(faults=None):
     """In any pass: weights, gradients, momentum and BatchNorm statistics have the bits they had."""
     for name, make in KINDS.items():
         for spoil, error in (faults or FAULTS).values():
@@ -306,28 +306,6 @@ def faults_leave_everything(faults=None):
 
 # ---------------------------------------------------------------------------------------------------- breakages
 
-PROMISES = [
-    micro_batches_are_one_batch,
-    scaled_steps_are_unscaled_steps,
-    overflow_skips_the_step,
-    autocast_around_the_step_sees_each_pass,
-    parametrized_weights_follow_each_pass,
-    clipping_bounds_the_gradient,
-    frozen_weights_stay,
-    a_weight_without_gradient_in_a_pass_is_put_back,
-    statistics_move_once,
-    compiled_models_compile_once,
-    dropout_masks_agree,
-    interrupted_training_continues_alike,
-    learning_rate_schedulers_take_either,
-    faults_leave_everything,
-]
-
-
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
-def test_promise(promise):
-    promise()
-
 
 def forgetful(own) -> tuple[float, ...]:
     """A schedule by the calls of this object, which a checkpoint does not hold."""
@@ -341,60 +319,60 @@ def leaving_statistics(self, *error) -> None:
 
 
 BROKEN = {
-    "weights not put back": (faults_leave_everything, restoring.Weights, "restore", lambda self: None),
+    "weights not put back": (test_faults_leave_everything, restoring.Weights, "restore", lambda self: None),
     "put back by subtraction": (
-        faults_leave_everything,
+        test_faults_leave_everything,
         restoring.Weights,
         "restore",
         lambda self: [p.data.mul_(1 + 1e-16 * p.numel()).add_(1e-15) for p in self.params],
     ),
     "statistics in every pass": (
-        statistics_move_once,
+        test_statistics_move_once,
         restoring.Statistics,
         "held",
         lambda self: torch.enable_grad(),
     ),
     "statistics never, compiled": (
-        compiled_models_compile_once,
+        test_compiled_models_compile_once,
         restoring.Statistics,
         "commit",
         lambda self: None,
     ),
-    "statistics never": (statistics_move_once, restoring.Statistics, "commit", lambda self: None),
+    "statistics never": (test_statistics_move_once, restoring.Statistics, "commit", lambda self: None),
     "statistics kept after a fault": (
-        faults_leave_everything,
+        test_faults_leave_everything,
         batch_loss.BatchLoss,
         "__exit__",
         leaving_statistics,
     ),
-    "no replay": (dropout_masks_agree, restoring.Randomness, "replay", lambda self: None),
-    "casts kept": (autocast_around_the_step_sees_each_pass, restoring, "_forget_copies", lambda: None),
+    "no replay": (test_dropout_masks_agree, restoring.Randomness, "replay", lambda self: None),
+    "casts kept": (test_autocast_around_the_step_sees_each_pass, restoring, "_forget_copies", lambda: None),
     "parametrized weights kept": (
-        parametrized_weights_follow_each_pass,
+        test_parametrized_weights_follow_each_pass,
         restoring,
         "_forget_copies",
         torch.clear_autocast_cache,
     ),
     "no finite check": (
-        faults_leave_everything,
+        test_faults_leave_everything,
         batch_loss.BatchLoss,
         "_checked",
         lambda self, loss, pieces: pieces,
     ),
     "overflow not skipped": (
-        overflow_skips_the_step,
+        test_overflow_skips_the_step,
         batch_loss.BatchLoss,
         "_checked",
         lambda self, loss, pieces: tuple(p.nan_to_num() for p in pieces),
     ),
     "steps not restored": (
-        interrupted_training_continues_alike,
+        test_interrupted_training_continues_alike,
         NSO,
         "scheduled",
         lambda self, n, s: forgetful(self),
     ),
     "clipping per tensor": (
-        clipping_bounds_the_gradient,
+        test_clipping_bounds_the_gradient,
         torch.nn.utils,
         "clip_grad_norm_",
         lambda params, most: [p.grad.mul_(most / p.grad.norm()) for p in params],
