@@ -227,14 +227,14 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, room: int = 0) -> None:
 
 def control_c(monkeypatch: pytest.MonkeyPatch, after: int = 5) -> None:
     """Ctrl-C during a product."""
-    apply, calls = Curvature._apply, iter(range(after))
+    apply, calls = Curvature.multiply, iter(range(after))
 
     def interrupted(self: Curvature, rows: torch.Tensor) -> torch.Tensor:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return apply(self, rows)
 
-    monkeypatch.setattr(Curvature, "_apply", interrupted)
+    monkeypatch.setattr(Curvature, "multiply", interrupted)
 
 
 MISHAPS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int, tuple[str, ...]]] = {
@@ -242,7 +242,7 @@ MISHAPS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int, tuple[str, .
     "disk full after the test file": (lambda m: full_disk(m, 1), 4, ("No space left", "-o")),
     "Ctrl-C in the middle": (control_c, 130, ("interrupted",)),
     "no memory": (
-        lambda m: m.setattr(Curvature, "_apply", lambda *_: (_ for _ in ()).throw(MemoryError("of 8 GiB"))),
+        lambda m: m.setattr(Curvature, "multiply", lambda *_: (_ for _ in ()).throw(MemoryError("of 8 GiB"))),
         4,
         ("MemoryError", "of 8 GiB"),
     ),
@@ -314,7 +314,7 @@ def test_help_and_usage_errors_never_wait_for_torch(folder: Path) -> None:
 
 
 def unrestricted(path: Path, kind: archive.Format) -> Any:
-    return archive._unpickle_trusted(path, kind)
+    return archive.unpickle_trusted(path, kind)
 
 
 def leaves_its_test_file(folder: Path) -> None:
@@ -324,16 +324,16 @@ def leaves_its_test_file(folder: Path) -> None:
 BROKEN: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "tracebacks": (
         f"{GOOD} -c missing.pt",
-        lambda m: m.setattr(cli, "_refuse", lambda error, text, code, debug: refuse(error, text, code, True)),
+        lambda m: m.setattr(cli, "refuse", lambda error, text, code, debug: refuse(error, text, code, True)),
     ),
     "a line without our name": (
         f"{GOOD} -c missing.pt",
-        lambda m: m.setattr(cli, "_refuse", lambda error, text, code, debug: print(text, file=sys.stderr) or code),
+        lambda m: m.setattr(cli, "refuse", lambda error, text, code, debug: print(text, file=sys.stderr) or code),
     ),
     "another exit code": (f"{GOOD} -c cut.pt", lambda m: m.setattr(LoadError, "exit_code", 1)),
     "a pickle that runs": (
         f"{GOOD} -c hostile.pt",
-        lambda m: m.setattr(archive, "_unpickle_safely", unrestricted),
+        lambda m: m.setattr(archive, "unpickle_safely", unrestricted),
     ),
     "a file of the user's removed": (
         f"{GOOD} -c empty.pt",
@@ -352,7 +352,7 @@ BROKEN: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
         lambda m: m.setattr("hessdiag.settings.Settings.__post_init__", lambda self: None),
     ),
 }
-refuse = cli._refuse
+refuse = cli.refuse
 
 
 @pytest.mark.parametrize("breakage", BROKEN)

@@ -191,7 +191,7 @@ def test_errors_of_probes_and_of_data_add_in_quadrature():
     rng = np.random.default_rng(0)
     values, weights = rng.standard_normal(8), np.ones(8)
     half = float(student.ppf(0.975, 7)) * values.std(ddof=1) / math.sqrt(8)
-    found = changing._over_data(changing.Interval(1.0, -2.0, 1.0), 4 / half * values, weights, 0.95)
+    found = changing.over_data(changing.Interval(1.0, -2.0, 1.0), 4 / half * values, weights, 0.95)
     assert (found.lo, found.hi) == pytest.approx((1 - 5, 1 + 4), rel=1e-12)
 
 
@@ -300,7 +300,7 @@ def narrowing(relative=False):
         base, new = probed(5 + noise[0]), probed(6 + noise[1])
         found = [
             change(base, new, relative=relative, confidence=0.95),
-            changing._corners(base, new, relative),
+            changing.corners(base, new, relative),
         ]
         widths.append([x.hi - x.lo for x in found])
     paired, corners = np.mean(widths, axis=0)
@@ -358,39 +358,39 @@ def _larger_error(sampled, values, weights, confidence):
     return changing.Interval(sampled.value, sampled.value - max(half, down), sampled.value + max(half, up))
 
 
-ORIGINAL_PAIRS, ORIGINAL_PAIRED = changing._pairs, changing._paired
+ORIGINAL_PAIRS, ORIGINAL_PAIRED = changing.paired_samples, changing._paired
 same_record = partial(test_the_same_record_has_not_changed, "float64")
 BROKEN = {
     "unpaired": (
-        "_pairs",
+        "paired_samples",
         lambda base, new: None,
         lambda: test_pairs_know_the_change_better_than_the_numbers(False),
     ),
     "pairs of different probes": (
-        "_linearized",
+        "linearized",
         _mean_of_other_order,
         lambda: test_pairs_know_the_change_better_than_the_numbers(False),
     ),
     "the sign of a negative baseline": (
-        "_linearized",
+        "linearized",
         _signed,
         lambda: test_a_relative_change_is_of_the_baselines_size(-1),
     ),
     "the baseline's own error forgotten": (
-        "_linearized",
+        "linearized",
         _ratio_forgotten,
         lambda: test_a_relative_change_is_of_the_baselines_size(1),
     ),
-    "draws forgotten": ("_pairs", _draws_forgotten, test_two_sources_add_by_welch),
+    "draws forgotten": ("paired_samples", _draws_forgotten, test_two_sources_add_by_welch),
     "other draws taken for the same": ("_probed", _unshifted, lambda: same_record((64, 16), False)),
     "data ignored": (
-        "_over_data",
+        "over_data",
         _data_ignored,
         lambda: test_the_interval_holds_the_truth_as_often_as_it_says(COVERAGE["population"]),
     ),
-    "the larger error alone": ("_over_data", _larger_error, test_errors_of_probes_and_of_data_add_in_quadrature),
+    "the larger error alone": ("over_data", _larger_error, test_errors_of_probes_and_of_data_add_in_quadrature),
     "brackets by their lower ends": (
-        "_corners",
+        "corners",
         lambda base, new, relative: ORIGINAL_PAIRED(base, new, ORIGINAL_PAIRS(base, new), relative, 0.95),
         test_brackets_change_between_their_corners,
     ),
@@ -401,7 +401,7 @@ BROKEN = {
         lambda: test_the_interval_holds_the_truth_as_often_as_it_says(COVERAGE["absolute"]),
     ),
     "values for corners": (
-        "_corners",
+        "corners",
         lambda base, new, relative: changing.Interval(0.0, new.lo - base.lo, new.hi - base.hi),
         lambda: test_corners_hold_every_possible_change(False),
     ),

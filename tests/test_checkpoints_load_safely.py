@@ -636,7 +636,7 @@ Patch = pytest.MonkeyPatch
 
 
 def unrestricted(patch: Patch) -> None:
-    patch.setattr(archive, "_unpickle_safely", lambda path, kind: archive._unpickle_trusted(path, kind))
+    patch.setattr(archive, "unpickle_safely", lambda path, kind: archive.unpickle_trusted(path, kind))
 
 
 def copy_first(patch: Patch) -> None:

@@ -147,7 +147,7 @@ def test_what_an_operator_returns_stays_its_own():
 
 
 def test_this_promise_would_notice_borrowed_memory(monkeypatch):
-    monkeypatch.setattr(ClosureOperator, "_apply", lambda self, rows: self._matmat(rows.T).T)
+    monkeypatch.setattr(ClosureOperator, "multiply", lambda self, rows: self._matmat(rows.T).T)
     assert not own_memory_stays_whole()
 
 

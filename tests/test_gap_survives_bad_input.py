@@ -231,7 +231,7 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_anything_is_meas
 
 def check_interrupted(*more: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Curvature, "_apply", interrupted(Curvature._apply, after=3, once="run1"))
+        patch.setattr(Curvature, "multiply", interrupted(Curvature.multiply, after=3, once="run1"))
         code, out, err = gap("--csv", "gap.csv", *more)
     assert (code, out) == (130, "")
     again = "the same command without --fresh" if more else "the same command"

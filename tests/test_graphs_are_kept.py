@@ -239,11 +239,11 @@ BROKEN = {
         test_what_does_not_fit_is_built_anew,
     ),
     "a control group's limit is overlooked": (
-        lambda m: m.setattr(memory, "_groups", list),
+        lambda m: m.setattr(memory, "control_groups", list),
         lambda m: _free("a control group", m),
     ),
     "only the innermost group is looked at": (
-        lambda m: m.setattr(memory, "_groups", lambda: [memory.GROUPS / "a/b"]),
+        lambda m: m.setattr(memory, "control_groups", lambda: [memory.GROUPS / "a/b"]),
         lambda m: _free("the group above it", m),
     ),
     "memory is given up last": (

@@ -219,13 +219,13 @@ def cut_wrongly(monkeypatch, change):
 
 
 def lose_a_batch(monkeypatch, _=None):
-    retreat = Curvature._retreat
+    retreat = Curvature.retreat
 
     def losing(op, batch, vectors, failure):
         retreat(op, batch, vectors, failure)
         op.batches[-1] = op.batches[0]
 
-    monkeypatch.setattr(Curvature, "_retreat", losing)
+    monkeypatch.setattr(Curvature, "retreat", losing)
 
 
 BROKEN = {

@@ -61,7 +61,7 @@ def measure(problem):
 def interrupted(error):
     def run(problem):
         op = Curvature(problem, models.sample(problem, 7))
-        op._retreat = None
+        op.retreat = None
         calls = iter(range(100))
 
         def forward(module, arguments):

@@ -346,23 +346,23 @@ BROKEN = {
         leaving_statistics,
     ),
     "no replay": (test_dropout_masks_agree, restoring.Randomness, "replay", lambda self: None),
-    "casts kept": (test_autocast_around_the_step_sees_each_pass, restoring, "_forget_copies", lambda: None),
+    "casts kept": (test_autocast_around_the_step_sees_each_pass, restoring, "forget_copies", lambda: None),
     "parametrized weights kept": (
         test_parametrized_weights_follow_each_pass,
         restoring,
-        "_forget_copies",
+        "forget_copies",
         torch.clear_autocast_cache,
     ),
     "no finite check": (
         test_faults_leave_everything,
         batch_loss.BatchLoss,
-        "_checked",
+        "checked",
         lambda self, loss, pieces: pieces,
     ),
     "overflow not skipped": (
         test_overflow_skips_the_step,
         batch_loss.BatchLoss,
-        "_checked",
+        "checked",
         lambda self, loss, pieces: tuple(p.nan_to_num() for p in pieces),
     ),
     "steps not restored": (

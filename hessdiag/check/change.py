@@ -50,7 +50,7 @@ def level(metric: Recorded, *, confidence: float, population: bool = False) -> I
     if not population:
         return sampled
     values, weights = np.asarray(metric.block_values), np.asarray(metric.block_weights)
-    return _over_data(sampled, values, weights, confidence)
+    return over_data(sampled, values, weights, confidence)
 
 
 def change(
@@ -84,8 +84,8 @@ def change(
     bracketed = "bracket" in (base.kind, new.kind)
     if bracketed and same and _agree(base, new):
         return Interval(0.0, 0.0, 0.0, "the same weights")
-    pairs = None if bracketed else _pairs(base, new)
-    sampled = _corners(base, new, relative) if pairs is None else _paired(base, new, pairs, relative, confidence)
+    pairs = None if bracketed else paired_samples(base, new)
+    sampled = corners(base, new, relative) if pairs is None else _paired(base, new, pairs, relative, confidence)
     if not population:
         return sampled
     blocks = common_blocks(base, new)
@@ -94,8 +94,8 @@ def change(
     weights = blocks.weights
     shares = weights / weights.sum() if len(weights) else weights
     b, n = float((shares * blocks.base).sum()), float((shares * blocks.new).sum())
-    values = _linearized(blocks.base, blocks.new, b, n, relative)
-    return _over_data(sampled, values, weights, confidence)
+    values = linearized(blocks.base, blocks.new, b, n, relative)
+    return over_data(sampled, values, weights, confidence)
 
 
 METHODS = {
@@ -113,8 +113,13 @@ def _agree(base: Recorded, new: Recorded) -> bool:
     return all(abs(a - b) <= floor for a, b in zip((base.lo, base.hi), (new.lo, new.hi), strict=True))
 
 
-def _pairs(base: Recorded, new: Recorded) -> list[tuple[Array, Array]] | None:
-    """Independent sources of error, as samples of both in pairs; None where there are none, or too few."""
+def paired_samples(base: Recorded, new: Recorded) -> list[tuple[Array, Array]] | None:
+    """Independent sources of error (probes, draws), each as samples of both metrics in pairs.
+
+    Returns:
+        One pair of arrays (count,) for each source; None where there is no source, or one has fewer than
+        `FEWEST_PAIRS` pairs.
+    """
     drawn = min((len(x.per_draw) for x in (base, new) if x.per_draw), default=0)
     found = []
     for ours, theirs in ((_probed(base, drawn), _probed(new, drawn)), (base.per_draw, new.per_draw)):
@@ -142,29 +147,30 @@ def _paired(
 ) -> Interval:
     """The mean over pairs; further sources of error are deviations only, added in quadrature."""
     b, n = (float(samples.mean()) for samples in pairs[0])
-    first = _linearized(*pairs[0], b, n, relative)
+    first = linearized(*pairs[0], b, n, relative)
     stderr, lo, hi = mean_interval(first, confidence)
     value = float(first.mean())
     slack = NUMERIC_FLOOR.get(new.dtype, NUMERIC_FLOOR["float32"]) * max(abs(base.value), abs(new.value))
     slack /= abs(b) if relative else 1.0
     if len(pairs) > 1:
         draws_b, draws_n = pairs[1]
-        draws = _linearized(draws_b - draws_b.mean() + b, draws_n - draws_n.mean() + n, b, n, relative)
+        draws = linearized(draws_b - draws_b.mean() + b, draws_n - draws_n.mean() + n, b, n, relative)
         sources = [(stderr**2, len(first) - 1), (float(draws.var(ddof=1)) / len(draws), len(draws) - 1)]
         half = sum_half(sources, confidence)
         lo, hi = min(lo, value - half), max(hi, value + half)
     return Interval(value, lo - slack, hi + slack, f"{len(first)} pairs of probes")
 
 
-def _linearized(base: Array, new: Array, b: float, n: float, relative: bool) -> Array:
-    """What every sample says of the change, of mean n − b, or (n − b)/|b|."""
+def linearized(base: Array, new: Array, b: float, n: float, relative: bool) -> Array:
+    """What every sample says of the change, (count,): their mean is n − b, or (n − b)/|b| if ``relative``."""
     if not relative:
         return new - base
     samples: Array = (n - b) / abs(b) + ((new - n) - n / b * (base - b)) / abs(b)
     return samples
 
 
-def _corners(base: Recorded, new: Recorded, relative: bool) -> Interval:
+def corners(base: Recorded, new: Recorded, relative: bool) -> Interval:
+    """The change between the ends of both intervals: it holds whatever the two errors have in common."""
     method = f"{BRACKET}s of both" if "bracket" in (base.kind, new.kind) else "both intervals"
     if not relative:
         return Interval(new.value - base.value, new.lo - base.hi, new.hi - base.lo, method)
@@ -172,7 +178,7 @@ def _corners(base: Recorded, new: Recorded, relative: bool) -> Interval:
     return Interval((new.value - base.value) / abs(base.value), min(ends), max(ends), method)
 
 
-def _over_data(sampled: Interval, values: Array, weights: Array, confidence: float) -> Interval | None:
+def over_data(sampled: Interval, values: Array, weights: Array, confidence: float) -> Interval | None:
     """An interval for the sample set widened by what other samples would do: the spread of a weighted mean."""
     spread = block_spread(values, weights, confidence)
     if spread is None:

@@ -180,26 +180,27 @@ def _explain(error: BaseException, debug: bool) -> int:
         text += (
             "; nothing half-written was left behind: a check goes on from its last scope, gap and --track from "
         )
-        return _refuse(error, text + "their last checkpoint", TERMINATED if ended else INTERRUPTED, debug)
+        return refuse(error, text + "their last checkpoint", TERMINATED if ended else INTERRUPTED, debug)
     if isinstance(error, HessdiagError):
         faults = error.faults if isinstance(error, FaultsError) else (error,)  # all at once, a line each
         hint = " (its traceback: --debug)" if isinstance(error, RaisedError) else ""
         hint += f" (more: hessdiag explain {error.page})" if error.page else ""
         for fault in faults[:-1]:
-            _refuse(error, str(fault), error.exit_code, debug)
-        return _refuse(error, f"{faults[-1]}{hint}", error.exit_code, debug)
+            refuse(error, str(fault), error.exit_code, debug)
+        return refuse(error, f"{faults[-1]}{hint}", error.exit_code, debug)
     if isinstance(error, click.UsageError):
         way_out = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        return _refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)
+        return refuse(error, error.format_message().rstrip(".") + way_out, error.exit_code, debug)
     if isinstance(error, click.ClickException):
-        return _refuse(error, error.format_message(), error.exit_code, debug)
+        return refuse(error, error.format_message(), error.exit_code, debug)
     if isinstance(error, OSError):
-        return _refuse(error, f"the system refused: {one_line(error)}; --debug shows where", UNEXPECTED, debug)
+        return refuse(error, f"the system refused: {one_line(error)}; --debug shows where", UNEXPECTED, debug)
     text = f"unexpected {type(error).__name__}: {one_line(error).rstrip('.')}; --debug shows whether it comes "
-    return _refuse(error, text + "from your model or data, or is to be reported", UNEXPECTED, debug)
+    return refuse(error, text + "from your model or data, or is to be reported", UNEXPECTED, debug)
 
 
-def _refuse(error: BaseException, text: str, code: int, debug: bool) -> int:
+def refuse(error: BaseException, text: str, code: int, debug: bool) -> int:
+    """Write one line to stderr, after the traceback if ``debug``; the exit code for `main` to return."""
     if debug:
         stdout.message("".join(traceback.format_exception(error)).rstrip(), lines=True)
     stdout.message(f"hessdiag: {' '.join(text.split())}")

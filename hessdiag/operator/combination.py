@@ -30,7 +30,8 @@ class Combination(SymmetricOperator):
         self.semidefinite = all(factor >= 0 and op.semidefinite for factor, op in terms)
         self._lost = self._largest = 0.0
 
-    def _apply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """The sum of the terms' products; `floor` grows to the rounding that cancellation leaves of it."""
         total, lost = torch.zeros_like(rows), torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for factor, op in self.terms:
             image = op.rows(rows).to(rows)

@@ -19,7 +19,8 @@ class Identity(SymmetricOperator):
         super().__init__(like.size, dtype=like.dtype, device=like.device, layout=like.layout, shapes=like.shapes)
         self.floor = torch.finfo(self.dtype).eps
 
-    def _apply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """The rows themselves."""
         return rows
 
 
@@ -34,7 +35,8 @@ class Power(SymmetricOperator):
         self.base, self.exponent, self.block = base, exponent, base.block
         self.floor = exponent * base.floor
 
-    def _apply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """The base's products, ``exponent`` times over."""
         for _ in range(self.exponent):
             rows = self.base.rows(rows)
         self.floor = max(self.floor, self.exponent * self.base.floor)

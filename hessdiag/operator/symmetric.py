@@ -87,8 +87,8 @@ class SymmetricOperator(ABC):
         return (self.size, self.size)
 
     @abstractmethod
-    def _apply(self, rows: Tensor) -> Tensor:
-        """Products with each row of ``rows`` (k, d), as rows (k, d) of the operator's dtype."""
+    def multiply(self, rows: Tensor) -> Tensor:
+        """What a subclass defines, and `rows` checks: products of rows (k, d), as rows of the operator's dtype."""
 
     def rows(self, rows: Tensor) -> Tensor:
         """Products of a block of row vectors, (k, d) to (k, d): the layout the estimators work in.
@@ -105,7 +105,7 @@ class SymmetricOperator(ABC):
         if not len(rows):
             return rows.to(device=self.device, dtype=self.dtype)
         given = rows.to(device=self.device, dtype=self.dtype)
-        result = self._apply(given).contiguous()
+        result = self.multiply(given).contiguous()
         if result.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
             result = result.clone()  # the caller may write into it
         self.products += rows.shape[0]
@@ -228,11 +228,12 @@ class ClosureOperator(SymmetricOperator):
         super().__init__(size, **options)
         self._matmat = matmat
 
-    def _apply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Products by the function, copied: its answer may be memory of its own."""
         answer = self._matmat(rows.T)
         require_real(answer)
         product = answer.T.to(device=self.device, dtype=self.dtype)
-        return product.clone(memory_format=torch.contiguous_format)  # it may be the other's own
+        return product.clone(memory_format=torch.contiguous_format)
 
 
 def require_real(array: Any) -> None:

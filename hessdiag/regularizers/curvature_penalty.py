@@ -112,7 +112,8 @@ class BatchHessian(SymmetricOperator):
         pieces = torch.split(row, [p.numel() for p in params])
         return tuple(piece.view_as(p).to(p.device, p.dtype) for piece, p in zip(pieces, params, strict=True))
 
-    def _apply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Products with the Hessian of the batch's loss, a row at a time."""
         products = (self.curved.product(self.split(row)) for row in rows)
         flat = [torch.cat([piece.reshape(-1).to(rows) for piece in pieces]) for pieces in products]
         return torch.stack(flat)

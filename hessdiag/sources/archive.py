@@ -116,8 +116,8 @@ def read_object(path: Path, *, trust_pickle: bool = False, main: ModuleType | No
     if kind == "zip":
         _refuse_foreign_zip(path)
     if trust_pickle:
-        return _unpickle_trusted(path, kind, main)
-    return _unpickle_safely(path, kind)
+        return unpickle_trusted(path, kind, main)
+    return unpickle_safely(path, kind)
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -149,7 +149,12 @@ def _refuse_foreign_zip(path: Path) -> None:
         raise LoadError(msg)
 
 
-def _unpickle_safely(path: Path, kind: Format) -> Any:
+def unpickle_safely(path: Path, kind: Format) -> Any:
+    """The content of a file of torch.save, without running code of its own.
+
+    Raises:
+        LoadError: it asks for names that could run code, is no file of torch, or is damaged.
+    """
     if kind == "pickle":
         raise LoadError(_not_of_torch(path))
     try:
@@ -199,7 +204,12 @@ def _damaged(path: Path, error: Exception) -> str:
     return f"{path} is damaged or cut short ({reason}): copy or save it again"
 
 
-def _unpickle_trusted(path: Path, kind: Format, main: ModuleType | None = None) -> Any:
+def unpickle_trusted(path: Path, kind: Format, main: ModuleType | None = None) -> Any:
+    """The content of a file whose code the user trusts.
+
+    Raises:
+        LoadError: its code is not found here, or it is damaged.
+    """
     try:
         if kind == "zip":
             torch_files.check_zip(path)

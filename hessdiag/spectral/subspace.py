@@ -36,7 +36,8 @@ class Complement(SymmetricOperator):
         super().__init__(op.size, dtype=op.dtype, device=op.device, layout=op.layout, shapes=op.shapes)
         self.op, self.basis, self.floor, self.block, self.room = op, basis, op.floor, op.block, op.room
 
-    def _apply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Products of the operator between projections away from the basis: P H P."""
         if not len(self.basis):
             return self.op.rows(rows)
         inside = rows.clone()

@@ -71,10 +71,15 @@ class Batched(SymmetricOperator):
                 raise
             failure = one_line(error, 120)
         # outside of the handler, whose traceback holds on to the failed graph
-        self._retreat(batch, len(rows), failure)
+        self.retreat(batch, len(rows), failure)
         return self.fitting(batch, rows, form)
 
-    def _retreat(self, batch: Any, vectors: int, failure: str) -> None:
+    def retreat(self, batch: Any, vectors: int, failure: str) -> None:
+        """Give up what takes memory, one thing a call: kept graphs, vectors together, whole batches, the method.
+
+        Raises:
+            MeasurementError: nothing is left to give up.
+        """
         if self.graphs.release(for_good=True):
             return
         size = self.micro_batch or row_count(batch) or 1

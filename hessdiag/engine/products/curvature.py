@@ -132,7 +132,8 @@ class Curvature(Batched):
                 total += grad[0].double()
         return total / self.total_weight
 
-    def _apply(self, rows: Tensor) -> Tensor:
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Products over all batches, each batch by its weight; `records` takes their quadratic forms."""
         shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
         forms = torch.zeros(shape if self.records.wanted else 0, dtype=wide, device=self.device)
         whole = len(self.batches) == 1  # no sum of its own: 9 of 66 MiB of a streamed 12-layer GPT

@@ -20,7 +20,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    rooms = [room for room in (_available(), *map(_left, _groups())) if room is not None]
+    rooms = [room for room in (_available(), *map(_left, control_groups())) if room is not None]
     return max(0, min(rooms, default=UNKNOWN))
 
 
@@ -29,7 +29,7 @@ def _available() -> int | None:
     return None if found is None else found * 1024
 
 
-def _groups() -> list[Path]:
+def control_groups() -> list[Path]:
     """The control groups of this process, up to the root; a container may see its own one as the root."""
     try:
         lines = [line.split(":", 2) for line in GROUP.read_text().splitlines()]

@@ -38,7 +38,7 @@ class Weights:
         with torch.no_grad():
             for param, origin in zip(self.params, self._origin, strict=True):
                 param.copy_(origin)
-        _forget_copies()
+        forget_copies()
 
     @contextmanager
     def moved(self, moves: Pieces, scale: float = 1.0) -> Iterator[None]:
@@ -52,15 +52,18 @@ class Weights:
                     for param, origin, move in zip(self.params, self._origin, moves, strict=True):
                         if move is not None:
                             param.copy_(origin).add_(move, alpha=scale)
-                _forget_copies()
+                forget_copies()
                 yield
             finally:
                 self.restore()
 
 
-def _forget_copies() -> None:
-    # Entered around the step, both keep what they made of the weights from pass to pass: autocast its
-    # half-precision copies, parametrize.cached() the parametrized tensors.
+def forget_copies() -> None:
+    """Drop what torch made of the weights before they moved.
+
+    Entered around the step, both keep it from pass to pass: autocast its half-precision copies,
+    parametrize.cached() the parametrized tensors.
+    """
     torch.clear_autocast_cache()
     parametrize._cache.clear()
 

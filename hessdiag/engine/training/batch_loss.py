@@ -75,13 +75,13 @@ class BatchLoss:
         """
         with self._pass():
             local = loss_and_gradient(self._closure, self._leaves, scale=self._scale)
-        return self._checked(*mean_over_ranks(*local, self.params))
+        return self.checked(*mean_over_ranks(*local, self.params))
 
     def curved(self) -> Curved:
         """The loss at the present weights with its graph kept, for products; 1.2 gradients. Raises alike."""
         with self._pass():
             curved = Curved(self._closure, self._leaves, scale=self._scale)
-        self._checked(curved.loss, curved.gradient)
+        self.checked(curved.loss, curved.gradient)
         return curved
 
     def third(
@@ -137,7 +137,13 @@ class BatchLoss:
             self.gradients += 1
             yield
 
-    def _checked(self, loss: Tensor, pieces: Pieces) -> Pieces:
+    def checked(self, loss: Tensor, pieces: Pieces) -> Pieces:
+        """The gradient, once it and the loss are known to be finite; the first loss is kept as `loss`.
+
+        Raises:
+            UsageError: no parameter takes part in the loss.
+            NonFiniteError: the loss or the gradient's norm is NaN or infinite.
+        """
         if all(piece is None for piece in pieces):
             msg = "no parameter of the optimizer takes part in the loss: check which model the closure calls"
             raise UsageError(msg)
