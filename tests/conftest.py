@@ -1,6 +1,11 @@
-"""One thread, so that timings and sums do not depend on the machine; and a desk, unless a test says it is CI."""
+"""One thread, so that timings and sums do not depend on the machine; and a desk, unless a test says it is CI.
+
+A file's docstring says how long its tests take, "(40 s)" or "3 minutes" on one core. Beyond `SLOW` seconds they get
+the marker `slow`.
+"""
 
 import os
+import re
 import signal
 
 import pytest
@@ -9,6 +14,8 @@ import torch
 from tests import seeds
 
 pytest_plugins = ["pytester"]
+
+SLOW = 20  # seconds of a file from which its tests are marked `slow`
 
 # The tool reads these: under a CI service it refuses to record baselines and writes annotations and summaries.
 for name in [name for name in os.environ if name in ("CI", "GITLAB_CI") or name.startswith("GITHUB_")]:
@@ -30,6 +37,19 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--seeds={asked}: must be at least {seeds.MOST}")
     seeds.MOST = asked
     torch.set_num_threads(config.getoption("threads"))
+
+
+def seconds(docstring: str | None) -> int:
+    """How long a file's tests take, by its docstring; 0 where it does not say."""
+    said = re.search(r"\b(\d+) (s|minutes)\b", docstring or "")
+    return int(said[1]) * (60 if said[2] == "minutes" else 1) if said else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        module = getattr(item, "module", None)  # a doctest has none
+        if module and seconds(module.__doc__) > SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

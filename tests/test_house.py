@@ -7,10 +7,12 @@ import importlib
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import hessdiag
+from tests import conftest
 
 ROOT = Path(hessdiag.__file__).parent
 TOP = Path(__file__).parent.parent
@@ -268,6 +270,15 @@ def test_the_hooks_have_the_versions_of_ci():
     assert len(of_ci) == 2
     assert pins((TOP / ".pre-commit-config.yaml").read_text()) == of_ci
     assert pins("ruff==1.2.3") == {"ruff": "1.2.3"}
+
+
+def test_a_file_is_slow_by_its_docstring():
+    times = {"Promise: so. (40 s)": True, "In 3 minutes of one core.": True, "(20 s)": False, "Of 40 signs": False}
+    for docstring, slow in (times | {None: False}).items():
+        marks = []
+        item = SimpleNamespace(module=SimpleNamespace(__doc__=docstring), add_marker=marks.append)
+        conftest.pytest_collection_modifyitems([item])
+        assert marks == [pytest.mark.slow] * slow, docstring
 
 
 def test_there_is_one_version():
