@@ -1,7 +1,7 @@
 """One thread, so that timings and sums do not depend on the machine; and a desk, unless a test says it is CI.
 
-A file's docstring says how long its tests take, "(40 s)" or "3 minutes" on one core. Beyond `SLOW` seconds they get
-the marker `slow`.
+A file's docstring says how long its tests take, "(40 s)" or "3 minutes" on one core. Beyond `SLOW` seconds they
+get the marker `slow`.
 """
 
 import os

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 
@@ -22,6 +25,33 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def labels(n: int, classes: int, seed: int = 1) -> Tensor:
     return torch.randint(0, classes, (n,), generator=generator(seed))
+
+
+def draws(seed: int = 0) -> Callable[..., Tensor]:
+    """Normal tensors of the shapes asked for, one stream for all of them."""
+    stream = generator(seed)
+    return lambda *shape: torch.randn(*shape, generator=stream, dtype=torch.float64)
+
+
+def rotated(
+    eigenvalues: np.ndarray, seed: int | np.random.Generator = 0, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """A dense symmetric matrix of these eigenvalues, in a random basis."""
+    size = len(eigenvalues)
+    basis, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))
+    matrix = torch.from_numpy(basis * np.asarray(eigenvalues, dtype=float) @ basis.T)
+    return ((matrix + matrix.T) / 2).to(dtype)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal bit for bit, tensors within dicts and lists too."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor) and a == b
 
 
 class Attention(nn.Module):
@@ -208,3 +238,14 @@ def differentiable_once() -> tuple[str, Callable[[Tensor], Tensor]]:
 
 def sample(problem: Problem, batch_size: int | None = None, **options: int):
     return draw(problem.data["train"], samples=options.pop("samples", 10_000), batch_size=batch_size, **options)
+
+
+def operator(
+    problem: Problem,
+    kind: str = "hessian",
+    method: str = "retained_graph",
+    dtype: torch.dtype = torch.float64,
+    batch_size: int = 7,
+) -> Curvature:
+    """H, G or R of the whole training split, in float64."""
+    return Curvature(problem, sample(problem, batch_size), kind=kind, method=method, dtype=dtype)

@@ -27,6 +27,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import HessdiagError
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
+from tests.models import same
 
 ROWS, FEATURES, CLASSES = 24, 4, 3
 PLAIN: list[bool] = []  # filled while the truth is computed
@@ -375,14 +376,6 @@ def state(problem):
         "random": (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()),
         "meta": dict(problem.meta),
     }
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def measured(problem):

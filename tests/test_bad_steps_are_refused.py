@@ -12,7 +12,8 @@ from torch import nn
 from hessdiag.engine.training import batch_loss
 from hessdiag.errors import UsageError
 from hessdiag.regularizers import ASAM, HSR, NSO, SAM, LabelNoise, SpectralRadius, TracePenalty, wrapper
-from tests.training_runs import KINDS, X, Y, loss_of, net, same, state
+from tests.models import same
+from tests.training_runs import KINDS, X, Y, loss_of, net, state
 
 ALL = KINDS | {
     "LabelNoise": lambda optimizer: LabelNoise(optimizer, sigma=0.1),

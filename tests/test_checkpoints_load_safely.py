@@ -30,6 +30,7 @@ from hessdiag.errors import HessdiagError, LoadError, NonFiniteError
 from hessdiag.sources import archive, entries, extra, fit, spelling, weights
 from hessdiag.sources.weights import load_into, read_weights, split_key
 from tests import hostile_pickles
+from tests.models import same
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".pkl", ".safetensors", ".json", "")
 
@@ -212,10 +213,6 @@ def check_extra(folder: Path, where: str, suffix: str = ".pt") -> None:
 
 def test_extra_state_in_safetensors_is_not_run(tmp_path: Path) -> None:
     check_extra(tmp_path, "a tensor", ".safetensors")
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def write_shards(content: dict[str, Tensor], folder: Path) -> None:

@@ -19,6 +19,7 @@ from hessdiag.closed_form.gradient import Gradients
 from hessdiag.errors import UsageError
 from hessdiag.problem import Problem
 from hessdiag.spectral import blockwise_ws
+from tests.models import draws
 
 TOLERANCE = 1e-10  # sums of a few hundred terms in float64: 1e-14 measured
 FUNCTIONS = {
@@ -34,11 +35,6 @@ OTHERS = {"mish": F.mish, "elu": F.elu, "sin": torch.sin}  # by the engine's der
 QUANTITIES = ("trace", "frobenius_squared", "ws_upper", "ws_lower", "ws_spread", "ws_span")
 ORDERS = ("pairwise", "linear")
 Batches = list[tuple[Tensor, Tensor]]
-
-
-def draws(seed: int):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def case(name="tanh", biases=(True, True), seed=0, d=4, h=5, C=3, n=17, counted=(True,) * 4) -> tuple:

@@ -20,8 +20,8 @@ from hessdiag.engine.products.real_pairs import real
 from hessdiag.engine.training import batch_loss, training
 from hessdiag.errors import HessdiagError, UsageError
 from hessdiag.regularizers import ASAM, HSR, NSO, SAM, LabelNoise, SpectralRadius, TracePenalty, nso, wrapper
-from tests.models import generator, randn
-from tests.training_runs import X, Y, near, net, same, state
+from tests.models import generator, randn, same
+from tests.training_runs import X, Y, near, net, state
 
 KINDS = {
     "SAM": lambda model, opt: SAM(opt, rho=nso.linear(0.1, 5), model=model),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
 from hessdiag.regularizers import HSR, SpectralRadius, TracePenalty, bound_by_probes, hsr
 from tests.models import labels, randn
+from tests.training_runs import close, flat
 
 STEP = 1e-5  # of central differences of dense Hessians in float64: error about 1e-9 relative
 SHARP = {"iterations": 100, "tolerance": 1e-10}  # Lanczos to the end, so that v is the eigenvector to rounding
@@ -73,14 +74,6 @@ class Net:
         plain = self.gradient()
         regularizer.step(self.closure)
         return flat([p.grad for p in self.params]) - plain
-
-
-def flat(pieces) -> Tensor:
-    return torch.cat([piece.reshape(-1) for piece in pieces]).detach().clone()
-
-
-def close(a: Tensor, b: Tensor, tolerance: float) -> None:
-    assert float((a - b).norm()) <= tolerance * float(b.norm()), float((a - b).norm() / b.norm())
 
 
 def radius(H: Tensor) -> Tensor:

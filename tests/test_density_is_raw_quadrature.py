@@ -17,19 +17,14 @@ from hessdiag.spectral import density, known_half, lanczos, negative_mass, spect
 from hessdiag.spectral.deflation import unit_probes
 from hessdiag.spectral.density import STREAM
 from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
+from tests.models import rotated
 
 RNG = np.random.default_rng(0)
 EIGENVALUES = np.r_[np.geomspace(0.5, 10, 6), 0.2 * (2 * RNG.beta(1.5, 1.5, 54) - 1)]
 SIZE = len(EIGENVALUES)
 
 
-def dense() -> torch.Tensor:
-    basis, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(SIZE, SIZE)))
-    matrix = torch.from_numpy(basis * EIGENVALUES @ basis.T)
-    return (matrix + matrix.T) / 2
-
-
-MATRIX = dense()
+MATRIX = rotated(EIGENVALUES, seed=1)
 STEPS, PROBES = 6, 5
 
 

@@ -14,14 +14,7 @@ from hessdiag.errors import UsageError
 from hessdiag.operator import ClosureOperator, as_operator
 from hessdiag.spectral import Extremes, extremes, inner, lanczos
 from hessdiag.spectral.certificate import SPARED, certificate
-
-
-def dense(eigenvalues: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    size = len(eigenvalues)
-    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))
-    matrix = torch.from_numpy(basis * np.asarray(eigenvalues) @ basis.T)
-    return ((matrix + matrix.T) / 2).to(dtype)
-
+from tests.models import rotated
 
 RNG = np.random.default_rng(1)
 TRAINED = np.r_[np.geomspace(1, 30, 10), 0.01 * RNG.normal(size=270), -0.3 * RNG.random(20)]
@@ -48,7 +41,7 @@ def contains(result: Extremes, eigenvalues: np.ndarray) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_truth_is_inside(name: str, dtype: torch.dtype, max_basis: int | None):
-    matrix = dense(SPECTRA[name], dtype)
+    matrix = rotated(SPECTRA[name], dtype=dtype)
     eigenvalues = np.linalg.eigvalsh(matrix.double().numpy())  # of the matrix as it was rounded
     result = extremes(matrix, max_basis=max_basis)
     assert contains(result, eigenvalues)
@@ -61,7 +54,7 @@ def test_the_truth_is_inside(name: str, dtype: torch.dtype, max_basis: int | Non
 
 
 def test_the_top_is_verified_and_has_no_ghosts():
-    result = extremes(dense(TRAINED), top=5, max_steps=200, rtol=1e-9)
+    result = extremes(rotated(TRAINED), top=5, max_steps=200, rtol=1e-9)
     truth = np.sort(TRAINED)[::-1][:5]
     found = np.array([r.value for r in result.top])
     reach = np.array([r.residual + r.floor for r in result.top])
@@ -71,13 +64,13 @@ def test_the_top_is_verified_and_has_no_ghosts():
 
 
 def test_a_run_cut_short_says_so():
-    result = extremes(dense(SPECTRA["semicircle"]), max_steps=5)
+    result = extremes(rotated(SPECTRA["semicircle"]), max_steps=5)
     assert contains(result, SPECTRA["semicircle"])
     assert len(result.warnings) == 2 and all("max_steps" in text for text in result.warnings)
 
 
 def test_lambda_max_alone_is_cheap_and_counted():
-    op = as_operator(dense(TRAINED))
+    op = as_operator(rotated(TRAINED))
     result = extremes(op, which=("max",))
     assert result.lambda_min is None and result.lambda_max is not None
     assert result.lambda_max.provenance.products == op.products <= 20
@@ -97,7 +90,7 @@ def test_a_restarted_run_holds_no_more_than_its_basis():
 
 @pytest.mark.parametrize("max_basis", [None, 6, 11])
 def test_the_recurrence_holds_through_restarts(max_basis: int | None):
-    matrix = dense(TRAINED)
+    matrix = rotated(TRAINED)
     run = lanczos(matrix, steps=40, max_basis=max_basis)
     left = run.basis @ matrix - torch.from_numpy(run.T) @ run.basis
     assert run.residual is not None
@@ -114,7 +107,7 @@ def test_the_recurrence_holds_through_restarts(max_basis: int | None):
 )
 def test_refusals_are_one_line(arguments: dict):
     with pytest.raises(UsageError, match=next(iter(arguments)).split("_")[-1]) as refusal:
-        extremes(dense(TRAINED), **arguments)
+        extremes(rotated(TRAINED), **arguments)
     assert "\n" not in str(refusal.value)
 
 
@@ -182,13 +175,13 @@ def test_a_shifted_identity_hides_nothing(size: int, gap: float, shift: float):
 
 def test_what_one_start_cannot_see_is_found_after_it():
     values = np.r_[np.full(20, 3.0), np.full(20, -1.0), np.full(40, 0.5)]
-    op = as_operator(dense(values))
+    op = as_operator(rotated(values))
     run = lanczos(op, steps=30)
     assert run.products == run.size == op.products == 30  # three would be enough for one copy of each
     assert not run.exhausted
     assert (np.abs(run.ritz_values - 3.0) < 1e-12).sum() > 5  # one start sees one copy
     # float32 is followed through rounding, and spends its products too
-    assert lanczos(dense(values, torch.float32), steps=30).products == 30
+    assert lanczos(rotated(values, dtype=torch.float32), steps=30).products == 30
 
 
 def missed(seeds: int, failure: float) -> float:
@@ -257,7 +250,7 @@ BROKEN = {"no upper certificate": without_upper_certificate, "no lower certifica
 
 @pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
 def test_this_promise_would_notice(breakage):
-    result = extremes(dense(SPECTRA["semicircle"]), max_steps=8)
+    result = extremes(rotated(SPECTRA["semicircle"]), max_steps=8)
     assert contains(result, SPECTRA["semicircle"])
     assert not contains(breakage(result), SPECTRA["semicircle"])
 

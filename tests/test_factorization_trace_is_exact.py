@@ -19,13 +19,9 @@ from hessdiag.closed_form import (
     isotropic_trace,
 )
 from hessdiag.errors import UsageError
+from tests.models import draws
 
 WIDTHS = {1: (4, 3), 2: (4, 5, 3), 3: (4, 2, 5, 3), 4: (3, 4, 2, 3, 4)}  # narrow layers included
-
-
-def draws(seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def case(depth: int, n: int = 6, seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -21,15 +21,9 @@ from hessdiag.spectral import (
     negative_mass,
     trace,
 )
+from tests.models import rotated
 
 RNG = np.random.default_rng(0)
-
-
-def rotated(eigenvalues: np.ndarray) -> torch.Tensor:
-    size = len(eigenvalues)
-    basis, _ = np.linalg.qr(RNG.normal(size=(size, size)))
-    matrix = torch.from_numpy(basis * np.asarray(eigenvalues, dtype=float) @ basis.T)
-    return (matrix + matrix.T) / 2
 
 
 MATRICES = {
@@ -38,9 +32,9 @@ MATRICES = {
     "rank one, negative": -torch.ones(8, 8, dtype=torch.float64),
     "zero": torch.zeros(7, 7, dtype=torch.float64),
     "one by one": torch.full((1, 1), -3.0, dtype=torch.float64),
-    "repeated": rotated(np.r_[np.full(4, 5.0), np.full(5, -1.0), 2.0]),
+    "repeated": rotated(np.r_[np.full(4, 5.0), np.full(5, -1.0), 2.0], seed=RNG),
     "swap": torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64),
-    "distinct": rotated(np.linspace(-1, 4, 12)),
+    "distinct": rotated(np.linspace(-1, 4, 12), seed=RNG),
 }
 TOLERANCE = 1e-13  # relative to the largest |eigenvalue|: 450 eps for a dozen products and an eigh
 

@@ -22,9 +22,9 @@ from tests import models
 EXACT = 1e-12  # relative, float64: the same sums in the same order
 
 
-def operator(name="mlp", kind="hessian", batch_size=7):
+def operator(name="mlp"):
     problem = getattr(models, name)()
-    return Curvature(problem, models.sample(problem, batch_size), kind=kind, dtype=torch.float64), problem
+    return models.operator(problem), problem
 
 
 def off(product, H):

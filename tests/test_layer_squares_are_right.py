@@ -5,11 +5,14 @@ Oracle: one backward pass of plain autograd per example and column, in float64, 
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hessdiag.criteria import Criterion
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares import captured, layer_squares, loss_roots, pullbacks
 from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
@@ -251,8 +254,7 @@ def problem(make):
     return Problem(model, {"train": (x, labels)}, criterion="cross_entropy")
 
 
-def operator(subject, dtype=torch.float64, batch_size=EXAMPLES):
-    return Curvature(subject, models.sample(subject, batch_size), dtype=dtype)
+operator = functools.partial(models.operator, batch_size=EXAMPLES)
 
 
 def truth(model, x, columns):
@@ -389,7 +391,7 @@ def test_nothing_of_the_model_is_left_changed():
 def test_the_trace_is_the_dense_one(name, dtype, batch_size):
     """Exactly where there are few outputs; and batches of any size, one of 4 examples and 4 positions included."""
     subject = problem(CAPTURED[name])
-    found = gauss_newton_trace(operator(subject, dtype, batch_size), draws=2)
+    found = gauss_newton_trace(operator(subject, dtype=dtype, batch_size=batch_size), draws=2)
     reference = Curvature(subject, models.sample(subject, EXAMPLES), kind="ggn", dtype=torch.float64)
     if found.exact:
         true = float(reference.dense().trace())
@@ -526,14 +528,23 @@ def test_this_promise_would_notice(name, monkeypatch):
 
 
 BROKEN_ROOTS = {
-    "the row's weight is not its root": ("_weights", lambda f: lambda labels: f(labels) ** 2, soft),
-    "ignored places count": ("IGNORE_INDEX", lambda _: -1, classes_second),
-    "no projection": ("_applied", lambda f: lambda _, outputs, targets, z: outputs.softmax(-1).sqrt() * z, soft),
+    "the row's weight is not its root": (
+        replaced(Criterion, "sizes", lambda f: lambda self, labels: f(self, labels) ** 2),
+        soft,
+    ),
+    "ignored places count": (
+        replaced(Criterion, "sizes", lambda f: lambda self, labels: torch.ones_like(f(self, labels))),
+        classes_second,
+    ),
+    "no projection": (
+        replaced(loss_roots, "_applied", lambda f: lambda _, outputs, targets, z: outputs.softmax(-1).sqrt() * z),
+        soft,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN_ROOTS)
 def test_a_wrong_root_would_be_noticed(name, monkeypatch):
-    what, change, make = BROKEN_ROOTS[name]
-    monkeypatch.setattr(loss_roots, what, change(getattr(loss_roots, what)))
+    breakage, make = BROKEN_ROOTS[name]
+    breakage(monkeypatch)
     assert root_is_off(*make()) > 1e-6

@@ -11,6 +11,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
 from tests import models
+from tests.models import same
 
 
 def state(model):
@@ -29,16 +30,6 @@ def state(model):
             torch.is_grad_enabled(),
         ),
     }
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    return not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor) and a == b
 
 
 def subject():

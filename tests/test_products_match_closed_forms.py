@@ -53,16 +53,12 @@ def misses(op, H):
     return off((op @ V.to(op.device)).cpu(), H @ V)
 
 
-def operator(problem, kind="hessian", method="retained_graph", dtype=torch.float64, batch_size=7):
-    return Curvature(problem, models.sample(problem, batch_size), kind=kind, method=method, dtype=dtype)
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("method", EXACT_METHODS)
 @pytest.mark.parametrize("name", [*CLOSED, *DENSE])
 def test_hessian(name, method, dtype):
     problem, H = truth(name)
-    assert misses(operator(problem, method=method, dtype=dtype), H) < TOLERANCE[dtype]
+    assert misses(models.operator(problem, method=method, dtype=dtype), H) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("method", EXACT_METHODS)
@@ -70,7 +66,7 @@ def test_hessian(name, method, dtype):
 def test_hessian_is_gauss_newton_plus_residual(name, method):
     problem, H = truth(name)
     V = models.randn(len(H), 3, seed=11)
-    G, R = (operator(problem, kind, method) @ V for kind in ("ggn", "residual"))
+    G, R = (models.operator(problem, kind, method) @ V for kind in ("ggn", "residual"))
     assert off(G + R, H @ V) < TOLERANCE[torch.float64]
     if name in CLOSED:  # linear in the parameters: no residual
         assert float(R.abs().max()) < 1e-14 * float(G.abs().max())
@@ -83,7 +79,7 @@ def test_batches_passed_together_keep_each_its_own_form(name, kind):
     problem, H = truth(name)
     V = models.randn(len(H), 5, seed=3)
     together, apart = (
-        operator(problem, kind, method, batch_size=3) for method in ("stacked_graph", "retained_graph")
+        models.operator(problem, kind, method, batch_size=3) for method in ("stacked_graph", "retained_graph")
     )
     together.block = 2  # several graphs
     assert together.stackable
@@ -98,7 +94,7 @@ def test_batches_passed_together_keep_each_its_own_form(name, kind):
 
 def test_the_planner_takes_batches_together_where_that_works():
     problem, _ = truth("mlp")
-    plan = planner.choose(operator(problem), fixed=False)
+    plan = planner.choose(models.operator(problem), fixed=False)
     assert plan.method == "stacked_graph"
     assert plan.agreement < 1e-12
 
@@ -110,7 +106,8 @@ def test_the_plan_is_the_same_whatever_the_clock_says(name, monkeypatch):
     for seconds in (1e-9, 1e-3, 10.0):
         ticks = itertools.accumulate(itertools.cycle((seconds, 1.0, 1e-6)))
         monkeypatch.setattr(planner.time, "perf_counter", lambda ticks=ticks: next(ticks))
-        found += [planner.choose(operator(problem, kind), fixed=False).method for kind in ("hessian", "ggn")]
+        operators = [models.operator(problem, kind) for kind in ("hessian", "ggn")]
+        found += [planner.choose(op, fixed=False).method for op in operators]
     # of attention's two batches one is shorter; and vmap's convolutions are slow
     assert set(found[::2]) == {"stacked_graph" if name in ("mlp", "regression") else "retained_graph"}
     assert set(found[1::2]) == {"retained_graph"}
@@ -120,7 +117,7 @@ def test_two_batches_that_mix_are_noticed(monkeypatch):
     problem, _ = truth("mlp")
     original = graphs.StackGraph.products
     monkeypatch.setattr(graphs.StackGraph, "products", lambda *a, **k: original(*a, **k).flip(1))
-    assert planner.choose(operator(problem), fixed=False).agreement > planner.AGREEMENT[torch.float64]
+    assert planner.choose(models.operator(problem), fixed=False).agreement > planner.AGREEMENT[torch.float64]
 
 
 def test_planning_looks_at_few_examples_however_many_there_are(monkeypatch):
@@ -128,7 +125,7 @@ def test_planning_looks_at_few_examples_however_many_there_are(monkeypatch):
     problem, _ = truth("mlp")
     inputs, targets = (tensor.repeat(50, *[1] * (tensor.dim() - 1)) for tensor in problem.data["train"])
     problem = Problem(problem.model, {"train": (inputs, targets)}, criterion="cross_entropy")
-    op, passed = operator(problem, batch_size=100), []
+    op, passed = models.operator(problem, batch_size=100), []
     op.batch_losses, op.trial  # noqa: B018
     original = Functional.total
     monkeypatch.setattr(
@@ -145,14 +142,14 @@ def test_batches_are_tried_together_only_where_that_may_pay(monkeypatch):
     own = Problem(problem.model, problem.data, criterion=lambda outputs, batch: F.cross_entropy(outputs, batch[1]))
     tried = []
     monkeypatch.setattr(planner, "_stacked", lambda *_: tried.append(1))
-    planner.choose(operator(own), fixed=False, products=planner.WORTH_STACKING - 1)
+    planner.choose(models.operator(own), fixed=False, products=planner.WORTH_STACKING - 1)
     monkeypatch.setattr(stacking, "STACKED_WORK", 1)
-    planner.choose(operator(problem), fixed=False)
+    planner.choose(models.operator(problem), fixed=False)
     assert not tried
     monkeypatch.undo()
     monkeypatch.setattr(planner, "_stacked", lambda *_: tried.append(1))
-    planner.choose(operator(own), fixed=False, products=planner.WORTH_STACKING)
-    planner.choose(operator(problem), fixed=False, products=2)
+    planner.choose(models.operator(own), fixed=False, products=planner.WORTH_STACKING)
+    planner.choose(models.operator(problem), fixed=False, products=2)
     assert len(tried) == 2
 
 
@@ -193,7 +190,7 @@ def test_batches_go_one_by_one_where_together_they_do_not_fit(monkeypatch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(graphs.StackGraph, "products", full)
-    op = operator(problem, method="stacked_graph")
+    op = models.operator(problem, method="stacked_graph")
     assert misses(op, H) < TOLERANCE[torch.float64]
     assert op.method == "retained_graph"
     assert len(op.notes) == 1
@@ -201,14 +198,14 @@ def test_batches_go_one_by_one_where_together_they_do_not_fit(monkeypatch):
 
 def test_the_gauss_newton_matrix_is_positive_semidefinite():
     problem, _ = truth("mlp")
-    G = operator(problem, "ggn").dense()
+    G = models.operator(problem, "ggn").dense()
     assert float(torch.linalg.eigvalsh(G)[0]) > -1e-12 * float(G.abs().max())
 
 
 def test_finite_differences_are_what_they_say():
     problem, H = truth("mlp")
-    assert misses(operator(problem, method="finite_difference"), H) < 1e-7
-    assert 1e-8 < misses(operator(problem, method="finite_difference", dtype=torch.float32), H) < 2e-2
+    assert misses(models.operator(problem, method="finite_difference"), H) < 1e-7
+    assert 1e-8 < misses(models.operator(problem, method="finite_difference", dtype=torch.float32), H) < 2e-2
 
 
 @pytest.mark.parametrize("globs", [("0.*",), ("*.bias",), ("*", "!2.*")])
@@ -218,7 +215,7 @@ def test_a_subset_of_parameters_is_a_block_of_the_hessian(globs):
     sizes = [p.numel() for p in problem.model.parameters()]
     problem.params = globs
     kept = torch.cat([torch.full((s,), n in problem.parameter_names()) for n, s in zip(names, sizes, strict=True)])
-    assert off(operator(problem).dense(), H[kept][:, kept]) < TOLERANCE[torch.float64]
+    assert off(models.operator(problem).dense(), H[kept][:, kept]) < TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -232,7 +229,7 @@ def test_every_device_at_hand(name, device):
 
 def test_vectors_blocks_and_scipy_agree():
     problem, H = truth("softmax")
-    op = operator(problem)
+    op = models.operator(problem)
     V = models.randn(op.size, 3, seed=8)
     assert off(op @ V, H @ V) < TOLERANCE[torch.float64]
     assert off(op @ V[:, 0], H @ V[:, 0]) < TOLERANCE[torch.float64]
@@ -275,6 +272,6 @@ def _first_of_each_stack(op):
 @pytest.mark.parametrize("breakage", BROKEN.values(), ids=BROKEN)
 def test_this_promise_would_notice(breakage):
     problem, H = truth("attention, padded tokens")
-    op = operator(problem, batch_size=3)
+    op = models.operator(problem, batch_size=3)
     breakage(op)
     assert misses(op, H) > 10 * TOLERANCE[torch.float64]

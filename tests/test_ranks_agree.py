@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hessdiag.engine.training import batch_loss
 from hessdiag.regularizers import LabelNoise
-from tests.models import randn
-from tests.training_runs import KINDS, X, Y, loss_of, near, net, same, sgd, state
+from tests.models import randn, same
+from tests.training_runs import KINDS, X, Y, loss_of, near, net, sgd, state
 
 
 class Branched(nn.Module):

@@ -6,6 +6,7 @@ Oracles: a dense float64 Hessian, and double backward of the whole loss, both wi
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import weakref
 from functools import cache
@@ -17,13 +18,13 @@ from torch import nn
 
 import hessdiag
 from hessdiag.engine.products import streaming
-from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.errors import HessdiagError, MeasurementError
 from hessdiag.problem import Problem
 from tests import models
-from tests.test_model_is_left_as_found import same, state
+from tests.models import same
+from tests.test_model_is_left_as_found import state
 
 TOLERANCE = {torch.float64: 1e-11}  # relative to the largest entry; in float32 what `models.rounding` says
 DTYPES = [torch.float32, torch.float64]
@@ -194,8 +195,7 @@ SUBJECTS = {
 }
 
 
-def operator(problem, kind="hessian", method="layer_streamed", dtype=torch.float64, batch_size=5):
-    return Curvature(problem, models.sample(problem, batch_size), kind=kind, method=method, dtype=dtype)
+operator = functools.partial(models.operator, method="layer_streamed", batch_size=5)
 
 
 def off(product, truth):
@@ -256,7 +256,7 @@ def test_products_are_those_of_double_backward(name, dtype):
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_products_are_those_of_the_whole_graph(name, kind):
     problem = SUBJECTS[name]()
-    whole, streamed = (operator(problem, kind, method) for method in ("retained_graph", "layer_streamed"))
+    whole, streamed = (operator(problem, kind, method=method) for method in ("retained_graph", "layer_streamed"))
     whole, streamed = whole @ rows(whole), streamed @ rows(streamed)
     assert float((streamed - whole).norm() / whole.norm()) < TOLERANCE[torch.float64]
 
@@ -277,7 +277,8 @@ def test_some_of_the_parameters_give_their_block_of_the_hessian(globs, frozen):
         for name, parameter in named.items():
             parameter.requires_grad_(name in chosen)
     kept = torch.cat([torch.full((p.numel(),), name in chosen) for name, p in named.items()])
-    op, G, known = (operator(problem, *how) for how in ((), ("ggn",), ("ggn", "retained_graph")))
+    op, G = operator(problem), operator(problem, "ggn")
+    known = operator(problem, "ggn", method="retained_graph")
     assert off(op @ rows(op), H[kept][:, kept] @ rows(op)) < TOLERANCE[torch.float64]
     assert off(G @ rows(op), known @ rows(op)) < TOLERANCE[torch.float64]
 

@@ -19,7 +19,6 @@ from torch import nn
 from hessdiag.analysis import analyze, settled, traces
 from hessdiag.analysis.residual import Residual
 from hessdiag.analysis.traces import ModelTrace, model_trace
-from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares import curved, gauss_newton
 from hessdiag.engine.squares.curved import curved_tensors
 from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
@@ -129,10 +128,6 @@ CURVED = {  # name: (problem, the tensors the outputs are not piecewise linear i
 }
 
 
-def operator(subject, dtype=torch.float64, batch_size=7, **options):
-    return Curvature(subject, models.sample(subject, batch_size), dtype=dtype, **options)
-
-
 @functools.cache
 def diagonal(make) -> torch.Tensor:
     return models.dense_hessian(make()).diagonal()
@@ -146,7 +141,7 @@ def blocks(make) -> dict[str, float]:
 
 
 def measured(subject, dtype=torch.float64, batch_size=7, **settings) -> ModelTrace:
-    found = model_trace(operator(subject, dtype, batch_size), Settings(**settings))
+    found = model_trace(models.operator(subject, dtype=dtype, batch_size=batch_size), Settings(**settings))
     assert isinstance(found, ModelTrace), found
     return found
 
@@ -175,7 +170,7 @@ def test_the_trace_of_a_piecewise_linear_network_is_exact(name, dtype):
 @pytest.mark.parametrize("name", CURVED)
 def test_curved_tensors_are_named(name, dtype):
     make, names = CURVED[name]
-    assert curved_tensors(operator(make(), dtype)) == names
+    assert curved_tensors(models.operator(make(), dtype=dtype)) == names
 
 
 def test_probabilities_as_targets_are_as_good_as_labels():
@@ -187,9 +182,9 @@ def test_probabilities_as_targets_are_as_good_as_labels():
 
 def test_of_the_gauss_newton_matrix_it_is_exact_everywhere():
     subject = net(nn.GELU())
-    found = model_trace(operator(subject, kind="ggn"), Settings(operator="ggn"))
+    found = model_trace(models.operator(subject, kind="ggn"), Settings(operator="ggn"))
     assert found.estimate.kind == "exact"
-    truth = float(operator(subject, kind="ggn").dense().trace())
+    truth = float(models.operator(subject, kind="ggn").dense().trace())
     assert found.estimate.value == pytest.approx(truth, rel=TOLERANCE[torch.float64])
 
 
@@ -204,7 +199,7 @@ def many_words():
 @functools.cache
 def over_seeds(probes: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Value, lo, hi of the GELU network's trace over seeds (seeds, 3), and of its layers (seeds, layers, 3)."""
-    op = operator(gelu(), batch_size=100)
+    op = models.operator(gelu(), batch_size=100)
     curved, G = curved_tensors(op), gauss_newton_trace(op)
     rows, layers = [], []
     for seed in range(SEEDS):
@@ -250,14 +245,14 @@ def test_what_the_seeds_showed_is_what_a_user_gets():
 @functools.cache
 def drawn(draws: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """tr(G) of single draws of signs at the outputs, over the vocabulary of 40, and of every tensor."""
-    found = gauss_newton_trace(operator(many_words(), batch_size=100), seed=3, draws=draws)
+    found = gauss_newton_trace(models.operator(many_words(), batch_size=100), seed=3, draws=draws)
     assert not found.exact
     return found.draws.numpy(), found.per_tensor.numpy()
 
 
 @functools.cache
 def gauss_newton_blocks() -> np.ndarray:
-    op = operator(many_words(), kind="ggn", batch_size=100)
+    op = models.operator(many_words(), kind="ggn", batch_size=100)
     parts = torch.split(op.dense().diagonal(), [size for _, size in op.layout])
     return np.array([float(part.sum()) for part in parts])
 
@@ -300,14 +295,14 @@ WIDE = {
 
 @pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
 def test_every_built_in_loss_has_its_root(make):
-    found = gauss_newton_trace(operator(make()), seed=2, draws=300)
+    found = gauss_newton_trace(models.operator(make()), seed=2, draws=300)
     assert not found.exact
-    assert is_unbiased(found.draws.numpy(), float(operator(make(), kind="ggn").dense().trace()))
+    assert is_unbiased(found.draws.numpy(), float(models.operator(make(), kind="ggn").dense().trace()))
 
 
 def test_draws_do_not_depend_on_batches_or_their_number():
-    short = gauss_newton_trace(operator(many_words(), batch_size=100), seed=3, draws=5).draws
-    long = gauss_newton_trace(operator(many_words(), batch_size=5), seed=3, draws=9).draws
+    short = gauss_newton_trace(models.operator(many_words(), batch_size=100), seed=3, draws=5).draws
+    long = gauss_newton_trace(models.operator(many_words(), batch_size=5), seed=3, draws=9).draws
     assert torch.allclose(short, long[:5], rtol=1e-10)
 
 
@@ -420,7 +415,7 @@ REASONS = {
 @pytest.mark.parametrize("name", REASONS)
 def test_where_examples_cannot_be_taken_apart_the_reason_is_given(name):
     make, reason = REASONS[name]
-    found = model_trace(operator(make(), batch_size=100), Settings())
+    found = model_trace(models.operator(make(), batch_size=100), Settings())
     assert isinstance(found, Refused)
     assert reason in found.reason
     assert "\n" not in found.reason
@@ -431,7 +426,7 @@ def test_then_the_trace_comes_from_probes_and_says_so():
     found = analyze(make(), "trace", batch_size=100)
     assert any("comes from probes" in note and reason in note for note in found.notes)
     problem = make()
-    H = operator(problem, batch_size=100).dense()
+    H = models.operator(problem, batch_size=100).dense()
     trace = found.metrics["trace"]
     assert trace.lo <= float(H.trace()) <= trace.hi
 
@@ -490,7 +485,7 @@ def slope_of_the_data(outputs, piece):
 @pytest.mark.parametrize("breakage", BROKEN_ROOTS.values(), ids=BROKEN_ROOTS)
 def test_a_wrong_root_would_be_noticed(breakage, monkeypatch):
     monkeypatch.setattr(gauss_newton, "signed_root", breakage)
-    values = gauss_newton_trace(operator(many_words(), batch_size=100), draws=2).draws.numpy()
+    values = gauss_newton_trace(models.operator(many_words(), batch_size=100), draws=2).draws.numpy()
     assert not is_unbiased(values, gauss_newton_blocks().sum())
 
 

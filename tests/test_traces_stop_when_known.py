@@ -28,22 +28,15 @@ BAND = band(SEEDS)
 # zᵀHz of signs z: two sums of 200 terms, whose absolute values sum to at most 200 ‖H‖ = 35 tr(H)
 ROUNDING = 35 * 2 * math.sqrt(200) * np.finfo(float).eps
 SPECTRUM = np.r_[np.geomspace(0.5, 10, 8), 0.3 * np.random.default_rng(1).random(192)]
-
-
-@functools.cache
-def rotated() -> torch.Tensor:
-    size = len(SPECTRUM)
-    basis, _ = np.linalg.qr(np.random.default_rng(6).normal(size=(size, size)))
-    matrix = torch.from_numpy(basis * SPECTRUM @ basis.T)
-    return (matrix + matrix.T) / 2
+MATRIX = models.rotated(SPECTRUM, seed=6)
 
 
 def asked(rtol: float, seed: int = 0, probes: int = 150, deflate: int = 0) -> hessdiag.Estimate:
-    return hessdiag.trace(rotated(), probes=probes, seed=seed, rtol=rtol, deflate=deflate)
+    return hessdiag.trace(MATRIX, probes=probes, seed=seed, rtol=rtol, deflate=deflate)
 
 
 def test_as_many_probes_as_the_tolerance_needs():
-    many = hessdiag.trace(rotated(), probes=150, seed=1)
+    many = hessdiag.trace(MATRIX, probes=150, seed=1)
     spread = many.stderr * math.sqrt(150) / SPECTRUM.sum()
     assert len(asked(0.5).per_probe) == PILOT
     for rtol in (spread / 4, spread / 6):
@@ -53,7 +46,7 @@ def test_as_many_probes_as_the_tolerance_needs():
     # a longer run begins with a shorter one's probes, and a run without tolerance with both; not to the bit,
     # because blocks of another width are multiplied by other kernels
     long, short = asked(0.05).per_probe, asked(0.5).per_probe
-    fixed = hessdiag.trace(rotated(), probes=len(long)).per_probe
+    fixed = hessdiag.trace(MATRIX, probes=len(long)).per_probe
     assert fixed == pytest.approx(long, rel=ROUNDING)
     assert long[: len(short)] == pytest.approx(short, rel=ROUNDING)
     assert np.ptp(long) > 1e6 * ROUNDING * np.mean(long)  # so that other probes are told apart
@@ -86,7 +79,7 @@ def planned() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     true = np.array([SPECTRUM.sum(), np.square(SPECTRUM).sum()])
     rows = []
     for seed in range(PLANNED):
-        op = as_operator(rotated())
+        op = as_operator(MATRIX)
         krylov = lanczos(op, steps=12, seed=seed)
         found = forms_for(op, krylov, GOAL, seed)
         both = [moments.trace_from(found), moments.frobenius_squared_from(found)]

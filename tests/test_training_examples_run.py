@@ -13,7 +13,7 @@ from hessdiag.errors import UsageError
 from hessdiag.regularizers import NSO, SAM
 from hessdiag.regularizers.wrapper import Regularizer
 from tests import example_lightning, example_plain_loop
-from tests.training_runs import same
+from tests.models import same
 
 LEARNED = 0.9  # test accuracy; a tenth by guessing, 0.94 measured after two epochs
 # Lightning's own: no loader workers, and torch's pytree, which it imports, has moved on

@@ -18,8 +18,8 @@ from hessdiag.engine.products import restoring
 from hessdiag.engine.training import batch_loss
 from hessdiag.errors import HessdiagError, NonFiniteError
 from hessdiag.regularizers import NSO, SAM, TracePenalty
-from tests.models import randn
-from tests.training_runs import KINDS, PASSES, Net, X, Y, close, flat, loss_of, near, net, same, sgd, state
+from tests.models import randn, same
+from tests.training_runs import KINDS, PASSES, Net, X, Y, close, flat, loss_of, near, net, sgd, state
 
 # ------------------------------------------------------------------------------------------------- what it does
 

@@ -26,6 +26,7 @@ from hessdiag.spectral.warm import Warm, ending
 from hessdiag.track.follow import Follower, rate_of
 from hessdiag.track.trajectory import Rate
 from tests.command import call
+from tests.models import rotated
 from tests.test_page_is_self_contained import LIMIT, Reader
 
 PROBLEM = '''
@@ -332,18 +333,12 @@ def test_an_optimizers_own_groups_are_read(run: Path):
     assert adam["step"] is None and any("each direction" in note for note in document["notes"])
 
 
-def dense(eigenvalues: np.ndarray, seed: int) -> torch.Tensor:
-    basis, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(eigenvalues),) * 2))
-    matrix = torch.from_numpy(basis * eigenvalues @ basis.T)
-    return (matrix + matrix.T) / 2
-
-
 BULK = np.r_[np.geomspace(0.5, 3, 8), 0.01 * np.random.default_rng(1).normal(size=190)]
 
 
 def test_a_wrong_warm_start_hides_nothing():
     """The new largest eigenvector is orthogonal to all the earlier run knew; only the random part can see it."""
-    old = dense(np.r_[BULK, 0.0], 0)
+    old = rotated(np.r_[BULK, 0.0], 0)
     left = ending(extremes(old).krylov, 1)
     values, vectors = torch.linalg.eigh(old)
     flat = vectors[:, int(values.abs().argmin())]
@@ -395,9 +390,9 @@ def test_the_bench_of_confidence_would_notice_a_certificate_that_trusts_the_star
 
 def test_warm_starts_are_refused_where_they_do_not_fit():
     with pytest.raises(UsageError, match="warm start"):
-        extremes(dense(BULK, 0), warm=Warm(torch.ones(3, dtype=torch.float64), 1))
+        extremes(rotated(BULK, 0), warm=Warm(torch.ones(3, dtype=torch.float64), 1))
     with pytest.raises(UsageError, match="turn 0"):
-        extremes(dense(BULK, 0), warm=Warm(torch.ones(len(BULK), dtype=torch.float64), 0))
+        extremes(rotated(BULK, 0), warm=Warm(torch.ones(len(BULK), dtype=torch.float64), 0))
 
 
 def test_safetensors_headers_name_the_rate(run: Path):

@@ -41,10 +41,6 @@ def state(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> l
     return [tensor.detach().clone() for tensor in tensors]
 
 
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 def near(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-12) -> None:
     for x, y in zip(a, b, strict=True):
         assert torch.allclose(x, y, rtol=tolerance, atol=tolerance), float((x - y).abs().max())
