@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hessdiag.formatting import UNRESOLVED, format_metric
 from hessdiag.present.words import CAVEAT, data_in_words, kind_in_words, label, reading
 from hessdiag.results import Analysis, Metric
-from hessdiag.shown import plain, single_spaced
+from hessdiag.shown import cut, plain, single_spaced
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,7 @@ def _subject(analysis: Analysis) -> str:
     if analysis.title or "n_params" not in said:
         return shorten(label("", analysis), 60, placeholder="…")
     where = f"{said['n_params']:,} parameters, {said['samples']:,} examples of {said['split']}"
-    return f"{shorten(plain(str(said['loss'])), 30, placeholder='…')}, {plain(where)}"
+    return f"{cut(plain(str(said['loss'])), 40)}, {plain(where)}"
 
 
 def terminal_table(analyses: Mapping[str, Analysis], width: int = WIDE) -> Table:
