@@ -248,7 +248,7 @@ def test_type_checkers_see_the_same_options():
 
 def test_hessian_takes_what_analyze_takes():
     shown = inspect.signature(hessdiag.hessian).parameters
-    assert set(shown) - {"problem", "loss_fn", "data"} <= set(options_of(Settings))
+    assert set(shown) - {"problem", "loss_fn", "data", "draws"} <= set(options_of(Settings))  # draws: of mc_fisher
     H = hessdiag.hessian(
         Problem.of(network(), CE, DATA), params=["2.*"], dtype=torch.float32, device="cpu", samples=9
     )

@@ -435,7 +435,7 @@ BROKEN_EXACTLY = {
     "curvature is overlooked": lambda patch: patch.setattr(traces, "curved_tensors", lambda op: ()),
     "curvature is measured with a blunt tool": lambda patch: patch.setattr(curved, "CURVED", 1e3),
     "one direction of the loss is left out": lambda patch: patch.setattr(
-        gauss_newton, "_loss_curvature", without_a_column(gauss_newton._loss_curvature)
+        gauss_newton, "loss_curvature", without_a_column(gauss_newton.loss_curvature)
     ),
 }
 
