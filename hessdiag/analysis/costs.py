@@ -10,7 +10,7 @@ import torch
 from hessdiag.engine.checks.planner import trial_vectors
 from hessdiag.engine.products.composition import beside_outputs
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, outputs_per_example
+from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, FAILURES, outputs_per_example
 
 BASIS_SECONDS = {"cpu": 1e-9, "cuda": 1e-11}
 """Per number of a basis that a vector is orthogonalized against, both passes."""
@@ -82,7 +82,7 @@ def exact_trace_likely(operator: Curvature) -> bool:
     try:
         with operator.timed():
             outputs = beside_outputs(operator) or outputs_per_example(operator)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+    except FAILURES:
         return False  # the trace will say why
     usual = operator.problem.weight is None and operator.method != "finite_difference"
     return usual and isinstance(outputs, int) and outputs <= EXACT_OUTPUTS

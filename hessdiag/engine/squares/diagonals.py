@@ -12,15 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessdiag.engine.products.composition import beside_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.fisher import Fisher, gradients_of_terms, in_terms
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.stacking import vmapped
-from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, loss_curvature, outputs_per_example
+from hessdiag.engine.squares.gauss_newton import (
+    EXACT_OUTPUTS,
+    FAILURES,
+    failed,
+    kept_together,
+    loss_curvature,
+    outputs_per_example,
+)
 from hessdiag.engine.squares.pullbacks import CHUNK_BYTES
-from hessdiag.errors import Refused, one_line
-from hessdiag.samples import divide, map_tensors, row_count
+from hessdiag.errors import Refused
+from hessdiag.samples import divide, map_tensors
 
 
 def squares_diagonal(operator: Curvature) -> Tensor | Refused:
@@ -32,20 +38,16 @@ def squares_diagonal(operator: Curvature) -> Tensor | Refused:
     Returns:
         The diagonal; or, where it cannot be had this way, one line saying why.
     """
-    if why := beside_outputs(operator):
-        return Refused(why)
-    if operator.problem.weight is not None:
-        return Refused("the loss has a weight of its own, so that examples cannot be taken apart")
-    if any(row_count(batch) is None for batch in operator.batches):
-        return Refused("examples cannot be taken out of their batches")
+    if why := kept_together(operator):
+        return why
     try:
         with operator.timed():
             outputs = outputs_per_example(operator)
             if isinstance(outputs, Refused):
                 return outputs
             return _sum(operator, outputs)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        return Refused(f"per-example gradients fail here ({one_line(error, 100)})")
+    except FAILURES as error:
+        return failed(error)
 
 
 def _sum(operator: Curvature, outputs: int) -> Tensor | Refused:

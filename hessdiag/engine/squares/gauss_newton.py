@@ -31,6 +31,8 @@ EXACT_OUTPUTS = 32  # most outputs per example for the exact sum: beyond, random
 OUTPUT_DRAWS = 16  # draws of signs at the outputs, a backward pass of the sample set each
 CHUNK_BYTES = 32 * 2**20  # for the signs at the outputs
 KNOWN = f"{', '.join(CRITERIA)} and torch's losses"
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+"""What a model that was made for whole batches raises on single examples."""
 SLOWER = 1.5  # the first piece is
 DEPENDENT = 1e-3  # relative: rounding leaves 1e-5, batch statistics 1e-1
 
@@ -74,12 +76,8 @@ def gauss_newton_trace(
     Returns:
         The trace; or one line saying why it cannot be computed like this.
     """
-    if why := beside_outputs(operator):
-        return Refused(why)
-    if operator.problem.weight is not None:
-        return Refused("the loss has a weight of its own, so that examples cannot be taken apart")
-    if any(row_count(batch) is None for batch in operator.batches):
-        return Refused("examples cannot be taken out of their batches")
+    if why := kept_together(operator):
+        return why
     try:
         with operator.timed():
             outputs = outputs_per_example(operator)
@@ -103,13 +101,29 @@ def gauss_newton_trace(
                 pulled.give_up(error)
                 per_example, per_tensor = _accumulate(operator, pulled, exact, seed, draws)
             operator.notes.extend(f"tr(G): {reason}" for reason in pulled.reasons)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        return Refused(f"per-example gradients fail here ({one_line(error, 100)})")
+    except FAILURES as error:
+        return failed(error)
     singles = [one for batch in operator.batches for one in divide(batch, 1)]
     counts = torch.tensor([operator.problem.count(one) for one in singles], dtype=torch.float64)
     return GaussNewtonTrace(
         exact, per_example, per_tensor / operator.total_weight, counts, outputs if exact else draws
     )
+
+
+def kept_together(operator: Curvature) -> Refused | None:
+    """Why the loss is no sum over examples that could be taken one by one, if that can be seen without trying."""
+    if why := beside_outputs(operator):
+        return Refused(why)
+    if operator.problem.weight is not None:
+        return Refused("the loss has a weight of its own, so that examples cannot be taken apart")
+    if any(row_count(batch) is None for batch in operator.batches):
+        return Refused("examples cannot be taken out of their batches")
+    return None
+
+
+def failed(error: BaseException) -> Refused:
+    """One of `FAILURES` in words."""
+    return Refused(f"per-example gradients fail here ({one_line(error, 100)})")
 
 
 def outputs_per_example(operator: Curvature) -> int | Refused:
