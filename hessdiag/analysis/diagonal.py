@@ -10,9 +10,9 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.fisher import Fisher
 from hessdiag.engine.squares.curved import curved_tensors
 from hessdiag.engine.squares.diagonals import squares_diagonal
-from hessdiag.errors import Refused, UsageError
+from hessdiag.errors import Refused
 from hessdiag.operator import SymmetricOperator, as_operator
-from hessdiag.results import at_least
+from hessdiag.results import a_share, at_least
 from hessdiag.spectral import lanczos
 from hessdiag.spectral.diagonal import Diagonal, estimated, exact_diagonal, known, probed
 
@@ -50,9 +50,7 @@ def diagonal(
         [2.0, 3.0]
     """
     op = as_operator(operator)
-    if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: must lie in (0, 1), e.g. 0.95"
-        raise UsageError(msg)
+    a_share(confidence, "confidence")
     if op.size <= probes:
         return exact_diagonal(op)
     at_least(probes, 2, "probes", "a standard error")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from hessdiag.errors import UsageError
 from hessdiag.gap.statistics.calibration import BINS, PER_BIN, calibration_error
 from hessdiag.gap.statistics.means import EXACT, Method, Score, difference, mean_score
+from hessdiag.results import a_share
 
 FLOOR = 0.01  # of the cross-entropy, at which Jiang et al. 2020 (section 4) stop all runs
 FLOOR_ACCURACY = 0.99  # at which Kaur et al. 2022 stop theirs
@@ -104,9 +105,7 @@ def performance(
     Raises:
         UsageError: numbers per example that do not match in length, or ``confidence`` outside (0, 1).
     """
-    if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: it must lie in (0, 1), for example 0.95"
-        raise UsageError(msg)
+    a_share(confidence, "confidence")
     found = {name: _split(name, examples, confidence, method, seed) for name, examples in splits.items()}
     missing = [name for name in (train, test) if name not in found]
     if missing:

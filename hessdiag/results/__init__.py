@@ -25,6 +25,7 @@ from hessdiag.results.metrics import (
     Metric,
     Provenance,
     RitzValue,
+    a_share,
     at_least,
 )
 from hessdiag.results.runfile import json_schema, load_run
@@ -51,6 +52,7 @@ __all__ = [
     "SelfTest",
     "Spectrum",
     "Store",
+    "a_share",
     "at_least",
     "json_schema",
     "load_run",

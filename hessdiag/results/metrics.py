@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hessdiag.errors import BudgetError, NonFiniteError
+from hessdiag.errors import BudgetError, NonFiniteError, UsageError
 from hessdiag.presenter import presenter
 
 QUANTITIES = (
@@ -147,6 +147,17 @@ class Bound(Metric):
     exact_inputs: bool
     looseness: float | None = None  # bound / measured value of ``of``, where that was measured
     per_probe: tuple[float, ...] = field(default=(), repr=False)  # linearized, as of `Estimate`
+
+
+def a_share(value: float, name: str, example: float = 0.95) -> None:
+    """Refuse what is no probability or relative size.
+
+    Raises:
+        UsageError: ``value`` outside (0, 1).
+    """
+    if not 0 < value < 1:
+        msg = f"{name}={value}: it must lie in (0, 1), for example {example}"
+        raise UsageError(msg)
 
 
 def at_least(number: int, needed: int, what: str, why: str) -> None:

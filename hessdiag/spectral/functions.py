@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import hessenberg
 
 from hessdiag.errors import UsageError
-from hessdiag.results import Estimate, Provenance, Spectrum
+from hessdiag.results import Estimate, Provenance, Spectrum, a_share
 from hessdiag.results.chance import deviation
 from hessdiag.spectral.interval import mean_interval, quantile
 from hessdiag.spectral.quadrature import gauss
@@ -29,9 +29,7 @@ GRID = 257  # points between the ends where the function must be finite; and 0, 
 
 def trace_of(spectrum: Spectrum, f: Function, confidence: float, within: tuple[float, float] | None) -> Estimate:
     """Tr f(H), see `hessdiag.results.Spectrum.apply`."""
-    if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: must lie in (0, 1), e.g. 0.95"
-        raise UsageError(msg)
+    a_share(confidence, "confidence")
     f = _finite(f, spectrum, within)
     d = spectrum.dimension
     counted = round(d * math.fsum(spectrum.known.weights))

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # scipy.stats takes 1 s to import
 
-from hessdiag.errors import UsageError
-from hessdiag.results import at_least
+from hessdiag.results import a_share, at_least
 
 FEWEST_BLOCKS = 6  # with fewer the t-interval is 2.8 standard errors and more: no help to anyone
 SKEWNESS_NEEDS = 4  # with fewer samples the skewness is noise, and the interval is the plain t
@@ -39,9 +38,7 @@ def mean_interval(
         BudgetError: n < 2.
         UsageError: ``confidence`` outside (0, 1).
     """
-    if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: it must lie in (0, 1), for example 0.95"
-        raise UsageError(msg)
+    a_share(confidence, "confidence")
     n = len(samples)
     at_least(n, 2, what, "a standard error")
     mean = float(samples.mean())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hessdiag.errors import UsageError
 from hessdiag.former import formerly
 from hessdiag.operator import SymmetricOperator, as_operator
-from hessdiag.results import Estimate, Provenance, at_least
+from hessdiag.results import Estimate, Provenance, a_share, at_least
 from hessdiag.spectral.deflation import Forms, forms_to
 from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
@@ -61,9 +61,8 @@ def trace(
     >>> found.lo <= 4950 <= found.hi
     True
     """
-    if rtol is not None and not 0 < rtol < 1:
-        msg = f"rtol={rtol}: it must lie in (0, 1), for example 0.01"
-        raise UsageError(msg)
+    if rtol is not None:
+        a_share(rtol, "rtol", 0.01)
     return trace_from(_draw(operator, probes, seed, deflate, krylov, rtol), confidence=confidence)
 
 

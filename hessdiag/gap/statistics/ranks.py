@@ -25,6 +25,7 @@ from hessdiag.gap.statistics.environments import (
 from hessdiag.gap.statistics.kendall import associate, reread, tau_of
 from hessdiag.gap.statistics.rank_results import RankReport, RankStatistics, RunTable
 from hessdiag.multiplicity import holm
+from hessdiag.results import a_share
 
 Array = NDArray[np.float64]
 
@@ -47,9 +48,7 @@ def rank_report(
     Raises:
         UsageError: a hyper-parameter that no checkpoint has, or ``confidence`` outside (0, 1).
     """
-    if not 0 < confidence < 1:
-        msg = f"confidence={confidence}: it must lie in (0, 1), for example 0.95"
-        raise UsageError(msg)
+    a_share(confidence, "confidence")
     names = _hyperparameters(table, hyperparameters)
     found = [_one(table, measure, names, confidence, seed) for measure in table.measures]
     tested = [k for k, one in enumerate(found) if one.overall is not None]
