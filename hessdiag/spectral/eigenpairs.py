@@ -15,7 +15,7 @@ from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Provenance
 from hessdiag.spectral.extremes import FAILURE
-from hessdiag.spectral.krylov import whole
+from hessdiag.spectral.krylov import whole as every_direction
 from hessdiag.spectral.ranked import Eigenpairs, ranked
 from hessdiag.spectral.subspace import Search, Subspace, search
 
@@ -67,20 +67,18 @@ def eigenpairs(
     op = as_operator(operator)
     most = PRODUCTS + MORE * k if max_products is None else max_products
     _require(op, k, which, rtol, failure, most)
-    before = op.products
-    if op.size <= most:
-        found, settled = _all(op, k, which), True
-    else:
-        capacity = _capacity(op, k, most, max_basis)
-        found, _, settled = search(op, Search(k, which, rtol, failure, most, capacity, seed))
+    before, whole = op.products, op.size <= most
+    capacity = op.size if whole else _capacity(op, k, most, max_basis)
+    wanted = Search(k, which, rtol, failure, most, capacity, seed)
+    found, settled = (_all(op, wanted), True) if whole else search(op, wanted)
     settings = {"k": k, "which": which, "rtol": rtol, "seed": seed, "max_products": most, "failure": failure}
     provenance = Provenance(
-        method="Lanczos in the complement of the pairs found" if op.size > most else "every direction",
+        method="every direction" if whole else "Lanczos in the complement of the pairs found",
         settings=settings,
         products=op.products - before,
         dtype=str(op.dtype).removeprefix("torch."),
     )
-    return ranked(found, Search(k, which, rtol, failure, most, 0, seed), provenance, settled)
+    return ranked(found, wanted, provenance, whole=whole, settled=settled)
 
 
 def _require(op: SymmetricOperator, k: int, which: str, rtol: float, failure: float, most: int) -> None:
@@ -115,14 +113,14 @@ def _capacity(op: SymmetricOperator, k: int, most: int, max_basis: int | None) -
     return min(most, room if max_basis is None else max_basis)
 
 
-def _all(op: SymmetricOperator, k: int, which: str) -> Subspace:
+def _all(op: SymmetricOperator, wanted: Search) -> Subspace:
     """The wanted pairs out of the whole matrix."""
-    krylov = whole(op)
-    wanted = Search(k, which, 0.5, 0.5, 0, 0, 0).best(krylov.ritz_values)
+    krylov = every_direction(op)
+    best = wanted.best(krylov.ritz_values)
     found = Subspace.empty(op)
     found.scale = krylov.scale
-    found.add(krylov.ritz_vectors(wanted.tolist()))
-    rest = np.delete(krylov.ritz_values, wanted)
+    found.add(krylov.ritz_vectors(best.tolist()))
+    rest = np.delete(krylov.ritz_values, best)
     found.lower = float(rest.min()) if len(rest) else math.inf
     found.upper = float(rest.max()) if len(rest) else -math.inf
     return found

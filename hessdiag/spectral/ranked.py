@@ -74,13 +74,20 @@ class Eigenpairs:
         return f"<{len(self)} eigenpairs: {shown}{more}; {self.products} products>"
 
 
-def ranked(found: Subspace, wanted: Search, provenance: Provenance, settled: bool) -> Eigenpairs:
-    """Intervals by rank around the wanted values."""
+def ranked(found: Subspace, wanted: Search, provenance: Provenance, *, whole: bool, settled: bool) -> Eigenpairs:
+    """Intervals by rank around the wanted values.
+
+    Args:
+        found: the pairs.
+        wanted: what was asked for.
+        provenance: of each of them.
+        whole: whether every direction was multiplied: only rounding is left.
+        settled: whether everything asked for is certified.
+    """
     op, r = found.op, found.coupling()
-    known_whole = provenance.method == "every direction"
     margin = op.floor * found.scale * math.sqrt(len(found.values) + 1)
     order, residuals = wanted.best(found.values), norms(found.residuals).cpu().numpy()
-    confidence = 1.0 if known_whole else 1.0 - wanted.failure
+    confidence = 1.0 if whole else 1.0 - wanted.failure
 
     def pair(place: int) -> RitzValue:
         value = float(found.values[place])
@@ -109,7 +116,7 @@ def ranked(found: Subspace, wanted: Search, provenance: Provenance, settled: boo
         vectors=found.vectors[torch.from_numpy(order.copy())].T,
         clusters=clusters,
         others=others,
-        confidence=1.0 if known_whole else 1.0 - sides * wanted.failure,
+        confidence=1.0 if whole else 1.0 - sides * wanted.failure,
         products=provenance.products,
         warnings=tuple(_warnings(pairs, settled, open_end, wanted)),
         operator=op,

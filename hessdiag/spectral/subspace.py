@@ -138,21 +138,21 @@ class Search:
         return {"LA": (1,), "SA": (-1,), "LM": (1, -1)}[self.which]
 
 
-def search(op: SymmetricOperator, wanted: Search) -> tuple[Subspace, int, bool]:
+def search(op: SymmetricOperator, wanted: Search) -> tuple[Subspace, bool]:
     """Run after run, until nothing can be missing or the products are spent.
 
     Returns:
-        The pairs, the number of runs, and whether everything asked for is certified.
+        The pairs, and whether everything asked for is certified.
     """
     known, begin, number = Subspace.empty(op), op.products, 0
     while True:
         left = wanted.most - (op.products - begin) - wanted.number
         if number and (left < 1 or op.stopped):
-            return known, number, False
+            return known, False
         krylov, done = _run(known, wanted, number, left)
         number += 1
         if done:
-            return known, number, True
+            return known, True
         fresh = _joining(known, krylov, wanted)
         if len(fresh):
             known.add(krylov.ritz_vectors(fresh))
