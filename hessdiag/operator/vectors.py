@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator.symmetric import SymmetricOperator, require_real
+from hessdiag.shown import listed
 
 SHOWN = 3  # names in a refusal
 
@@ -20,7 +21,10 @@ def product(op: SymmetricOperator, other: Any) -> Any:
     if isinstance(other, Mapping):
         names = [name for name, _ in op.layout]
         if set(other) != set(names):
-            lacking, foreign = _listed(set(names) - set(other)), _listed(set(other) - set(names))
+            lacking, foreign = (
+                listed(sorted(map(str, left)), SHOWN)
+                for left in (set(names) - set(other), set(other) - set(names))
+            )
             said = " and ".join(
                 text for text in (lacking and f"lacks {lacking}", foreign and f"has {foreign}") if text
             )
@@ -75,15 +79,9 @@ def _require_shapes(op: SymmetricOperator, shapes: list[tuple[int, ...]]) -> Non
         return
     if len(shapes) != len(op.layout):
         msg = f"H @ {len(shapes)} tensors: this operator has {len(op.layout)} parameters, "
-        raise UsageError(msg + f"{_listed([name for name, _ in op.layout])}")
+        raise UsageError(msg + listed([name for name, _ in op.layout], SHOWN))
     wanted = op.shapes or [(size,) for _, size in op.layout]
     for (name, size), number, shape, right in zip(op.layout, given, shapes, wanted, strict=True):
         if number != size or (op.shapes and shape != tuple(right)):
             msg = f"H @ tensors: the one for {name or 'the first parameter'} has shape {shape}, not {tuple(right)}"
             raise UsageError(msg)
-
-
-def _listed(names: Any) -> str:
-    shown = sorted(map(str, names)) if isinstance(names, set) else list(map(str, names))
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more
