@@ -13,6 +13,12 @@ from hessdiag.option import options_of
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def names_of_today(cls: type[Any]) -> dict[str, str]:
+    """The former names of a class's options, each with the name of today."""
+    known = options_of(cls).values()  # type: ignore[arg-type]  # a class can be hashed
+    return {one.formerly: one.name for one in known if one.formerly}
+
+
 def renamed(cls: type[Any], given: Mapping[str, Any], stacklevel: int = 3) -> dict[str, Any]:
     """Options under the names of today; each former name is told of by one DeprecationWarning.
 
@@ -21,8 +27,7 @@ def renamed(cls: type[Any], given: Mapping[str, Any], stacklevel: int = 3) -> di
         given: values by name.
         stacklevel: as `warnings.warn` takes it; 3 is the caller of the caller.
     """
-    known = options_of(cls).values()  # type: ignore[arg-type]  # a class can be hashed
-    former = {one.formerly: one.name for one in known if one.formerly}
+    former = names_of_today(cls)
     for name in former.keys() & given.keys():
         warnings.warn(f"{name} is {former[name]} now", DeprecationWarning, stacklevel=stacklevel)
     return {former.get(name, name): value for name, value in given.items()}

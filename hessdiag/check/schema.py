@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hessdiag.check.budgets import CLAIMS, LEVELS, Claim, Level
+from hessdiag.former import names_of_today
 from hessdiag.option import hint, options_of
 from hessdiag.settings import UNPAIRED, Settings
 from hessdiag.shown import visible
@@ -17,7 +18,7 @@ SCHEMA = 1
 STRICT = ConfigDict(extra="forbid", strict=True)
 HINTS = get_type_hints(Settings)
 RUN = {name: one for name, one in options_of(Settings).items() if name not in ("quantities", *UNPAIRED)}
-FORMER = {one.formerly: name for name, one in RUN.items() if one.formerly}
+FORMER = names_of_today(Settings)
 RunTable: Any = create_model(
     "RunTable",
     __config__=STRICT,
@@ -33,23 +34,36 @@ class BudgetTable(BaseModel):
     """One budget: ``{ level, min, max, max_increase, max_decrease, abs_floor, claim }``."""
 
     model_config = STRICT
-    level: Level = "error"
-    min: Any = None
-    max: Any = None
-    max_increase: Any = None
-    max_decrease: Any = None
-    abs_floor: float | None = None
-    claim: Claim = "samples"
+    level: Level = Field(
+        default="error", description="`error` fails the check, `warn` is only said, `off` is not measured."
+    )
+    min: Any = Field(default=None, description="Lower limit of the value, in its units.")
+    max: Any = Field(default=None, description="Upper limit of the value, in its units.")
+    max_increase: Any = Field(
+        default=None, description='Largest increase since the baseline: `"15%"`, or a number in units.'
+    )
+    max_decrease: Any = Field(default=None, description="Largest decrease, likewise.")
+    abs_floor: float | None = Field(
+        default=None,
+        description="A change in units that is always allowed; needed where the baseline may be zero.",
+    )
+    claim: Claim = Field(
+        default="samples",
+        description="`samples`, or `population`: of lambda_max, lambda_min and trace, "
+        "what the samples were drawn from.",
+    )
 
 
 class CheckTable(BaseModel):
     """``[tool.hessdiag.check]``."""
 
     model_config = STRICT
-    baseline: str = "tests/hessdiag-baseline.json"
-    confidence: float | None = None
-    on_unsure: Literal["escalate", "report"] = "escalate"
-    max_probes: int | None = None
+    baseline: str = Field(default="tests/hessdiag-baseline.json", description="The file of recorded values.")
+    confidence: float | None = Field(default=None, description="Of every interval, for each limit by itself.")
+    on_unsure: Literal["escalate", "report"] = Field(
+        default="escalate", description="`escalate` draws more probes where nobody can tell; `report` does not."
+    )
+    max_probes: int | None = Field(default=None, description="Most probes of that second look.")
     budgets: dict[str, BudgetTable] = Field(default_factory=dict)
 
 
@@ -57,12 +71,14 @@ class Sheet(BaseModel):
     """``[tool.hessdiag]``."""
 
     model_config = STRICT
-    version: int = Field(SCHEMA, alias="schema")
-    problem: str | None = None
-    checkpoint: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    app_dir: str | None = None
-    trust_pickle: bool = False
+    version: int = Field(SCHEMA, alias="schema", description="Of the file's format.")
+    problem: str | None = Field(
+        default=None, description="The factory, `path/file.py:function` or `package.module:function`."
+    )
+    checkpoint: str | None = Field(default=None, description="The weights to measure.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the factory, as `-P`.")
+    app_dir: str | None = Field(default=None, description="Where modules are looked for.")
+    trust_pickle: bool = Field(default=False, description="Let the checkpoint run code. Only for files you made.")
     run: RunTable = Field(default_factory=RunTable)
     check: CheckTable = Field(default_factory=CheckTable)
 
@@ -110,11 +126,12 @@ def newer(table: Mapping[str, Any]) -> Fault | None:
 
 def faults_of_form(table: Mapping[str, Any]) -> tuple[Sheet, list[Fault]]:
     """What of a table has the right names and types, and a fault for each key that has not."""
+    table = _today(table)
     try:
-        return Sheet.model_validate(_today(table)), []
+        return Sheet.model_validate(table), []
     except ValidationError as error:
         found = error.errors(include_url=False)
-    rest = _copy(_today(table))
+    rest = _copy(table)
     for item in found:
         _drop(rest, item["loc"])
     faults = [Fault(tuple(map(str, item["loc"])), _said(item)) for item in found]
@@ -124,11 +141,9 @@ def faults_of_form(table: Mapping[str, Any]) -> tuple[Sheet, list[Fault]]:
 def _today(table: Mapping[str, Any]) -> Mapping[str, Any]:
     """The table with the options of the run under the names of today."""
     run = table.get("run")
-    return (
-        {**table, "run": {FORMER.get(key, key): value for key, value in run.items()}}
-        if isinstance(run, Mapping)
-        else table
-    )
+    if not isinstance(run, Mapping):
+        return table
+    return {**table, "run": {FORMER.get(key, key): value for key, value in run.items()}}
 
 
 def _copy(value: Any) -> Any:

@@ -102,14 +102,10 @@ def configuration() -> str:
     ]
     lines += [f"at the folder of the file. {MADE}", ""]
     for heading, note, rows in (
-        ("Top level", "", [(key, *_field(Sheet, name), TOP[key]) for key, name in _top().items()]),
-        ("run", "Options of `hessdiag analyze`, with `_` for `-`, and `metrics`.", list(_run())),
-        (
-            "check",
-            "",
-            [(name, *_field(CheckTable, name), CHECK[name]) for name in CheckTable.model_fields if name in CHECK],
-        ),
-        ("check.budgets", BUDGETS, [(n, *_field(BudgetTable, n), LIMITS[n]) for n in BudgetTable.model_fields]),
+        ("Top level", "", _described(Sheet)),
+        ("run", "Options of `hessdiag analyze`, with `_` for `-`, and `metrics`.", _run()),
+        ("check", "", _described(CheckTable)),
+        ("check.budgets", BUDGETS, _described(BudgetTable)),
     ):
         lines += [f"## {heading}", "", *([note, ""] if note else [])]
         lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
@@ -122,29 +118,6 @@ def configuration() -> str:
 
 
 BUDGETS = 'Each key is `metric`, `"metric[split]"`, `"metric@glob"` or `"metric[split]@glob"`; its table holds:'
-TOP = {
-    "schema": "Of the file's format.",
-    "problem": "The factory, `path/file.py:function` or `package.module:function`.",
-    "checkpoint": "The weights to measure.",
-    "options": "Options of the factory, as `-P`.",
-    "app_dir": "Where modules are looked for.",
-    "trust_pickle": "Let the checkpoint run code. Only for files you made.",
-}
-CHECK = {
-    "baseline": "The file of recorded values.",
-    "confidence": "Of every interval, for each limit by itself.",
-    "on_unsure": "`escalate` draws more probes where nobody can tell; `report` does not.",
-    "max_probes": "Most probes of that second look.",
-}
-LIMITS = {
-    "level": "`error` fails the check, `warn` is only said, `off` is not measured.",
-    "min": "Lower limit of the value, in its units.",
-    "max": "Upper limit of the value, in its units.",
-    "max_increase": 'Largest increase since the baseline: `"15%"`, or a number in units.',
-    "max_decrease": "Largest decrease, likewise.",
-    "abs_floor": "A change in units that is always allowed; needed where the baseline may be zero.",
-    "claim": "`samples`, or `population`: of lambda_max, lambda_min and trace, what the samples were drawn from.",
-}
 EXAMPLE = """## Example
 
 ```toml
@@ -166,9 +139,11 @@ lambda_max = { max = 80.0, max_increase = "15%" }
 """
 
 
-def _top() -> dict[str, str]:
-    names = {(field.alias or name): name for name, field in Sheet.model_fields.items()}
-    return {key: name for key, name in names.items() if key in TOP}
+def _described(table: Any) -> Iterator[tuple[str, str, str, str]]:
+    """The keys of a table that have words; the others are tables of their own."""
+    for name, field in table.model_fields.items():
+        if field.description:
+            yield field.alias or name, *_field(table, name), field.description
 
 
 def _field(table: Any, name: str) -> tuple[str, str]:
