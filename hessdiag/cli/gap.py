@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli import stdout
-from hessdiag.cli.options import FACTORY, OUTPUT, PROBLEM, SAMPLES, click_options, flags, options, settings
+from hessdiag.cli.options import (
+    FACTORY,
+    OUTPUT,
+    PAGE_FOLDER,
+    PROBLEM,
+    SAMPLES,
+    click_options,
+    flags,
+    options,
+    settings,
+)
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import message, reserve
@@ -58,13 +68,7 @@ RANKING = (
 WRITTEN = (
     click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here."),
     click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write a tidy table."),
-    click.option(
-        "-o",
-        "folder",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        help="Folder to write page, CSV and JSON to.",
-    ),
+    PAGE_FOLDER,
     click.option(
         "--jobs", type=int, default=1, show_default=True, help="Number of checkpoints to measure at the same time."
     ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hessdiag.cli.spelling import spelled
+from hessdiag.cli.stdout import message
 from hessdiag.errors import FaultsError, LoadError, UsageError
 from hessdiag.option import Fault, Option, OptionError, options_of
 from hessdiag.settings import Settings
@@ -72,7 +73,7 @@ def _click_option(one: Option, instead: str | None, defaults: dict[str, Any]) ->
 
 def _former(one: Option, context: click.Context, _: click.Parameter, value: Any) -> None:
     if value is not None:  # click asks the flags that were given first
-        click.echo(f"hessdiag: {spelled(one.formerly)} is {spelled(one.name)} now", err=True)
+        message(f"hessdiag: {spelled(one.formerly)} is {spelled(one.name)} now")
         context.meta[one.formerly] = value
 
 
@@ -130,6 +131,13 @@ MEASUREMENT = click_options(
     "quantities", "rtol", "probes", "density_probes", "steps", "max_steps", "top", "confidence"
 )
 SPENDING = click_options("effort", "accuracy", "budget")
+PAGE_FOLDER = click.option(
+    "-o",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder to write page, CSV and JSON to.",
+)
 OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),

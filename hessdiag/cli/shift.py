@@ -9,7 +9,7 @@ import click
 
 from hessdiag.cli import stdout
 from hessdiag.cli.gap import MANY
-from hessdiag.cli.options import FACTORY, OUTPUT, click_options, flags, load, options
+from hessdiag.cli.options import FACTORY, OUTPUT, PAGE_FOLDER, click_options, flags, load, options
 from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve
@@ -24,13 +24,7 @@ TESTING = (
     *click_options("tests", "train", "test", "other", of=ShiftSettings, tests=None),
     click.option("--reference", metavar="NAME", help="Checkpoint the others are compared with.  [the first]"),
     *click_options("samples", "components", "seed", "confidence", of=ShiftSettings),
-    click.option(
-        "-o",
-        "folder",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        help="Folder to write page, CSV and JSON to.",
-    ),
+    PAGE_FOLDER,
 )
 
 
