@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -87,9 +86,7 @@ def by_torch(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
     options = {k: v.to(outputs) if isinstance(v, Tensor) else v for k, v in options.items()}
     whole = criterion.name in ("cross_entropy", "nll") and not targets.is_floating_point()
     targets = targets.long() if whole else targets.to(outputs.dtype)
-    with warnings.catch_warnings():  # of sizes that differ: they are refused in our words
-        warnings.filterwarnings("ignore", "Using a target size", UserWarning)
-        mean: Tensor = OF_NAME[criterion.name](outputs, targets, reduction="mean", **options)
+    mean: Tensor = OF_NAME[criterion.name](outputs, targets, reduction="mean", **options)
     return mean if criterion.scale is None else mean * criterion.scale
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -218,9 +219,11 @@ class PlainModel:
         known = problem.built_in
         if known is None:
             return problem.mean_loss(outputs, batch)
-        if known.given:
-            return by_torch(known, outputs, target_of(batch))
-        return TORCH_LOSSES[known.name](outputs, target_of(batch))
+        with warnings.catch_warnings():  # of sizes that differ: they are refused in our words
+            warnings.filterwarnings("ignore", "Using a target size", UserWarning)
+            if known.given:
+                return by_torch(known, outputs, target_of(batch))
+            return TORCH_LOSSES[known.name](outputs, target_of(batch))
 
 
 def _reading(returned: Any, batch: Any, loss: float) -> Reading:
