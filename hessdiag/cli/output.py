@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hessdiag.cli.spelling import flagged
+from hessdiag.cli.spelling import flagged, flagged_page
 from hessdiag.cli.stdout import message, result, results
 from hessdiag.folders import write_together
 from hessdiag.shown import inert, visible
@@ -94,13 +93,7 @@ def page_of(analyses: Mapping[str, Analysis]) -> str:
     """The one-file report with the command that made it."""
     from hessdiag.present import page
 
-    return page({name: with_flags(analysis) for name, analysis in analyses.items()}, command_line())
-
-
-def with_flags(analysis: Analysis) -> Analysis:
-    """The analysis with the options in its notes and warnings as they are typed."""
-    notes, warnings = (tuple(map(flagged, texts)) for texts in (analysis.notes, analysis.warnings))
-    return replace(analysis, notes=notes, warnings=warnings)
+    return flagged_page(page(analyses, command_line()))
 
 
 def command_line() -> str:

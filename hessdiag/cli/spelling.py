@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from functools import cache
+from html import escape, unescape
 from typing import Any
 
 BESIDE = frozenset(
@@ -23,6 +24,11 @@ def spelled(name: str) -> str:
 def flagged(text: str) -> str:
     """A text with its options as they are typed: "`method='auto'`" becomes "--method auto"."""
     return IN_TEXT.sub(_typed, text) if "`" in text else text
+
+
+def flagged_page(page: str) -> str:
+    """The same of a page of HTML, in which quotes are escaped."""
+    return IN_TEXT.sub(lambda found: escape(flagged(unescape(found[0]))), page)
 
 
 @cache
