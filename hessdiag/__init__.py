@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hessdiag.problem import Problem
     from hessdiag.results import Analysis, Bound, Estimate, RitzValue, Spectrum, load_run
     from hessdiag.samples import draw
+    from hessdiag.schemes.load import load
     from hessdiag.settings import Settings
     from hessdiag.sources import characters, images, mnist
     from hessdiag.spectral import (
@@ -56,6 +57,7 @@ _WHERE = {
     "Spectrum": "hessdiag.results",
     "load_run": "hessdiag.results",
     "draw": "hessdiag.samples",
+    "load": "hessdiag.schemes.load",
     "Settings": "hessdiag.settings",
     "characters": "hessdiag.sources",
     "images": "hessdiag.sources",
@@ -78,6 +80,7 @@ __all__ = [  # noqa: RUF022  (by what they are for)
     "Problem",
     "Settings",
     "draw",
+    "load",
     # Measuring
     "analyze",
     "hessian",

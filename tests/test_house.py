@@ -37,6 +37,7 @@ ROOMS = [
     "criteria",
     "problem",
     "sources",
+    "schemes",
     "engine",
     "spectral",
     "closed_form",

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from hessdiag.check.budgets import Budget
 from hessdiag.check.origin import PYPROJECT, PYPROJECT_TABLE, ConfigError, Origin, read_text, shown_file
 from hessdiag.check.rules import Rules
-from hessdiag.check.schema import Fault, faults_of_form, newer, shown
+from hessdiag.check.schema import Fault, faults_of_form, newer, recipe_of, shown
 from hessdiag.check.toml_lines import line_of
 from hessdiag.errors import UsageError
+from hessdiag.schemes.recipe import Recipe
 
 OWN = "hessdiag.toml"
 __all__ = ["Config", "ConfigError", "OnUnsure", "find_config", "load_config"]
@@ -27,11 +28,9 @@ class Config:
 
     Attributes:
         file: where it was read.
-        problem: the factory, as on the command line; paths hang at the file's folder.
+        recipe: of the problem; its paths hang at the file's folder. Modules are by default looked for where the
+            problem is named: in the file's folder, or here.
         checkpoint: the weights to measure.
-        options: of the factory.
-        app_dir: where modules are looked for; by default where the problem is named, the file's folder or here.
-        trust_pickle: whether the checkpoint may run code.
         run: fields of `Settings` except quantities and confidence.
         metrics: measured and recorded besides those with a budget.
         baseline: the file of recorded values, absolute.
@@ -42,11 +41,8 @@ class Config:
     """
 
     file: Path
-    problem: str
+    recipe: Recipe
     checkpoint: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    app_dir: str | None = None
-    trust_pickle: bool = False
     run: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     baseline: Path
@@ -142,11 +138,13 @@ def load_config(
         raise ConfigError(origin.said(rules.faults))
     return Config(
         file=file,
-        problem=origin.factory(sheet.problem or ""),
+        recipe=replace(
+            recipe_of(sheet),
+            factory=origin.factory(sheet.problem),
+            root=str(file.resolve().parent),
+            app_dir=str(app_dir),
+        ),
         checkpoint=origin.checkpoint(sheet.checkpoint),
-        options=sheet.options,
-        app_dir=str(app_dir),
-        trust_pickle=sheet.trust_pickle,
         run=rules.run,
         metrics=tuple(sheet.run.metrics),
         baseline=baseline,

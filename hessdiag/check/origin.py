@@ -84,8 +84,10 @@ class Origin:
             return Path(path)
         return folder / path
 
-    def factory(self, problem: str) -> str:
+    def factory(self, problem: str | None) -> str | None:
         """The problem, its file found from here."""
+        if problem is None:
+            return None
         where, name = split_spec(problem)
         return f"{self.anchored(('problem',), where)}:{name}" if where.endswith(".py") else problem
 

@@ -17,11 +17,10 @@ from hessdiag.check.budgets import (
     parse_key,
     parse_limit,
 )
-from hessdiag.check.schema import SCHEMA, BudgetTable, Fault, Sheet, shown
+from hessdiag.check.schema import SCHEMA, BudgetTable, Fault, Sheet, recipe_of, shown
 from hessdiag.errors import UsageError
 from hessdiag.option import hint
 from hessdiag.settings import DEFAULT, PAIRED, Settings
-from hessdiag.sources.spec import split_spec
 
 MAX_PROBES = 4 * PAIRED["probes"]  # four times the default probes: halves an interval
 
@@ -64,14 +63,15 @@ class Rules:
     def _problem(self) -> None:
         if self._faulty("problem"):
             return
-        if self.sheet.problem is None:
-            text = "is missing; name the factory, path/file.py:function or package.module:function"
+        if self.sheet.problem is None and self.sheet.model is None:
+            text = "is missing; name the factory, path/file.py:function or package.module:function, or a model"
             self._fault("problem", text=text)
             return
+        key = "problem" if self.sheet.problem is not None else "model"
         try:
-            split_spec(self.sheet.problem)
+            recipe_of(self.sheet).check_names()
         except UsageError as error:
-            self._fault("problem", text=str(error).removeprefix("problem "))
+            self._fault(key, text=str(error).removeprefix("problem "))
 
     def _options(self) -> None:
         for key, value in self.sheet.options.items():

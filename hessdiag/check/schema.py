@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from hessdiag.check.budgets import CLAIMS, LEVELS, Claim, Level
 from hessdiag.former import names_of_today
 from hessdiag.option import hint, options_of
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import UNPAIRED, Settings
 from hessdiag.shown import visible
 
@@ -75,12 +77,30 @@ class Sheet(BaseModel):
     problem: str | None = Field(
         default=None, description="The factory, `path/file.py:function` or `package.module:function`."
     )
+    model: str | None = Field(default=None, description="Instead of a factory, a model by name: `hf:DIR`.")
+    data: str | list[str] = Field(
+        default_factory=list, description="Data of that model by name: `text:FILE`, or one of each split."
+    )
+    loss: str | None = Field(default=None, description="Loss of that model by name; by default its own.")
+    adapter: str | None = Field(default=None, description="Adapter of PEFT on that model.")
+    use_ema: bool = Field(default=False, description="Take the checkpoint's averaged weights.")
+    allow_download: bool = Field(default=False, description="Let a library fetch what is not on this machine.")
+    trust_remote_code: bool = Field(
+        default=False, description="Let a folder of Hugging Face run its own Python files."
+    )
     checkpoint: str | None = Field(default=None, description="The weights to measure.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Options of the factory, as `-P`.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the factory or model, as `-P`.")
     app_dir: str | None = Field(default=None, description="Where modules are looked for.")
     trust_pickle: bool = Field(default=False, description="Let the checkpoint run code. Only for files you made.")
     run: RunTable = Field(default_factory=RunTable)
     check: CheckTable = Field(default_factory=CheckTable)
+
+
+def recipe_of(sheet: Sheet) -> Recipe:
+    """How the problem of a configuration is made, its paths as they are written."""
+    values = {one.name: getattr(sheet, one.name) for one in fields(Recipe) if one.name in Sheet.model_fields}
+    data = (sheet.data,) if isinstance(sheet.data, str) else tuple(sheet.data)
+    return Recipe(**{**values, "factory": sheet.problem, "data": data})
 
 
 class Fault(NamedTuple):

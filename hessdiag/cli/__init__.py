@@ -29,6 +29,7 @@ VERBS = {
     "gap": "Hold sharpness against generalization over many checkpoints.",
     "shift": "Test checkpoints on data that move away from training.",
     "demo": "Train two small networks on digits, measure and compare them.",
+    "ls": "List the models, data, losses and measures that have a name.",
     "explain": "Show the page of a number, a measure, a warning or a verb.",
     "schema": "Print the JSON Schema of run.json.",
     "completion": "Print the completion script of a shell.",

@@ -11,6 +11,7 @@ from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES
 from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.many import is_pattern
 
 
@@ -34,11 +35,8 @@ from hessdiag.sources.many import is_pattern
 @options(OUTPUT)
 def analyze(
     *,
-    factory: str,
+    recipe: Recipe,
     checkpoints: tuple[str, ...],
-    options: tuple[str, ...],
-    trust_pickle: bool,
-    app_dir: str | None,
     folder: Path | None,
     cross_check: str | None,
     tracked: bool,
@@ -60,11 +58,11 @@ def analyze(
         from hessdiag.cli.track import track
 
         def one(path: str) -> Any:
-            return load(factory, path, options, trust_pickle, app_dir)
+            return load(recipe, path)
 
         return track(checkpoints, one, asked, folder=folder, lr=lr, as_json=as_json, quiet=quiet)
     reserve()
-    built = load(factory, checkpoint, options, trust_pickle, app_dir)
+    built = load(recipe, checkpoint)
 
     from hessdiag.analysis import Measurement
     from hessdiag.cli.measuring import measured
@@ -74,7 +72,7 @@ def analyze(
     if not quiet:  # a forecast forms products
         say([measurement_.forecast()], quiet=quiet)
     found, _ = measured(measurement_, quiet=quiet)
-    found = found.about(checkpoint or factory, built.notes, built.weights.sha256 if built.weights else None)
+    found = found.about(checkpoint or recipe.name, built.notes, built.weights.sha256 if built.weights else None)
     if cross_check is not None:
         from hessdiag.integrations.pyhessian import cross_check as check
 

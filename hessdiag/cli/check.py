@@ -80,7 +80,7 @@ def check(
         if path is not None:
             require_place(path)
     facts = {
-        "checkpoint": ", ".join(map(str, results)) or config.checkpoint or config.problem,
+        "checkpoint": ", ".join(map(str, results)) or config.checkpoint or config.recipe.name,
         "baseline": f"git {against_git}" if against_git else str(_near(config.baseline)),
         "strict": strict,
     }

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hessdiag.cli.options import MEASUREMENT, OUTPUT, SAMPLES, load, options, settings
+from hessdiag.cli.options import MEASUREMENT, OUTPUT, PROBLEM, SAMPLES, load, options, settings
 from hessdiag.cli.output import draw, page_of, say, sayer
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import PAIRED
 
 if TYPE_CHECKING:
@@ -24,20 +25,14 @@ if TYPE_CHECKING:
 @click.argument("first")
 @click.argument("second")
 @click.option("--problem", "factory", metavar="FACTORY", help="Measure both checkpoints in this problem.")
-@click.option("-P", "factory_options", metavar="KEY=VALUE", multiple=True, help="Option of the factory.")
-@click.option("--trust-pickle", is_flag=True, help="Let the checkpoints run code. Only for files you made.")
-@click.option("--app-dir", metavar="DIR", help="Folder to import modules from. Default: the current folder.")
-@options(SAMPLES, MEASUREMENT)
+@options(PROBLEM[2:], SAMPLES, MEASUREMENT)
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write a page of both.")
 @options(OUTPUT)
 def compare(
     *,
     first: str,
     second: str,
-    factory: str | None,
-    factory_options: tuple[str, ...],
-    trust_pickle: bool,
-    app_dir: str | None,
+    recipe: Recipe,
     html: Path | None,
     as_json: bool,
     quiet: bool,
@@ -46,10 +41,10 @@ def compare(
 ) -> None:
     """Compare FIRST and SECOND in pairs: same samples, same probes.
 
-    They are two folders of analyze -o; or, with --problem, two checkpoints, measured here.
+    They are two folders of analyze -o; or, with --problem or --model, two checkpoints, measured here.
     """
     asked = settings(**measurement)
-    if factory is None:
+    if recipe.names_nothing:
         _require_runs(first, second)
     reserve()
     with display(quiet=quiet or as_json) as report:
@@ -61,7 +56,7 @@ def compare(
         sources: list[Source] = []
         analyses: dict[str, Analysis] = {}
         scope = Scope(asked.split)
-        if factory is None:
+        if recipe.names_nothing:
             runs = [load_run(path) for path in (first, second)]
             scope = Scope(str(runs[0].fingerprint.split or asked.split))
             sources += [Recordings.of_runs([run], "the other was measured on it") for run in runs]
@@ -69,7 +64,7 @@ def compare(
         else:
             told = sayer(quiet=quiet or as_json)
             for checkpoint in (first, second):
-                built = load(factory, checkpoint, factory_options, trust_pickle, app_dir)
+                built = load(recipe, checkpoint)
                 say(built.notes, quiet=quiet or as_json)
                 run = {
                     k: v for k, v in measurement.items() if k not in ("quantities", "confidence", "rtol", "probes")

@@ -10,6 +10,7 @@ import click
 from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEM, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import tell
 from hessdiag.cli.stdout import reserve, result
+from hessdiag.schemes.recipe import Recipe
 
 MARKS = {"ok": "ok  ", "note": "note", "warning": "WARN", "fault": "FAIL"}
 
@@ -18,11 +19,8 @@ MARKS = {"ok": "ok  ", "note": "note", "warning": "WARN", "fault": "FAIL"}
 @options(PROBLEM, SAMPLES, MEASUREMENT, SPENDING, OUTPUT)
 def doctor(
     *,
-    factory: str,
+    recipe: Recipe,
     checkpoint: str | None,
-    options: tuple[str, ...],
-    trust_pickle: bool,
-    app_dir: str | None,
     as_json: bool,
     quiet: bool,  # noqa: ARG001  (a report has nothing to leave out)
     debug: bool,  # noqa: ARG001
@@ -34,7 +32,7 @@ def doctor(
     """
     asked = settings(**measurement)
     reserve()
-    built = load(factory, checkpoint, options, trust_pickle, app_dir)
+    built = load(recipe, checkpoint)
 
     from hessdiag.analysis import Measurement
 

@@ -28,9 +28,9 @@ from hessdiag.errors import MeasurementError, OutputError
 from hessdiag.files import CACHE
 from hessdiag.gap.settings import GapSettings
 from hessdiag.option import options_of
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import PAIRED
 from hessdiag.shown import csv_text
-from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
     from hessdiag.gap.record import CheckpointRecord
@@ -80,7 +80,7 @@ WRITTEN = (
 @options(MANY, SAMPLES, MEASURES, RANKING, WRITTEN, OUTPUT)
 def gap(
     *,
-    factory: str,
+    recipe: Recipe,
     patterns: tuple[str, ...],
     gap: str | None,
     group_by: tuple[str, ...],
@@ -103,7 +103,7 @@ def gap(
     targets = _targets(folder, html, table)
     for target in targets.values():
         require_place(target)
-    how = _survey(factory, jobs, asked)
+    how = _survey(recipe, jobs, asked)
 
     from hessdiag.gap.report import GapReport
     from hessdiag.shown import plain
@@ -175,7 +175,7 @@ def _targets(folder: Path | None, html: Path | None, table: Path | None) -> dict
     return found | ({"html": html} if html else {}) | ({"csv": table} if table else {})
 
 
-def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
+def _survey(recipe: Recipe, jobs: int, asked: dict[str, Any]) -> Survey:
     from hessdiag.gap.examine import CURVATURE, Examination
     from hessdiag.gap.survey import Survey
 
@@ -186,10 +186,7 @@ def _survey(factory: str, jobs: int, asked: dict[str, Any]) -> Survey:
     with flags():
         examination = Examination(settings=settings(**measured), **given)
     return Survey(
-        factory=factory,
-        options=parse_options(asked["options"]),
-        app_dir=asked["app_dir"],
-        trust_pickle=asked["trust_pickle"],
+        recipe=recipe,
         asked=examination,
         start=asked["start"],
         from_name=asked["meta_from"],

@@ -101,8 +101,7 @@ def subject_of(
     """Build the configured problem with its checkpoint, or with another one."""
     weights_file = checkpoint or config.checkpoint
     reserve()
-    options = tuple(f"{key}={_json(value)}" for key, value in config.options.items())
-    built = load(config.problem, weights_file, options, config.trust_pickle, config.app_dir)
+    built = load(config.recipe, weights_file)
 
     from hessdiag.check.subject import Subject
 
@@ -113,16 +112,10 @@ def subject_of(
         cache=None if fresh else cache_folder(config),
         report=report,
         say=sayer(quiet=quiet),
-        about=(title or weights_file or config.problem, built.weights.sha256 if built.weights else None),
+        about=(title or weights_file or config.recipe.name, built.weights.sha256 if built.weights else None),
     )
 
 
 def cache_folder(config: Config) -> Path:
     """Where finished measurements are kept, beside the configuration."""
     return config.file.resolve().parent / CACHE
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)

@@ -13,6 +13,7 @@ from hessdiag.cli.options import options as on_command
 from hessdiag.cli.output import say
 from hessdiag.cli.stdout import result
 from hessdiag.errors import UsageError
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import DEFAULT
 from hessdiag.shown import inert
 
@@ -50,11 +51,8 @@ Commit {config} and {baseline}; when a change is meant: hessdiag baseline update
 @click.option("--debug", is_flag=True, help="Show the traceback of a refusal.")
 def init(
     *,
-    factory: str,
+    recipe: Recipe,
     checkpoint: str | None,
-    options: tuple[str, ...],
-    trust_pickle: bool,
-    app_dir: str | None,
     metrics: str,
     samples: int | None,
     split: str,
@@ -68,17 +66,14 @@ def init(
     from hessdiag.check.render import append_to, render
     from hessdiag.check.rules import MAX_PROBES
     from hessdiag.files import require_writable, write_whole
-    from hessdiag.sources.spec import parse_options
 
     target = _target(Path(baseline))
     prefix = ("tool", "hessdiag") if target.name == "pyproject.toml" else ()
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     given: dict[str, Any] = {"samples": samples, "split": split, "seed": seed}
     run = {key: value for key, value in given.items() if value is not None}
-    table: dict[str, Any] = {"schema": 1, "problem": factory}
-    optional = {"checkpoint": checkpoint, "options": parse_options(options), "app_dir": app_dir}
-    table |= {key: value for key, value in optional.items() if value}
-    table |= {"trust_pickle": True} if trust_pickle else {}
+    recipe.check(checkpoint)
+    table: dict[str, Any] = {"schema": 1, **recipe.keys(), **({"checkpoint": checkpoint} if checkpoint else {})}
     trial = {
         **table,
         "run": run,

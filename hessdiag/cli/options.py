@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,16 +13,20 @@ import click
 
 from hessdiag.cli.spelling import spelled
 from hessdiag.cli.stdout import message
-from hessdiag.errors import FaultsError, LoadError, UsageError
+from hessdiag.errors import FaultsError
 from hessdiag.option import Fault, Option, OptionError, options_of
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import Settings
-from hessdiag.sources.spec import exists, parse_options, split_key, split_spec
+from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
     from hessdiag.sources.factory import Built
 
 F = TypeVar("F", bound=Callable[..., Any])
-FACTORY = "FACTORY is path/file.py:function or package.module:function, returning a hessdiag.Problem."
+FACTORY = (
+    "FACTORY is path/file.py:function or package.module:function, returning a hessdiag.Problem. Instead of it, "
+    "--model and --data name what hessdiag knows: hessdiag ls models, hessdiag ls data."
+)
 
 
 Decorator = Callable[[F], F]
@@ -85,8 +90,40 @@ def _names(default: Any, _: click.Context, __: click.Parameter, value: str | Non
     return default if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+def with_recipe(function: F) -> F:
+    """Call a verb with one `Recipe` for all the options that say which problem is meant."""
+
+    @wraps(function)
+    def collected(**values: Any) -> Any:
+        given = {one.name: values.pop(one.name) for one in fields(Recipe) if one.name in values}
+        given["options"] = parse_options(given["options"])
+        return function(recipe=Recipe(**given), **values)
+
+    return collected  # type: ignore[return-value]
+
+
+BY_NAME = (
+    click.option(
+        "--model", metavar="SCHEME:NAME", help="A model by name: hf:DIR, timm:NAME; see hessdiag ls models."
+    ),
+    click.option(
+        "--data",
+        metavar="[SPLIT=]SCHEME:PLACE",
+        multiple=True,
+        help="Data by name: text:FILE, imagefolder:DIR; see hessdiag ls data. Repeat it for train= and test=.",
+    ),
+    click.option(
+        "--loss", metavar="NAME", help="cross_entropy, 'HuberLoss(delta=2)', module:function.  [the model's own]"
+    ),
+    click.option(
+        "--adapter", metavar="DIR", help="Adapter of PEFT on the frozen model; its parameters are measured."
+    ),
+    click.option("--use-ema", is_flag=True, help="Take the checkpoint's averaged weights."),
+    click.option("--allow-download", is_flag=True, help="Let a library fetch what is not on this machine."),
+    click.option("--trust-remote-code", is_flag=True, help="Let a Hugging Face folder run its own Python files."),
+)
 PROBLEM = (
-    click.argument("factory"),
+    click.argument("factory", required=False),
     click.option(
         "-c",
         "--checkpoint",
@@ -95,10 +132,12 @@ PROBLEM = (
         "entry of it, FILE::PREFIX. the tensors whose names begin with PREFIX.",
     ),
     click.option(
-        "-P", "options", metavar="KEY=VALUE", multiple=True, help="Option of the factory (JSON or text)."
+        "-P", "options", metavar="KEY=VALUE", multiple=True, help="Option of the factory or model (JSON or text)."
     ),
+    *BY_NAME,
     click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code. Only for files you made."),
     click.option("--app-dir", metavar="DIR", help="Folder to import modules from. Default: the current folder."),
+    with_recipe,
 )
 PROBLEMS = (
     PROBLEM[0],
@@ -186,24 +225,10 @@ def _typed(fault: Fault) -> str:
     return f"{spelled(fault.field)}{'' if fault.given is None else f' {fault.given}'}: {fault.text}"
 
 
-def load(
-    factory: str, checkpoint: str | None, options: tuple[str, ...], trust_pickle: bool, app_dir: str | None
-) -> Built:
+def load(recipe: Recipe, checkpoint: str | None) -> Built:
     """Build the problem a command names; everything that can be refused without torch is refused first."""
-    parsed = parse_options(options)
-    where, _ = split_spec(factory)
-    if app_dir is not None and not Path(app_dir).is_dir():
-        msg = f"--app-dir {app_dir}: no such folder; give the one your module lies in"
-        raise UsageError(msg)
-    if where.endswith(".py") and not Path(where).is_file():
-        msg = f"no such file {where}: FACTORY is path/file.py:function or package.module:function"
-        raise UsageError(msg)
-    if checkpoint is not None and not exists(split_key(checkpoint)[0]):
-        msg = f"no such checkpoint {checkpoint}: give an existing file with -c"
-        raise LoadError(msg)
+    recipe.check(checkpoint)
 
-    from hessdiag.sources.factory import build_problem
+    from hessdiag.schemes.assemble import build
 
-    return build_problem(
-        factory, checkpoint=checkpoint, options=parsed, app_dir=app_dir, trust_pickle=trust_pickle
-    )
+    return build(recipe, checkpoint)

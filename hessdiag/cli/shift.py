@@ -14,6 +14,7 @@ from hessdiag.cli.output import command_line, draw, say
 from hessdiag.cli.progress import display
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import HessdiagError, MeasurementError, Refused, UsageError, one_line
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.shift.settings import TESTS, ShiftSettings
 from hessdiag.shown import csv_text
 
@@ -32,11 +33,8 @@ TESTING = (
 @options(MANY, TESTING, OUTPUT)
 def shift(
     *,
-    factory: str,
+    recipe: Recipe,
     patterns: tuple[str, ...],
-    options: tuple[str, ...],
-    trust_pickle: bool,
-    app_dir: str | None,
     tests: tuple[str, ...] | None,
     other: str | None,
     reference: str | None,
@@ -70,7 +68,7 @@ def shift(
     with display(quiet=quiet) as report:
         for number, one in enumerate(files, start=1):
             try:
-                built = load(factory, one.path, options, trust_pickle, app_dir)
+                built = load(recipe, one.path)
                 found = dict(shift_curves(built.problem, settings, prepared))
             except HessdiagError as error:
                 failures[one.name] = one_line(error)

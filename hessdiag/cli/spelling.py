@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from dataclasses import fields
 from functools import cache
 from html import escape, unescape
 from typing import Any
 
-BESIDE = frozenset(
-    {"against_git", "app_dir", "fresh", "gap", "jobs", "lr", "meta_from", "reference", "trust_pickle"}
-)
+BESIDE = frozenset({"against_git", "fresh", "gap", "jobs", "lr", "meta_from", "print_config", "reference"})
 """Options of verbs that no settings hold."""
 IN_TEXT = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
@@ -35,10 +34,12 @@ def flagged_page(page: str) -> str:
 def _names() -> frozenset[str]:
     from hessdiag.gap.settings import GapSettings
     from hessdiag.option import options_of
+    from hessdiag.schemes.recipe import Recipe
     from hessdiag.settings import Settings
     from hessdiag.shift.settings import ShiftSettings
 
-    return frozenset(BESIDE.union(*map(options_of, (Settings, GapSettings, ShiftSettings))))
+    named = (one.name for one in fields(Recipe) if one.name not in ("factory", "options", "root"))
+    return frozenset(BESIDE.union(named, *map(options_of, (Settings, GapSettings, ShiftSettings))))
 
 
 def _typed(found: re.Match[str]) -> str:

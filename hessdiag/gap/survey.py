@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,9 +19,10 @@ from hessdiag.gap import kept
 from hessdiag.gap.examine import About, Examination, examine
 from hessdiag.gap.processes import side_by_side
 from hessdiag.gap.record import CheckpointRecord
-from hessdiag.sources.factory import build_problem
+from hessdiag.schemes.assemble import build
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.facts import from_path, sidecar
-from hessdiag.sources.spec import split_key, split_spec
+from hessdiag.sources.spec import split_key
 from hessdiag.sources.weights import Weights, read_weights
 
 Say = Callable[[str], None]
@@ -34,10 +34,7 @@ class Survey:
     """What is done with every file; picklable, so that processes can share it.
 
     Attributes:
-        factory: ``path/file.py:function`` or ``package.module:function``.
-        options: of the factory.
-        app_dir: where modules are looked for.
-        trust_pickle: let checkpoints run code.
+        recipe: of the problem.
         asked: the examination.
         start: file of the weights before training.
         from_name: regular expression with named groups, hyper-parameters out of the file's path.
@@ -46,10 +43,7 @@ class Survey:
         threads: per process.
     """
 
-    factory: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    app_dir: str | None = None
-    trust_pickle: bool = False
+    recipe: Recipe
     asked: Examination = field(default_factory=Examination)
     start: str | None = None
     from_name: str | None = None
@@ -168,14 +162,12 @@ def _why(error: BaseException) -> str:
 
 
 def _look(name: str, path: str, how: Survey, report: Progress | None, say: Say | None) -> Finding:
-    built = build_problem(
-        how.factory, checkpoint=path, options=how.options, app_dir=how.app_dir, trust_pickle=how.trust_pickle
-    )
+    built = build(how.recipe, path)
     weights = built.weights
     sha256 = weights.sha256 if weights else kept.digest(path)
     of_file = weights.facts if weights else {}
     facts = {**of_file, **sidecar(path), **from_path(path, how.from_name)}
-    start = _weights_before(how.start, how.trust_pickle) if how.start else None
+    start = _weights_before(how.start, how.recipe.trust_pickle) if how.start else None
     file = how.cache / f"{_key(sha256, path, how, start)}.json" if how.cache else None
     known = kept.read(file, built.problem, how.asked) if file is not None and not how.fresh else None
     if known is not None:
@@ -194,10 +186,8 @@ def _weights_before(path: str, trust_pickle: bool) -> Weights:
 
 
 def _key(sha256: str, path: str, how: Survey, start: Weights | None) -> str:
-    where, _ = split_spec(how.factory)
-    code = kept.digest(where) if where.endswith(".py") else ""
     before = (start.sha256 + start.key) if start else ""
-    return kept.key(sha256, split_key(path)[1], how.factory, code, dict(how.options), before, asked=how.asked)
+    return kept.key(sha256, split_key(path)[1], how.recipe.identity(), before, asked=how.asked)
 
 
 def _settled(one: Finding, how: Survey) -> Finding:

@@ -39,11 +39,13 @@ class Built:
         problem: ready to measure.
         weights: None if no checkpoint was given, or the factory loaded it by itself.
         notes: one-line facts.
+        resolved: (what, value, source) of whatever was found out to build it.
     """
 
     problem: Problem
     weights: Weights | None
     notes: tuple[str, ...]
+    resolved: tuple[tuple[str, str, str], ...] = ()
 
 
 def build_problem(
@@ -78,7 +80,7 @@ def build_problem(
     if CHECKPOINT in given:
         msg = "-P checkpoint=...: a checkpoint is given with -c FILE"
         raise UsageError(msg)
-    with _importable(where, app_dir):
+    with importable(where, app_dir):
         module = _import(where, spec)
         factory = _find(module, name, spec)
         loads_itself = _check_options(factory, given, spec, has_checkpoint=checkpoint is not None)
@@ -96,6 +98,18 @@ def build_problem(
     return Built(problem, weights, weights.notes + load_into(problem.bare_model(), weights))
 
 
+def find_function(spec: str, app_dir: str | None = None) -> Callable[..., Any]:
+    """A function or class of the user's, ``pkg.module:name`` or ``path/file.py:name``.
+
+    Raises:
+        UsageError: no such module, file or name.
+        ProblemError: importing it raised.
+    """
+    where, name = split_spec(spec)
+    with importable(where, app_dir):
+        return _find(_import(where, spec), name, spec)
+
+
 def _require_file(checkpoint: str) -> None:
     path, _ = split_key(checkpoint)
     if not exists(path):
@@ -104,7 +118,7 @@ def _require_file(checkpoint: str) -> None:
 
 
 @contextmanager
-def _importable(where: str, app_dir: str | None) -> Iterator[None]:
+def importable(where: str, app_dir: str | None) -> Iterator[None]:
     """The user's folders in front of ``sys.path`` while their code is imported and called."""
     folders = [str(Path(app_dir or ".").resolve())]
     if where.endswith(".py"):

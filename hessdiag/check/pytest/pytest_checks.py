@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Checks:
         *,
         checkpoint: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
+        data: str | Sequence[str] | None = None,
+        loss: str | None = None,
         trust_pickle: bool = False,
         name: str = "",
         **settings: Any,
@@ -60,9 +62,12 @@ class Checks:
         """Measure a checkpoint.
 
         Args:
-            problem: a `Problem`, or its factory: ``pkg.module:function`` or ``path/file.py:function``.
+            problem: a `Problem`, its factory (``pkg.module:function`` or ``path/file.py:function``), or a model by
+                name (``hf:DIR``).
             checkpoint: file of weights, or ``file::entry``, looked for under pytest's rootdir, then here.
-            options: of the factory.
+            options: of the factory or model.
+            data: of a model by name: ``text:FILE``, or one of each split.
+            loss: of a model by name; by default its own.
             trust_pickle: let the checkpoint run code. Only for files of one's own making.
             name: tells this run from others of the same test in the baseline.
             **settings: fields of `Settings`; quantities are by default lambda_max and trace. And max_probes, 128:
@@ -73,7 +78,8 @@ class Checks:
             The run. Cost as `hessdiag.analyze`. Whatever is wrong fails the test in one line.
         """
         __tracebackhide__ = True
-        source = {"checkpoint": checkpoint, "options": options, "trust_pickle": trust_pickle}
+        source = {"checkpoint": checkpoint, "options": options, "data": data, "loss": loss}
+        source["trust_pickle"] = trust_pickle or None
 
         def work() -> Run:
             asked = {**self._marked(), **settings}

@@ -17,8 +17,9 @@ from hessdiag.errors import UsageError
 from hessdiag.option import hint
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Metric
+from hessdiag.schemes.assemble import build
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import PAIRED, UNPAIRED, Settings
-from hessdiag.sources.factory import build_problem
 from hessdiag.sources.spec import exists, split_key, split_spec
 
 QUANTITIES = ("lambda_max", "trace")  # the two a first look needs
@@ -113,8 +114,8 @@ def measured(
     """Build a problem and measure it.
 
     Args:
-        problem: itself, or the name of its factory.
-        source: checkpoint, options and trust_pickle, for a factory.
+        problem: itself, or the name of its factory or model.
+        source: checkpoint, and fields of `Recipe`; None is not given.
         asked: fields of `Settings`, and max_probes.
         name: of the run.
         root: folder that files and modules are looked for in.
@@ -155,26 +156,28 @@ def _settings(asked: dict[str, Any]) -> Settings:
 
 def _subject(problem: str | Problem, source: Mapping[str, Any], run: Mapping[str, Any], root: Path) -> Subject:
     if isinstance(problem, Problem):
-        if source["checkpoint"] is not None or source["options"]:
-            msg = "hessdiag.run: a Problem has its weights already; checkpoint and options are for factories"
+        if any(source.values()):
+            named = next(name for name, value in source.items() if value)
+            msg = f"hessdiag.run: a Problem has its weights already; {named} is for factories and named models"
             raise UsageError(msg)
         return Subject(problem, run)
     if not isinstance(problem, str):
         kind = type(problem).__name__
         msg = f"hessdiag.run: {kind} is no problem: give a hessdiag.Problem, or 'pkg.module:function'"
         raise UsageError(msg)
-    where, name = split_spec(problem)
     checkpoint = None if source["checkpoint"] is None else _found(str(source["checkpoint"]), root)
-    spec = f"{_found(where, root)}:{name}" if where.endswith(".py") else problem
-    built = build_problem(
-        spec,
-        checkpoint=checkpoint,
-        options=source["options"],
-        app_dir=str(root),
-        trust_pickle=source["trust_pickle"],
-    )
+    given = {name: value for name, value in source.items() if name != "checkpoint" and value is not None}
+    recipe = Recipe.of(problem, **given, root=str(root), app_dir=str(root))
+    built = build(replace(recipe, factory=_under(recipe.factory, root)), checkpoint)
     sha256 = built.weights.sha256 if built.weights else None
     return Subject(built.problem, run, about=(str(source["checkpoint"] or ""), sha256))
+
+
+def _under(factory: str | None, root: Path) -> str | None:
+    if factory is None:
+        return None
+    where, name = split_spec(factory)
+    return f"{_found(where, root)}:{name}" if where.endswith(".py") else factory
 
 
 def _found(path: str, root: Path) -> str:

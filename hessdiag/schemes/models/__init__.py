@@ -1,0 +1,1 @@
+"""One module for each kind of model that has a name."""
