@@ -10,7 +10,7 @@ HEAD = '[project]\nname = "x"  # "[tool.hessdiag]" comes below\n\n[tool.hessdiag
 CONFIGS = {
     "unknown keys, everywhere": """
         chekpoint = "a.pt"  # ! chekpoint | did you mean checkpoint?
-        loudness = 3  # ! loudness | no such key | allowed: schema, problem
+        volume = 3  # ! volume | no such key | allowed: schema, problem
         probes = 16  # ! probes | belongs into the table run
         [tool.hessdiag.run]
         prob = 16  # ! run.prob | did you mean probes?

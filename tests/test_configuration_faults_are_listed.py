@@ -165,20 +165,20 @@ def test_flags_win_and_hang_at_the_current_folder(folder: Path, monkeypatch: pyt
     read = load_config(overrides={**flags, "run.params": ("a", "b"), "app_dir": None})
     assert read.file == file.resolve()
     assert (read.checkpoint, read.baseline) == ("x.pt", Path.cwd() / "b.json")
-    assert read.options == {"width": 4, "depth": 2}
+    assert read.recipe.options == {"width": 4, "depth": 2}
     assert read.run == {"split": "test", "probes": 160, "params": ["a", "b"], "samples": 8}
-    assert read.problem == f"{folder.resolve() / 'p.py'}:digits"
-    assert read.app_dir == str(folder.resolve())
+    assert read.recipe.factory == f"{folder.resolve() / 'p.py'}:digits"
+    assert read.recipe.app_dir == str(folder.resolve())
     assert load_config().checkpoint == f"{folder.resolve() / 'ckpt/best.safetensors'}::ema"
     named = load_config(overrides={"problem": "other.py:f"})
-    assert (named.problem, named.app_dir) == ("other.py:f", ".")
+    assert (named.recipe.factory, named.recipe.app_dir) == ("other.py:f", ".")
     assert read.budgets[0].file == str(folder.resolve() / "pyproject.toml")
 
 
 def test_a_good_file_is_read_whole(folder: Path) -> None:
     write(folder, HEAD + EXAMPLE)
     read = load_config()
-    assert (read.problem, read.checkpoint) == ("p.py:digits", "ckpt/best.safetensors::ema")
+    assert (read.recipe.factory, read.checkpoint) == ("p.py:digits", "ckpt/best.safetensors::ema")
     assert read.run == {"split": "test", "probes": 160, "params": ["layer4.*"]}
     assert read.metrics == ("lambda_max", "trace")
     assert read.baseline == Path.cwd() / "tests/hessdiag-baseline.json"
@@ -196,8 +196,13 @@ def test_a_good_file_is_read_whole(folder: Path) -> None:
 
 def test_the_defaults_are_those_of_the_documentation(folder: Path) -> None:
     read = load_config(write(folder, '\ufeffproblem = "a.b:c"\n', "hessdiag.toml"))
-    assert (read.confidence, read.on_unsure, read.max_probes, read.trust_pickle) == (0.95, "escalate", 128, False)
-    assert (read.run, read.metrics, read.options, read.budgets, read.checkpoint) == ({}, (), {}, (), None)
+    assert (read.confidence, read.on_unsure, read.max_probes, read.recipe.trust_pickle) == (
+        0.95,
+        "escalate",
+        128,
+        False,
+    )
+    assert (read.run, read.metrics, read.recipe.options, read.budgets, read.checkpoint) == ({}, (), {}, (), None)
     assert load_config(overrides={"run.probes": 300}).max_probes == 300
 
 
@@ -403,7 +408,7 @@ def test_what_is_rendered_is_a_configuration(folder: Path) -> None:
     for file, prefix in ((folder / "pyproject.toml", render.PREFIX), (folder / "folder/hessdiag.toml", ())):
         file.write_text(render.append_to(file, render.render(table, {"trace@a b": "measured"}, prefix=prefix)))
         read = load_config(file)
-        assert read.options == table["options"]
+        assert read.recipe.options == table["options"]
         assert [(b.key, b.limits[0].value, b.abs_floor) for b in read.budgets] == [("trace@a b", 0.125, 1e-07)]
 
 

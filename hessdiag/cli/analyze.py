@@ -9,6 +9,8 @@ import click
 
 from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import REPORT, say, show, write_run
+from hessdiag.cli.resolved import PRINT_CONFIG
+from hessdiag.cli.resolved import print_config as print_resolved
 from hessdiag.cli.stdout import reserve, result
 from hessdiag.errors import UsageError
 from hessdiag.schemes.recipe import Recipe
@@ -32,7 +34,7 @@ from hessdiag.sources.many import is_pattern
     help="Follow several checkpoints along training, in natural order of their names.",
 )
 @click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, to draw the line 2/ETA.")
-@options(OUTPUT)
+@options((PRINT_CONFIG,), OUTPUT)
 def analyze(
     *,
     recipe: Recipe,
@@ -41,6 +43,7 @@ def analyze(
     cross_check: str | None,
     tracked: bool,
     lr: float | None,
+    print_config: bool,
     as_json: bool,
     quiet: bool,
     debug: bool,  # noqa: ARG001  (read from the arguments, before anything can fail)
@@ -63,6 +66,9 @@ def analyze(
         return track(checkpoints, one, asked, folder=folder, lr=lr, as_json=as_json, quiet=quiet)
     reserve()
     built = load(recipe, checkpoint)
+    if print_config:
+        print_resolved(recipe, built, asked, as_json=as_json)
+        return 0
 
     from hessdiag.analysis import Measurement
     from hessdiag.cli.measuring import measured

@@ -44,7 +44,7 @@ def compare(
     They are two folders of analyze -o; or, with --problem or --model, two checkpoints, measured here.
     """
     asked = settings(**measurement)
-    if recipe.names_nothing:
+    if not recipe.keys():
         _require_runs(first, second)
     reserve()
     with display(quiet=quiet or as_json) as report:
@@ -56,7 +56,7 @@ def compare(
         sources: list[Source] = []
         analyses: dict[str, Analysis] = {}
         scope = Scope(asked.split)
-        if recipe.names_nothing:
+        if not recipe.keys():
             runs = [load_run(path) for path in (first, second)]
             scope = Scope(str(runs[0].fingerprint.split or asked.split))
             sources += [Recordings.of_runs([run], "the other was measured on it") for run in runs]

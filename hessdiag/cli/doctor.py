@@ -9,6 +9,8 @@ import click
 
 from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEM, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import tell
+from hessdiag.cli.resolved import PRINT_CONFIG
+from hessdiag.cli.resolved import print_config as print_resolved
 from hessdiag.cli.stdout import reserve, result
 from hessdiag.schemes.recipe import Recipe
 
@@ -16,11 +18,12 @@ MARKS = {"ok": "ok  ", "note": "note", "warning": "WARN", "fault": "FAIL"}
 
 
 @click.command(epilog=FACTORY)
-@options(PROBLEM, SAMPLES, MEASUREMENT, SPENDING, OUTPUT)
+@options(PROBLEM, SAMPLES, MEASUREMENT, SPENDING, (PRINT_CONFIG,), OUTPUT)
 def doctor(
     *,
     recipe: Recipe,
     checkpoint: str | None,
+    print_config: bool,
     as_json: bool,
     quiet: bool,  # noqa: ARG001  (a report has nothing to leave out)
     debug: bool,  # noqa: ARG001
@@ -33,6 +36,9 @@ def doctor(
     asked = settings(**measurement)
     reserve()
     built = load(recipe, checkpoint)
+    if print_config:
+        print_resolved(recipe, built, asked, as_json=as_json)
+        return 0
 
     from hessdiag.analysis import Measurement
 

@@ -97,7 +97,12 @@ def with_recipe(function: F) -> F:
     def collected(**values: Any) -> Any:
         given = {one.name: values.pop(one.name) for one in fields(Recipe) if one.name in values}
         given["options"] = parse_options(given["options"])
-        return function(recipe=Recipe(**given), **values)
+        recipe, context = Recipe(**given), click.get_current_context()
+        needed = any(one.name == "factory" for one in context.command.params if isinstance(one, click.Argument))
+        if needed and recipe.names_nothing:
+            msg = "no problem: give FACTORY, path/file.py:function; or a model's name, --model hf:DIR, with --data"
+            raise click.UsageError(msg, context)
+        return function(recipe=recipe, **values)
 
     return collected  # type: ignore[return-value]
 

@@ -25,7 +25,7 @@ def load(
     allow_download: bool = False,
     trust_remote_code: bool = False,
 ) -> Problem:
-    """The `Problem` that names stand for, as ``hessdiag analyze --model ... --data ...`` measures it.
+    """The `Problem` that names stand for, as the command line takes them.
 
     Args:
         model: ``hf:DIR``, ``timm:NAME``, ``torchvision:NAME``, ``lightning:package.module:Class``, or a factory:

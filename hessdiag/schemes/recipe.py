@@ -155,8 +155,8 @@ class Recipe:
             UsageError: neither or both of factory and model, or options of the other.
         """
         if (self.factory is None) == (self.model is None):
-            given = f"both FACTORY {self.factory} and `model={self.model!r}`" if self.factory else "no model"
-            msg = f"{given}: give FACTORY (path/file.py:function), or `model='hf:DIR'` with `data`"
+            given = f"both FACTORY {self.factory} and `model={self.model!r}`" if self.factory else "no problem"
+            msg = f"{given}: give FACTORY, path/file.py:function; or a model's name, `model='hf:DIR'`, with `data`"
             raise UsageError(msg)
         if self.factory is not None:
             self._check_factory(self.factory)
