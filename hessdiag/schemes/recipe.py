@@ -63,7 +63,8 @@ class Recipe:
         which = "model" if (colon or data) and scheme in examples("models") else "factory"
         several = (data,) if isinstance(data, str) else tuple(data or ())
         given = {key: value for key, value in fields.items() if value is not None}
-        return cls(**{which: name}, data=several, **given)
+        given[which] = name
+        return cls(data=several, **given)
 
     def __str__(self) -> str:
         """The factory, or the model and its data."""

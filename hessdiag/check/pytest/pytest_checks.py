@@ -78,7 +78,7 @@ class Checks:
             The run. Cost as `hessdiag.analyze`. Whatever is wrong fails the test in one line.
         """
         __tracebackhide__ = True
-        source = {"checkpoint": checkpoint, "options": options, "data": data, "loss": loss}
+        source: dict[str, Any] = {"checkpoint": checkpoint, "options": options, "data": data, "loss": loss}
         source["trust_pickle"] = trust_pickle or None
 
         def work() -> Run:
