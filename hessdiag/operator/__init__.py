@@ -1,8 +1,9 @@
-"""Symmetric operators: products, sums, multiples and powers, and what becomes one."""
+"""Symmetric operators: products, sums, multiples, powers and rescaled ones, and what becomes one."""
 
 from hessdiag.operator.combination import Combination
 from hessdiag.operator.conversion import as_operator
 from hessdiag.operator.powers import Identity, Power
+from hessdiag.operator.scaled import Scaled
 from hessdiag.operator.symmetric import ClosureOperator, SymmetricOperator, full_precision
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Combination",
     "Identity",
     "Power",
+    "Scaled",
     "SymmetricOperator",
     "as_operator",
     "full_precision",
