@@ -36,6 +36,7 @@ ROOMS = [
     "samples",
     "criteria",
     "problem",
+    "optimizers",
     "sources",
     "schemes",
     "engine",

@@ -34,9 +34,7 @@ class Scaled(SymmetricOperator):
 
     def __init__(self, base: SymmetricOperator, diagonal: Tensor) -> None:
         if diagonal.shape != (base.size,):
-            msg = (
-                f"a diagonal of shape {tuple(diagonal.shape)} for an operator of size {base.size}: give (d,)"
-            )
+            msg = f"a diagonal of shape {tuple(diagonal.shape)} for an operator of size {base.size}: give (d,)"
             raise UsageError(msg)
         self.base = base
         super().__init__(base.size, dtype=base.dtype, device=base.device, layout=base.layout, shapes=base.shapes)

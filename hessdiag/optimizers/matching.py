@@ -75,14 +75,10 @@ def _live(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Matc
 
 def _saved(saved: Mapping[str, Any], named: Mapping[str, Tensor]) -> Matched:
     groups, states = saved.get("param_groups"), saved.get("state")
-    whole = isinstance(groups, Sequence) and isinstance(states, Mapping) and bool(groups)
-    if not whole or not all(
-        isinstance(one, Mapping) and isinstance(one.get("params"), list) for one in groups or ()
-    ):
+    if not (isinstance(groups, list) and groups and isinstance(states, Mapping) and all(map(_is_group, groups))):
         held = listed(sorted(map(str, saved)), 4) or "nothing"
         msg = f"the optimizer's state dict holds {held}: optimizer.state_dict() has state and param_groups"
         raise ProblemError(msg)
-    assert isinstance(groups, Sequence) and isinstance(states, Mapping)
     kept = [dict(state) for state in states.values() if isinstance(state, Mapping) and state]
     rule = by_content(groups, kept)
     require_minimizing(groups)
@@ -97,6 +93,10 @@ def _saved(saved: Mapping[str, Any], named: Mapping[str, Tensor]) -> Matched:
         for name, place in zip(own, inside, strict=True)
     }
     return Matched(rule, stepped, notes)
+
+
+def _is_group(group: Any) -> bool:
+    return isinstance(group, Mapping) and isinstance(group.get("params"), list)
 
 
 def _shape(state: Any) -> tuple[int, ...] | None:

@@ -11,8 +11,8 @@ from hessdiag.errors import ProblemError
 Shape = tuple[int, ...]
 
 MOST_STATES = 20_000
-"""Ways begun that are followed at a time. Groups with and without weight decay begin one; groups per layer of a deep
-network begin more than can be counted, and are ambiguous anyway."""
+"""Ways begun that are followed at a time. Groups with and without weight decay begin one; groups per layer of a
+deep network begin more than can be counted, and are ambiguous anyway."""
 WAY_OUT = (
     "give the optimizer itself, `optimizer=optimizer`, or make it of model.named_parameters(), whose names torch "
     "saves from version 2.6 on"
@@ -22,8 +22,9 @@ WAY_OUT = (
 def by_order(groups: Sequence[Sequence[Shape | None]], named: Mapping[str, Tensor]) -> list[list[str]]:
     """Names for the entries of each group.
 
-    Within a group parameters come in the model's order: so do ``model.parameters()``, and the lists with and without
-    weight decay that Hugging Face's Trainer and timm make. Which group a parameter is in is known by shapes alone.
+    Within a group parameters come in the model's order: so do ``model.parameters()``, and the lists with and
+    without weight decay that Hugging Face's Trainer and timm make. Which group a parameter is in is known by shapes
+    alone.
 
     Args:
         groups: shapes of each group's entries; None where nothing shows it.
@@ -36,8 +37,8 @@ def by_order(groups: Sequence[Sequence[Shape | None]], named: Mapping[str, Tenso
     trainable = {name: tensor for name, tensor in named.items() if tensor.requires_grad}
     pool = named if count == len(named) else trainable
     if count != len(pool):
-        msg = f"the optimizer's state is of {count} parameters, the model has {len(named)}, {len(trainable)} of them "
-        raise ProblemError(msg + "trainable: it belongs to another model")
+        msg = f"the optimizer's state is of {count} parameters, the model has {len(named)}, {len(trainable)} of "
+        raise ProblemError(msg + "them trainable: it belongs to another model")
     names = list(pool)
     if len(groups) == 1:
         _require_same(groups[0], pool)

@@ -26,7 +26,8 @@ class Preconditioner:
     Attributes:
         optimizer: its class in torch.optim; "Adam" for AdamW too, whose P is the same.
         inverse: 1/P by parameter name, float64, in the parameters' shapes.
-        threshold: what the largest eigenvalue of P^-1/2 H P^-1/2 must stay below; inf where all learning rates are 0.
+        threshold: what the largest eigenvalue of P^-1/2 H P^-1/2 must stay below; inf where every learning rate is
+            0.
         formula: the threshold in words: "38/lr".
         lr: the learning rate; None where groups differ and P holds it.
         step: the most steps that a parameter has made; 0 where the state does not count them.
@@ -43,7 +44,8 @@ class Preconditioner:
 
     def diagonal(self) -> Tensor:
         """That of P^-1/2, (d,), float64: the parameters one after the other."""
-        return torch.cat([part.reshape(-1) for part in self.inverse.values()]).sqrt()
+        first = next(iter(self.inverse.values()))
+        return torch.cat([part.reshape(-1).to(first.device) for part in self.inverse.values()]).sqrt()
 
     @property
     def sha256(self) -> str:
@@ -72,9 +74,8 @@ def preconditioner_of(optimizer: Any, named: Mapping[str, Tensor], counted: Sequ
     try:
         factors = {name: rule.factor(one.group) for name, one in stepped.items()}
         rates = {name: number(one.group["lr"]) for name, one in stepped.items()}
-        diagonals = {
-            name: rule.diagonal(one.group, one.state).expand(named[name].shape) for name, one in stepped.items()
-        }
+        whole = {name: rule.diagonal(one.group, one.state) for name, one in stepped.items()}
+        diagonals = {name: diagonal.expand(named[name].shape) for name, diagonal in whole.items()}
         last = max(int(steps(one.state)) if rule.steps else 0 for one in stepped.values())
         decays = sorted({number(one.group.get("weight_decay", 0)) for one in stepped.values()} - {0.0})
     except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError, AttributeError) as error:
@@ -89,7 +90,7 @@ def preconditioner_of(optimizer: Any, named: Mapping[str, Tensor], counted: Sequ
 def _folded(
     diagonals: Mapping[str, Tensor], factors: Mapping[str, float], rates: Mapping[str, float]
 ) -> tuple[dict[str, Tensor], float, str, float | None]:
-    """1/P with what differs between groups in it, and the threshold for that: its value, its formula and its rate."""
+    """1/P with what differs between groups in it, and the threshold for that: value, formula and learning rate."""
     factor, rate = next(iter(factors.values())), next(iter(rates.values()))
     inverse = {name: 1 / diagonal for name, diagonal in diagonals.items()}
     if len({*factors.values()}) > 1:  # the largest eigenvalue is then the share of the threshold itself
@@ -127,7 +128,8 @@ def _require_stepped(
     for name, one in stepped.items():
         shapes = {tuple(getattr(one.state[entry], "shape", ())) for entry in rule.tensors}
         if shapes != {tuple(named[name].shape)}:
-            msg = f"the optimizer's state of {name} has shape {shapes.pop()}, the parameter {tuple(named[name].shape)}"
+            own = tuple(named[name].shape)
+            msg = f"the optimizer's state of {name} has shape {shapes.pop()}, the parameter {own}"
             raise ProblemError(msg + ": it belongs to another model, or to a part of a sharded one")
     if any(named[name].is_complex() for name in stepped):
         msg = "complex parameters: preconditioned_lambda_max is known for real ones only"

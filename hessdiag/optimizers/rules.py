@@ -27,7 +27,7 @@ class Rule:
     Attributes:
         name: its class in torch.optim.
         factor: of a parameter group, the threshold times the learning rate.
-        diagonal: of a group and a parameter's state, the diagonal of P as a float64 tensor in the parameter's shape.
+        diagonal: of a group and a parameter's state, that of P, float64 in the parameter's shape.
         tensors: of a parameter's state, which has them after a step; in the parameter's shape.
         beside: of its state, what else there may be, "step" aside.
         options: of a group, by which it is known where only the state is there.

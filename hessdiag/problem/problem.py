@@ -47,6 +47,7 @@ class Problem:
             by that.
         blocks: names of the modules that follow one another, for ``method="layer_streamed"``; by default the alike
             children of a ``ModuleList`` or ``Sequential`` with most parameters.
+        optimizer: that the model was trained with, or its state dict, for ``preconditioned_lambda_max``.
 
     >>> import hessdiag, torch
     >>> from torch import nn
@@ -65,6 +66,7 @@ class Problem:
     meta: dict[str, Any] = field(default_factory=dict)
     weight: Callable[[Any], float] | None = None
     blocks: Sequence[str] | None = None
+    optimizer: Any = None
     _called = cast("Called | None", None)
     _known = cast("tuple[Any, Criterion | None] | None", None)
 
