@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from hessdiag.accuracy import EFFORTS, Accuracy, Budget, accuracy, budget
 from hessdiag.option import Fault, documented, faults_of, option, refuse
-from hessdiag.results import QUANTITIES
+from hessdiag.results import MEASURABLE, QUANTITIES
 
 Operator = Literal["hessian", "ggn"]
 OPERATORS = get_args(Operator)
@@ -45,10 +45,10 @@ class Settings:
 
     quantities: Sequence[str] = option(
         QUANTITIES,
-        help=f"Quantities to measure, out of {', '.join(QUANTITIES)}.",
+        help=f"Quantities to measure, out of {', '.join(MEASURABLE)}.",
         metavar="A,B",
-        instead="all",
-        choices=QUANTITIES,
+        instead="all but the last",
+        choices=MEASURABLE,
         many=True,
     )
     samples: int | None = option(

@@ -20,6 +20,9 @@ DEEPER, SHALLOWER = (
     0.72,
     1.2,
 )  # powers of the error: 63 to 86, 89, 160 (not reached), 140 to 15%; 20, 23, 33 to 70%
+FLATTER = 2.0
+"""Steps of the preconditioned Hessian's run, whose largest eigenvalues stand closer, over those of H's."""
+PRECONDITIONED = "preconditioned_lambda_max"
 PROBES_ALONE = 8  # for tr H² to any of the efforts, where the trace comes from elsewhere
 PROBES_BOTH, FEWER = 20, 1.15  # for the trace to 2% (11, 30, 21, 64); a power of its accuracy
 
@@ -62,6 +65,16 @@ def shares(
     probes = 0 if closed or not needs_forms(settings, model) else _probes(settings, by_model)
     further = settings.density_probes * (settings.steps or TYPICAL_DENSITY) if wants_density(settings) else 0
     return _run(settings) + further, probes
+
+
+def preconditioned(settings: Settings) -> int:
+    """Products that the run of the preconditioned Hessian takes, about."""
+    if not settings.wants(PRECONDITIONED):
+        return 0
+    known, steps = settings.known_to, TYPICAL["lambda_max"]
+    more = FINER["lambda_max"] * math.log10(1e-3 / known.lambda_max)
+    more += SURER["lambda_max"] * math.log10(1e-3 / known.failure)
+    return min(round(FLATTER * steps * max(1 + more, 0.44)), settings.max_steps) + 1
 
 
 def _probes(settings: Settings, by_model: bool | None) -> int:

@@ -18,7 +18,7 @@ from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.errors import NoVerdictError, OutputError, UsageError, one_line
 from hessdiag.files import write_whole
 from hessdiag.installed import version
-from hessdiag.results import QUANTITIES
+from hessdiag.results import MEASURABLE
 from hessdiag.results.fingerprint import MISSING
 
 __all__ = ["SCHEMA", "Baseline", "Field", "Line", "diff", "lock", "read", "text", "updated", "write"]
@@ -239,7 +239,7 @@ def _not_writable(path: str | Path, error: BaseException) -> OutputError:
 
 
 def _order(metric: str) -> tuple[int, str]:
-    return (QUANTITIES.index(metric) if metric in QUANTITIES else len(QUANTITIES), metric)
+    return (MEASURABLE.index(metric) if metric in MEASURABLE else len(MEASURABLE), metric)
 
 
 def _shown(recorded: Recorded | None) -> tuple[float, ...]:

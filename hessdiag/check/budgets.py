@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from hessdiag.option import hint
-from hessdiag.results import QUANTITIES
+from hessdiag.results import MEASURABLE
 
 Level = Literal["off", "warn", "error"]
 Claim = Literal["samples", "population"]
@@ -21,7 +21,7 @@ LimitKind = Literal["min", "max", "max_increase", "max_decrease"]
 LEVELS: tuple[str, ...] = get_args(Level)
 CLAIMS: tuple[str, ...] = get_args(Claim)
 LIMITS: tuple[LimitKind, ...] = get_args(LimitKind)
-METRICS = tuple(name for name in QUANTITIES if name != "density")
+METRICS = tuple(name for name in MEASURABLE if name != "density")
 WITH_DATA_ERROR = ("lambda_max", "lambda_min", "trace")
 KEY = re.compile(r"(?P<metric>\w+)(\[(?P<split>[^\[\]]+)\])?(@(?P<glob>.+))?")
 PERCENT = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*%")

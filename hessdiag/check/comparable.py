@@ -100,12 +100,13 @@ def surroundings(base_env: Mapping[str, Any], new_env: Mapping[str, Any]) -> tup
 
 
 def same_weights(base: Fingerprint, new: Fingerprint) -> bool:
-    """Whether two fingerprints are of the same weights; unknown weights are not.
+    """Whether two fingerprints are of the same weights and optimizer; unknown weights are not.
 
     What a baseline of an earlier hessdiag does not know of frozen parameters and buffers is taken to be the same.
     """
     weights, fixed = new.weights_sha256, (base.fixed_sha256, new.fixed_sha256)
-    return weights is not None and weights == base.weights_sha256 and (None in fixed or fixed[0] == fixed[1])
+    same = weights is not None and weights == base.weights_sha256 and (None in fixed or fixed[0] == fixed[1])
+    return same and base.optimizer_sha256 == new.optimizer_sha256
 
 
 def reproduced(base: Entry, new: Entry) -> tuple[str, ...]:

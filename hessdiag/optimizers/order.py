@@ -23,8 +23,7 @@ def by_order(groups: Sequence[Sequence[Shape | None]], named: Mapping[str, Tenso
     """Names for the entries of each group.
 
     Within a group parameters come in the model's order: so do ``model.parameters()``, and the lists with and
-    without weight decay that Hugging Face's Trainer and timm make. Which group a parameter is in is known by shapes
-    alone.
+    without weight decay that Hugging Face's Trainer and timm make. Shapes alone tell which group one is in.
 
     Args:
         groups: shapes of each group's entries; None where nothing shows it.

@@ -147,8 +147,8 @@ def _require_sound(
         momentum = number(stepped[name].group.get("momentum", 0))
         if not (0 < factor < math.inf and 0 <= momentum < 1 and 0 <= rates[name] < math.inf):
             options = ", ".join(f"{one}={stepped[name].group[one]}" for one in rule.options if one != "eps")
-            msg = f"the group of {name} in {rule.name} has lr={rates[name]:g}, {options}: no threshold is known for that"
-            raise ProblemError(msg)
+            msg = f"the group of {name} in {rule.name} has lr={rates[name]:g}, {options}: no threshold is known "
+            raise ProblemError(msg + "for that")
     for name, diagonal in diagonals.items():
         wrong = int((~(diagonal > 0) | ~torch.isfinite(diagonal)).sum())
         if wrong:

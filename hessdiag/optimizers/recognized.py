@@ -1,4 +1,4 @@
-"""Which optimizer it is: by its class where it is at hand, by what its groups and states hold where they alone are."""
+"""Which optimizer it is: by its class where it is at hand, by what its groups and states hold where it is not."""
 
 from __future__ import annotations
 

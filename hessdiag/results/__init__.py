@@ -17,6 +17,7 @@ All of it concerns the frozen sample set. What that set says about the populatio
 from hessdiag.results.analysis import SCHEMA, Analysis, Convergence, Cost, Layer, SecondOpinion, SelfTest
 from hessdiag.results.fingerprint import Fingerprint
 from hessdiag.results.metrics import (
+    MEASURABLE,
     QUANTITIES,
     Bound,
     DataError,
@@ -33,6 +34,7 @@ from hessdiag.results.spectrum import Quadrature, Spectrum
 from hessdiag.results.store import Store
 
 __all__ = [
+    "MEASURABLE",
     "QUANTITIES",
     "SCHEMA",
     "Analysis",

@@ -15,7 +15,7 @@ from hessdiag.folders import write_together
 from hessdiag.option import hint
 from hessdiag.presenter import presenter
 from hessdiag.results.fingerprint import Fingerprint
-from hessdiag.results.metrics import QUANTITIES, Bound, Kind, Metric, RitzValue
+from hessdiag.results.metrics import MEASURABLE, Bound, Kind, Metric, RitzValue
 from hessdiag.results.spectrum import Spectrum
 from hessdiag.shown import csv_text, visible
 
@@ -165,7 +165,7 @@ class Analysis:
 
     def _lacking(self, name: str) -> str:
         had = ", ".join(self._found()) or "nothing"
-        if name in QUANTITIES:
+        if name in MEASURABLE:
             return f"{name} was not measured, only {had}: analyze(..., quantities=[{name!r}])"
         return f"an analysis has no {name!r}; {hint(name, [*self._found()])}"
 

@@ -59,6 +59,7 @@ class Fingerprint(Mapping[str, Any]):
         failure: probability that a certificate is wrong.
         confidence: of the intervals.
         checkpoint_sha256: of the file of weights.
+        optimizer_sha256: of the preconditioner and its threshold, where its quantity was asked for.
         more: fields of a later hessdiag.
     """
 
@@ -100,6 +101,7 @@ class Fingerprint(Mapping[str, Any]):
     failure: float | str | None = _how()
     confidence: float | str = _how()
     checkpoint_sha256: str | None = _identity()
+    optimizer_sha256: str | None = _identity()
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -21,7 +21,10 @@ QUANTITIES = (
     "negative_mass",
     "density",
 )
-"""Everything ``analyze`` can be asked for; all but ``density`` are names in ``Analysis.metrics``."""
+"""What ``analyze`` measures where nothing is said; all but ``density`` are names in ``Analysis.metrics``."""
+
+MEASURABLE = (*QUANTITIES, "preconditioned_lambda_max")
+"""Everything it can be asked for; the last needs the state of an optimizer."""
 
 Kind = Literal["exact", "probes", "ritz", "bracket", "bound"]
 
@@ -130,6 +133,14 @@ class RitzValue(Metric):
 
     residual: float  # ‖Hy − θy‖ of a fresh product, ‖y‖ = 1
     floor: float  # measured rounding of the products, absolute
+
+    @property
+    def over_threshold(self) -> tuple[float, float, float] | None:
+        """(value, lo, hi) as shares of the optimizer's threshold, of ``preconditioned_lambda_max``; else None."""
+        threshold = self.provenance.settings.get("threshold")
+        if not isinstance(threshold, int | float):
+            return None
+        return self.value / threshold, self.lo / threshold, self.hi / threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -11,7 +11,7 @@ from typing import Any
 from hessdiag.errors import UsageError
 from hessdiag.folders import complete
 from hessdiag.results.analysis import SCHEMA, Analysis
-from hessdiag.results.metrics import QUANTITIES, Bound, Estimate, Metric, RitzValue
+from hessdiag.results.metrics import MEASURABLE, Bound, Estimate, Metric, RitzValue
 
 RENAMED = (
     ("", "companions", "other_bounds"),
@@ -61,7 +61,7 @@ def load_run(path: str | Path) -> Analysis:
     for name, unknown in (("certificate_max", math.inf), ("certificate_min", -math.inf)):
         history[name] = [unknown if value is None else value for value in history.get(name, ())]
     found = content.get("metrics", {})
-    order = sorted(found, key=lambda name: QUANTITIES.index(name) if name in QUANTITIES else len(QUANTITIES))
+    order = sorted(found, key=lambda name: MEASURABLE.index(name) if name in MEASURABLE else len(MEASURABLE))
     content["metrics"] = {name: _metric_type(found[name]) for name in order}
     try:
         return TypeAdapter(Analysis).validate_python(content)

@@ -18,6 +18,7 @@ from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.gradients import Kind, gradient
 from hessdiag.engine.products.graphs import Graphs
 from hessdiag.engine.products.methods import METHODS, retained_graph
+from hessdiag.engine.products.preconditioned import Preconditioned, preconditioner_for
 from hessdiag.engine.products.records import Record, Records
 from hessdiag.engine.products.semidefinite import is_convex
 from hessdiag.errors import ProblemError, UsageError
@@ -174,6 +175,26 @@ class Curvature(Batched):
         self.method = "retained_graph"
         self.notes.append("out of memory: batches go one by one from here on; the numbers do not change")
         return None
+
+    def preconditioned(self, optimizer: Any = None) -> Preconditioned:
+        """P^-1/2 H P^-1/2 for the preconditioner P of an optimizer; each product costs one of H's.
+
+        Args:
+            optimizer: of torch, or its state dict; None for the problem's.
+
+        Raises:
+            ProblemError: none, or one that has no preconditioner for these parameters.
+
+        >>> import hessdiag, torch
+        >>> model, x, y = torch.nn.Linear(5, 1), torch.randn(64, 5), torch.randn(64, 1)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> torch.nn.functional.mse_loss(model(x), y).backward()
+        >>> optimizer.step()
+        >>> H = hessdiag.hessian(model, torch.nn.MSELoss(), (x, y)).preconditioned(optimizer)
+        >>> hessdiag.extremes(H).lambda_max.value < H.threshold
+        True
+        """
+        return Preconditioned(self, preconditioner_for(self.problem, optimizer))
 
     def recorded(self) -> AbstractContextManager[Record]:
         """Keep what the products formed inside show beside their images."""
