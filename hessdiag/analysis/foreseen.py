@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hessdiag.analysis.costs import bytes_of, exact_trace_likely, price, seconds_of
-from hessdiag.analysis.needs import shares, uses_trace
+from hessdiag.analysis.needs import preconditioned, shares, uses_trace
 from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.settings import Settings
@@ -45,6 +45,7 @@ def foresee(checked: Preflight, settings: Settings, network: Recognized | None) 
     steps, probes = shares(settings, closed=network is not None, by_model=by_model)
     if steps + probes >= op.size:
         steps, probes = op.size, 0
+    steps += min(preconditioned(settings), op.size)
     seconds = seconds_of(op, each, steps, probes) + by_model * TRACE_GRADIENTS * checked.gradient_seconds
     if network is not None:
         seconds += foreseen(network).cost.seconds
@@ -55,3 +56,10 @@ def foresee(checked: Preflight, settings: Settings, network: Recognized | None) 
         steps, probes, seconds = round(part * steps), round(part * probes), part * seconds
     memory = bytes_of(op, each, steps, probes) + by_model * TRACE_BYTES
     return Foreseen(steps + probes, seconds, memory, by_model)
+
+
+def duration(seconds: float) -> str:
+    """``3.2 s``, ``12 min``, ``1.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

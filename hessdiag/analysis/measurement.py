@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Unpack
+from typing import Any
 
 import torch
-from torch import nn
 
-from hessdiag.analysis.asked import are_quantities, options_asked, problem_of
 from hessdiag.analysis.closed import network_of
-from hessdiag.analysis.foreseen import Foreseen, foresee
-from hessdiag.analysis.needs import planned
+from hessdiag.analysis.foreseen import Foreseen, duration, foresee
+from hessdiag.analysis.needs import PRECONDITIONED, planned
+from hessdiag.analysis.preconditioned import take_preconditioned
 from hessdiag.analysis.record import environment, fingerprint, key_of
 from hessdiag.analysis.so_far import Account, SoFar
 from hessdiag.analysis.spending import Spending
@@ -24,61 +23,16 @@ from hessdiag.closed_form import Recognized
 from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import device_of
-from hessdiag.option import takes
+from hessdiag.engine.products.preconditioned import preconditioner_for
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost, Fingerprint, Metric
 from hessdiag.samples import SampleSet, draw
-from hessdiag.settings import Options, Settings
+from hessdiag.settings import Settings
 from hessdiag.spectral.warm import Warm, ending
 
 LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
-
-
-@takes(Settings)
-def analyze(
-    problem: Problem | nn.Module,
-    loss_fn: Any = None,
-    data: Any = None,
-    *,
-    progress: Progress | None = None,
-    **options: Unpack[Options],
-) -> Analysis:
-    """Measure how sharp a checkpoint is, every number with its interval.
-
-    Either ``analyze(model, loss_fn, data)``, as a training loop has them, or ``analyze(problem)``, after which
-    quantities may stand.
-
-    Args:
-        problem: what to measure; or the model.
-        loss_fn: of a model: one of torch's losses, a name, ``f(outputs, targets)``, ``f(outputs, batch)`` or
-            ``f(model, batch)``; see `Problem`.
-        data: of a model: a ``DataLoader``, a data set, tensors (inputs, targets), or several by split.
-        progress: called with (stage, done, total).
-        **options: the fields of `Settings`.
-
-    Returns:
-        The numbers, with fingerprint, cost, environment and warnings. Cost with the defaults: about 90 products.
-
-    Raises:
-        OptionError: options that do not exist, are out of range or contradict each other: all of them.
-        ProblemError: the first three arguments are no problem; its text says what to type.
-        MeasurementError: the products cannot be believed (`hessdiag.engine.checks.preflight` says why).
-
-    >>> import hessdiag, torch
-    >>> from torch import nn
-    >>> _ = torch.manual_seed(0)
-    >>> x, y = torch.randn(64, 5), torch.randint(3, (64,))
-    >>> found = hessdiag.analyze(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y))
-    >>> found["trace"].kind
-    'exact'
-    """
-    quantities = None
-    if isinstance(problem, Problem) and data is None and are_quantities(loss_fn):
-        quantities, loss_fn = loss_fn, None
-    settings = Settings(**options_asked(quantities, options))
-    return Measurement(problem_of(problem, loss_fn, data, "hessdiag.analyze"), settings).run(progress=progress)
 
 
 class Measurement:
@@ -109,6 +63,8 @@ class Measurement:
             seed=settings.seed,
             batch_size=settings.batch_size,
         )
+        wanted = settings.wants(PRECONDITIONED)
+        self.preconditioner = preconditioner_for(problem) if wanted else None
         self.checked: Preflight = preflight(
             problem,
             self.samples,
@@ -129,7 +85,8 @@ class Measurement:
     @property
     def fingerprint(self) -> Fingerprint:
         """What must agree before the result may be compared with another."""
-        return fingerprint(self.operator, self.settings)
+        found = fingerprint(self.operator, self.settings)
+        return replace(found, optimizer_sha256=self.preconditioner.sha256) if self.preconditioner else found
 
     @property
     def key(self) -> str:
@@ -178,7 +135,7 @@ class Measurement:
         hint = "; a first look: `effort='quick'`" if ahead.seconds > LONG and s.effort != "quick" else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
-            f"about {ahead.products} products, {_duration(ahead.seconds)}, "
+            f"about {ahead.products} products, {duration(ahead.seconds)}, "
             f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.method})" + beside + hint
         )
 
@@ -224,8 +181,12 @@ class Measurement:
         account = Account(look, self.settings, done, total)
         spending = Spending(self.settings.spending, op, checked.gradient_seconds, self._begun)
         self._spending, spending.interrupted, op.watch = spending, self._interrupted, watch
+        known, warnings, notes = dict(self.structure), tuple[str, ...](), tuple[str, ...]()
         try:
-            found = Sweep(op, self.sought, spending, self.network, warm, account, self.structure).run()
+            if self.preconditioner is not None:
+                own, warnings, notes = take_preconditioned(op, self.settings, self.preconditioner, spending)
+                known[own.quantity] = own
+            found = Sweep(op, self.sought, spending, self.network, warm, account, known).run()
         finally:
             op.watch = op.room = self._spending = None
             self._interrupted = False
@@ -249,12 +210,6 @@ class Measurement:
                 seconds=time.perf_counter() - begun,
             ),
             environment=self.environment,
-            warnings=(*checked.texts("warning"), *found.warnings, *dict.fromkeys(op.notes)),
-            notes=(*checked.texts("note"), *found.notes),
+            warnings=(*checked.texts("warning"), *warnings, *found.warnings, *dict.fromkeys(op.notes)),
+            notes=(*checked.texts("note"), *notes, *found.notes),
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -40,13 +40,15 @@ def planned(
         settings: what is asked for.
         closed: whether tr H and tr H² come by formula.
         model: the trace by way of the model, or why there is none; None where that is not known yet.
-        size: d, where known: no more products than that are taken (`is_whole`).
+        size: d, where known: no more products than that are taken of each matrix (`is_whole`).
     """
-    products = sum(shares(settings, closed=closed, model=model))
+    products, own = sum(shares(settings, closed=closed, model=model)), preconditioned(settings)
+    if size is not None:
+        products, own = min(products, size), min(own, size)
     spending = settings.spending
     if spending is not None and spending.unit == "p":
-        products = min(products, int(spending.amount))
-    return products if size is None else min(products, size)
+        return min(products + own, int(spending.amount))
+    return products + own
 
 
 def shares(
@@ -109,7 +111,7 @@ def wants_density(settings: Settings) -> bool:
 
 def is_whole(settings: Settings, size: int, *, closed: bool = False, model: Model = None) -> bool:
     """Whether every direction is multiplied, since that takes no more products: all numbers are exact then."""
-    return size <= planned(settings, closed=closed, model=model)
+    return size <= planned(settings, closed=closed, model=model) - preconditioned(settings)
 
 
 def uses_trace(settings: Settings) -> bool:

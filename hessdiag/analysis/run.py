@@ -109,7 +109,7 @@ def _ends(
         seed=s.seed,
         warm=None if shown else warm,  # the density needs a start that is uniform on the sphere
         max_steps=s.max_steps,
-        max_basis=_max_basis(op, s, found),
+        max_basis=max_basis(op, s, found.notes),
         on_step=on_step,
     )
 
@@ -130,13 +130,14 @@ def _with_data(op: Curvature, s: Settings, found: Found, result: Extremes, recor
         )
 
 
-def _max_basis(op: Curvature, s: Settings, found: Found) -> int | None:
+def max_basis(op: Curvature, s: Settings, notes: list[str]) -> int | None:
+    """Vectors of a run that are held; None for all of them. What is held back is noted."""
     room = max(BASIS_BYTES, int(BASIS_SHARE * free_bytes(op.device)))
     vectors = room // (op.size * op.dtype.itemsize)
     if vectors >= s.max_steps:
         return None
     vectors = max(vectors, FEWEST_VECTORS + s.top)
-    found.notes.append(f"the Lanczos basis holds {vectors} vectors at a time and is restarted")
+    notes.append(f"the Lanczos basis holds {vectors} vectors at a time and is restarted")
     return int(vectors)
 
 

@@ -24,6 +24,7 @@ WAITS = {
     "lambda_min": "the run",
     "density": "the run",
     "negative_mass": "the density",
+    "preconditioned_lambda_max": "its own run",
     "trace": "gradients or probes",
     "frobenius_squared": "the probes",
 }

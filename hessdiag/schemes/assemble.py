@@ -16,6 +16,7 @@ from hessdiag.schemes.known import examples, plugin, schemes
 from hessdiag.schemes.losses import loss_of
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.factory import Built, build_problem
+from hessdiag.sources.saved_optimizer import SavedOptimizer
 from hessdiag.sources.weights import load_into, read_weights
 
 TRAIN = "train"
@@ -33,14 +34,19 @@ def build(recipe: Recipe, checkpoint: str | None = None) -> Built:
     """
     recipe.check(checkpoint)
     if recipe.factory is None:
-        return _assemble(recipe, checkpoint)
-    return build_problem(
-        recipe.factory,
-        checkpoint=checkpoint,
-        options=recipe.options,
-        app_dir=recipe.app_dir,
-        trust_pickle=recipe.trust_pickle,
-    )
+        built = _assemble(recipe, checkpoint)
+    else:
+        built = build_problem(
+            recipe.factory,
+            checkpoint=checkpoint,
+            options=recipe.options,
+            app_dir=recipe.app_dir,
+            trust_pickle=recipe.trust_pickle,
+        )
+    where = checkpoint or (built.weights.file if built.weights else None)
+    if where is not None and built.problem.optimizer is None:
+        built.problem.optimizer = SavedOptimizer(where, recipe.trust_pickle)  # read where it is asked for
+    return built
 
 
 def _assemble(recipe: Recipe, checkpoint: str | None) -> Built:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hessdiag.engine.checks.planner import trial_vectors
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.methods import METHODS
+from hessdiag.engine.products.precision import in_double
+from hessdiag.engine.products.preconditioned import Preconditioned
 
 MARGIN = 8.0
 """The largest rounding over the vectors of a run, against that of one trial vector on 16 examples: with 4 one
@@ -48,12 +51,46 @@ def rounding_floor(
     return max(SMALLEST * unit, MARGIN * measured)
 
 
+def preconditioned_floor(scaled: Preconditioned, operator: Curvature) -> float:
+    """Relative rounding of a product of P^-1/2 H P^-1/2: that of H, or more as its own trial product shows.
+
+    Where P spans orders of magnitude, rounding that is nothing beside H v may be much beside the rescaled product.
+
+    Args:
+        scaled: of the operator.
+        operator: H, after its self-test.
+
+    Returns:
+        The larger of H's floor and what was measured, with a margin. Cost: two products of the trial examples.
+    """
+    if operator.dtype == torch.float64 or operator.method == "finite_difference":
+        return operator.floor
+    double, diagonal = in_double(operator), scaled.diagonal.double()
+    row = scaled.diagonal * trial_vectors(operator, 1)[0]
+    piece = operator.function.place(operator.trial)
+    with operator.function.measuring():
+        product = METHODS[operator.method](operator.function, operator.kind, piece, row[None])[0].double()
+        off = _difference(operator, double, row, product)
+    if off is None:
+        return operator.floor
+    size = float(torch.linalg.vector_norm(diagonal * product))
+    return max(operator.floor, MARGIN * float(torch.linalg.vector_norm(diagonal * off)) / max(size, 1e-300))
+
+
 def _against_double(operator: Curvature, double: Functional | None, row: Tensor, product: Tensor) -> float:
-    if double is None or operator.dtype == torch.float64 or operator.method == "finite_difference":
+    if operator.dtype == torch.float64 or operator.method == "finite_difference":
         return 0.0
+    off = _difference(operator, double, row, product)
+    return 0.0 if off is None else float(torch.linalg.vector_norm(off))
+
+
+def _difference(operator: Curvature, double: Functional | None, row: Tensor, product: Tensor) -> Tensor | None:
+    """The product in float64 less the given one; None where an operation has no float64, or memory does not do."""
+    if double is None:
+        return None
     try:
         piece = double.place(operator.trial)
         exact = METHODS[operator.method](double, operator.kind, piece, row.double()[None])[0]
     except (RuntimeError, TypeError, ValueError):
-        return 0.0  # an operation without float64, or no memory for it: the others have to do
-    return float(torch.linalg.vector_norm(exact - product.double()))
+        return None  # the other measures have to do
+    return exact - product.double()
