@@ -20,8 +20,7 @@ DEEPER, SHALLOWER = (
     0.72,
     1.2,
 )  # powers of the error: 63 to 86, 89, 160 (not reached), 140 to 15%; 20, 23, 33 to 70%
-FLATTER = 2.0
-"""Steps of the preconditioned Hessian's run, whose largest eigenvalues stand closer, over those of H's."""
+FLATTER = 1.4  # steps of the preconditioned Hessian over those of H: 16 and 14 on two MNIST MLPs trained by Adam
 PRECONDITIONED = "preconditioned_lambda_max"
 PROBES_ALONE = 8  # for tr H² to any of the efforts, where the trace comes from elsewhere
 PROBES_BOTH, FEWER = 20, 1.15  # for the trace to 2% (11, 30, 21, 64); a power of its accuracy

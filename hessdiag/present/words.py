@@ -55,7 +55,7 @@ def data_in_words(metric: Metric) -> str:
 
 def reading(analysis: Analysis) -> list[str]:
     """Sentences a newcomer can act on; the last one says what must not be concluded."""
-    writers = (_sharpest, _lowest, _spread, negative_in_words, _bounds, _population, _wide)
+    writers = (_sharpest, _preconditioned, _lowest, _spread, negative_in_words, _bounds, _population, _wide)
     sentences = [sentence for write in writers if (sentence := write(analysis))]
     if not sentences:
         sentences = ["Nothing here can be put into words: no quantity was measured."]
@@ -73,6 +73,24 @@ def _sharpest(analysis: Analysis) -> str:
     return (
         f"Along the sharpest direction the loss curves by {value}, within {interval}; "
         f"plain gradient descent on these samples is stable along it only below a learning rate of {rate}."
+    )
+
+
+def _preconditioned(analysis: Analysis) -> str:
+    metric = analysis.metrics.get("preconditioned_lambda_max")
+    if not isinstance(metric, RitzValue):
+        return ""
+    said, share = metric.provenance.settings, metric.over_threshold
+    text = f"As {said.get('optimizer')} sees it, the sharpest direction curves by {brief(metric)}"
+    if share is None:
+        return f"{text}; there is no threshold while the learning rate is 0."
+    limit, formula = float(said["threshold"]), str(said.get("formula"))
+    number = format_number(limit, limit * 0.999, limit * 1.001)
+    threshold = formula if formula.partition(",")[0] == number else f"{formula} = {number}"
+    beyond = ", beyond it" if share[1] > 1 else ""
+    return (
+        f"{text}, {format_number(*share)} of the threshold {threshold}{beyond}: above that its steps diverge on a "
+        "quadratic, full batch and preconditioner held still."
     )
 
 

@@ -51,7 +51,10 @@ def rate_of(asked: float | None, facts: Mapping[str, Any], meta: Mapping[str, An
     if asked is not None:
         return Rate(lr=asked, momentum=momentum, nesterov=nesterov, origin="lr")
     if _adaptive(facts) or _adaptive(meta):
-        return Refused("the optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is given")
+        return Refused(
+            "the optimizer scales each direction by itself, so 2/η is no limit on λ_max: none is given; "
+            "its own is that of preconditioned_lambda_max"
+        )
     for origin, source in (("checkpoint", facts), ("problem.meta", meta)):
         for name in RATES:
             if rate := positive(source.get(name)):

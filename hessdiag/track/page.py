@@ -27,9 +27,12 @@ EDGE = (
     "2/η is where full-batch gradient descent with learning rate η becomes unstable on a quadratic (the edge of "
     "stability, Cohen et al. 2021); with momentum β it lies at (2+2β)/η, with Nesterov's at (2+2β)/((1+2β)η). "
     "Mini-batch noise keeps λ_max lower, weight decay adds to every eigenvalue what these numbers leave out, and "
-    "for Adam and its kin the line means nothing."
+    "for Adam and its kin the line means nothing: theirs is the threshold of preconditioned_lambda_max."
 )
 DECADES = 3  # of the symlog axis that have a column of their own under the picture
+
+
+SHARE = "λ_max(P⁻¹H)/threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ EXPLAINS = {
     "λ_min": "lambda_min",
     "trace": "trace",
     "λ_max·η/2": "stability_limit",
+    SHARE: "preconditioned_lambda_max",
 }
 """Columns and the pages that explain them."""
 
@@ -59,18 +63,22 @@ def columns(trajectory: Trajectory) -> list[str]:
         relative = ["λ_max·η/2"]
     else:
         relative = ["λ_max over " + " or ".join(names)]
-    return ["checkpoint", "loss", "λ_max", "λ_min", "trace", *relative]
+    preconditioned = [SHARE] * any(point.over_threshold() for point in trajectory.points)
+    return ["checkpoint", "loss", "λ_max", "λ_min", "trace", *relative, *preconditioned]
 
 
 def rows(trajectory: Trajectory) -> list[Row]:
     """One row per checkpoint, under `columns`."""
-    related = any(point.rate is not None for point in trajectory.points)
+    points = trajectory.points
+    related = any(point.rate is not None for point in points)
+    adaptive = any(point.over_threshold() for point in points)
     return [
-        Row(plain(point.name), _cells(point, related=related), plain(point.error)) for point in trajectory.points
+        Row(plain(point.name), _cells(point, related=related, adaptive=adaptive), plain(point.error))
+        for point in points
     ]
 
 
-def _cells(point: Point, *, related: bool) -> list[tuple[str, str]]:
+def _cells(point: Point, *, related: bool, adaptive: bool) -> list[tuple[str, str]]:
     if point.analysis is None:
         return []
     loss = point.value("loss")
@@ -78,9 +86,8 @@ def _cells(point: Point, *, related: bool) -> list[tuple[str, str]]:
     for name in ("lambda_max", "lambda_min", "trace"):
         metric = point.analysis.metrics.get(name)
         cells.append(("—", "") if metric is None else format_metric(metric))
-    relative = point.relative()
-    if related:
-        cells.append(("—", "") if relative is None else (format_number(*relative), format_interval(*relative)))
+    shares = [point.relative()] * related + [point.over_threshold()] * adaptive
+    cells += [("—", "") if share is None else (format_number(*share), format_interval(*share)) for share in shares]
     return cells
 
 
@@ -99,6 +106,14 @@ def reading(trajectory: Trajectory) -> list[str]:
         said.append(
             f"λ_max {way} from {format_metric(begin)[0]} ({plain(first.name)}) to {format_metric(end)[0]} "
             f"({plain(last.name)}); its largest value is {format_metric(highest)[0]}, at {plain(top.name)}."
+        )
+    shares = [(point.name, share) for point, _ in trajectory.measured if (share := point.over_threshold())]
+    if shares:
+        beyond = [name for name, (_, lo, _) in shares if lo > 1]
+        where = f"at {listed(beyond)}" if beyond else "nowhere"
+        said.append(
+            f"λ_max(P⁻¹H), with the optimizer's preconditioner P, lies beyond its threshold {where}; the largest "
+            f"share is {format_number(*max(share for _, share in shares))}. Beyond 1 its steps diverge on a quadratic."
         )
     relatives = [(point, relative) for point, _ in trajectory.measured if (relative := point.relative())]
     if relatives:
@@ -151,7 +166,7 @@ def evolution_frame(trajectory: Trajectory) -> pd.DataFrame:
     import pandas as pd
 
     frame = pd.DataFrame({"checkpoint": [point.name for point, _ in trajectory.measured]})
-    for of in ("loss", "lambda_max", "trace"):
+    for of in ("loss", "lambda_max", "preconditioned", "trace"):
         one = panel_frame(trajectory, of).rename(columns={"value": of, "limit": "limit of λ_max"})
         kept = [column for column in ("checkpoint", of, "limit of λ_max") if column in one]
         frame = frame if one.empty else frame.merge(one[kept].drop_duplicates("checkpoint"), "left", "checkpoint")

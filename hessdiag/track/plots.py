@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 MOST_TICKS = 16  # names below the picture
 WIDEST = 10.0  # largest over smallest value that a linear axis still shows well
-PANELS = {"lambda_max": "λ_max", "trace": "trace", "loss": "loss"}
+PANELS = {
+    "lambda_max": "λ_max",
+    "preconditioned": "λ_max(P⁻¹H)\n/ threshold",
+    "trace": "trace",
+    "loss": "loss",
+}
+NEAR = 0.4  # shares of the threshold from which on it is drawn
 CELLS = 160  # grid points of a column: two pixels each
 
 
@@ -107,7 +113,7 @@ def panel(trajectory: Trajectory, of: str, ax: Axes) -> Axes:
 
     Args:
         trajectory: what was measured.
-        of: "lambda_max", "trace" or "loss".
+        of: "lambda_max", "preconditioned" (as a share of the optimizer's threshold), "trace" or "loss".
         ax: where to draw.
     """
     x, value, lo, hi = _series(trajectory, of)
@@ -123,6 +129,8 @@ def panel(trajectory: Trajectory, of: str, ax: Axes) -> Axes:
         plain_ticks(ax.yaxis)
     if of == "lambda_max":
         _limit(ax, trajectory)
+    if of == "preconditioned" and ax.get_ylim()[1] > NEAR:
+        ax.axhline(1.0, color=ink(ax), linewidth=1.0, linestyle="--", gid="threshold")
     ax.set_ylabel(PANELS[of])
     return _checkpoints(ax, trajectory)
 
@@ -183,6 +191,8 @@ def _numbers(point: Point, analysis: Analysis | None, of: str) -> tuple[float, f
     if of == "loss":
         loss = point.value("loss")
         return (loss, loss, loss) if math.isfinite(loss) else None
+    if of == "preconditioned":
+        return point.over_threshold()
     metric = analysis.metrics.get(of)
     return None if metric is None else (metric.value, metric.lo, metric.hi)
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from hessdiag.results.analysis import Analysis, as_json
 from hessdiag.results.fingerprint import Fingerprint
+from hessdiag.results.metrics import RitzValue
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+PRECONDITIONED = "preconditioned_lambda_max"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,11 @@ class Point:
             return None
         limit = self.rate.limit
         return metric.value / limit, metric.lo / limit, metric.hi / limit
+
+    def over_threshold(self) -> tuple[float, float, float] | None:
+        """The preconditioned λ_max over the optimizer's threshold with its interval, where it was measured."""
+        metric = None if self.analysis is None else self.analysis.metrics.get(PRECONDITIONED)
+        return metric.over_threshold if isinstance(metric, RitzValue) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types: the numbers, without density and history (those are in the checkpoint's own file)."""
@@ -142,8 +149,9 @@ class Trajectory:
         """Tidy table, one row per checkpoint and quantity.
 
         Columns: position, checkpoint, path, status, quantity, value, lo, hi, kind. Beside the metrics there are
-        loss, gradient_norm, learning_rate, stability_limit and lambda_max_over_limit. A checkpoint that failed
-        has one row, with its reason as status and no quantity.
+        loss, gradient_norm, learning_rate, stability_limit, lambda_max_over_limit and
+        preconditioned_lambda_max_over_threshold. A checkpoint that failed has one row, with its reason as status
+        and no quantity.
         """
         import pandas as pd
 
@@ -165,4 +173,6 @@ def _quantities(point: Point) -> list[tuple[str, float, float, float, str]]:
     if point.rate is not None:
         exact |= {"learning_rate": point.rate.lr, "stability_limit": point.rate.limit}
     rows += [(name, value, value, value, "exact") for name, value in exact.items()]
+    if (share := point.over_threshold()) is not None:
+        rows.append((f"{PRECONDITIONED}_over_threshold", *share, "ritz"))
     return rows if relative is None else [*rows, ("lambda_max_over_limit", *relative, "ritz")]
