@@ -115,8 +115,11 @@ def _names(
         own = [list(group) for group in places]
     else:
         own = [list(group.get("param_names") or ()) for group in groups]
-    if [len(group) for group in own] != [len(group) for group in places] or not any(own):
+    if not any(own):
         return None
+    if [len(group) for group in own] != [len(group) for group in places]:
+        msg = f"the optimizer's state names {sum(map(len, own))} of {sum(map(len, places))} parameters: it "
+        raise ProblemError(msg + "was changed after torch wrote it")
     prefix = _prefix([str(name) for group in own for name in group], named)
     return [[_bare(str(name)).removeprefix(prefix) for name in group] for group in own]
 

@@ -17,7 +17,7 @@ COMMON = frozenset(
     }
 )
 """Options of a group that say nothing of the kind of optimizer; schedules of the learning rate write the last."""
-UNDERSTOOD = f"understood are torch's {listed(KNOWN)}"
+UNDERSTOOD = f"understood are torch's {listed(KNOWN, len(KNOWN))}"
 SHOWN = 5
 
 
@@ -49,7 +49,7 @@ def by_content(groups: Sequence[Group], states: Sequence[State]) -> Rule:
             {*rule.tensors} <= held <= {*rule.tensors, *rule.beside} or not states
         ):
             return rule
-    own = listed(sorted(map(str, options - COMMON)), SHOWN) or "no option of its own"
+    own = listed(sorted(map(str, options - COMMON)), SHOWN) or "no options of its own"
     kept = f"and keeps {listed(sorted(map(str, held)), SHOWN)}" if held else "and keeps nothing"
     msg = (
         f"the optimizer's state has {own} {kept}, which none of torch's has so: {UNDERSTOOD}; where it is one of "

@@ -153,7 +153,7 @@ RULES = (
     Rule("Adam", _averaged, _adam, ADAM, ("max_exp_avg_sq",), ("betas", "eps", "amsgrad")),
     Rule("Adamax", _averaged, _adamax, ("exp_avg", "exp_inf"), (), ("betas", "eps")),
     Rule("NAdam", _looked_ahead, _nadam, ADAM, ("mu_product",), ("betas", "eps", "momentum_decay")),
-    Rule("RAdam", _averaged, _radam, ADAM, (), ("betas", "eps", "decoupled_weight_decay")),
+    Rule("RAdam", _averaged, _radam, ADAM, (), ("betas", "eps", "decoupled_weight_decay", "differentiable")),
     Rule("RMSprop", _heavy_ball, _rmsprop, ("square_avg",), ("grad_avg", "momentum_buffer"), RMSPROP),
     Rule("Adagrad", _plain, _adagrad, ("sum",), (), ("eps", "lr_decay", "initial_accumulator_value")),
     Rule("Adadelta", _plain, _adadelta, ("square_avg", "acc_delta"), (), ("rho", "eps")),

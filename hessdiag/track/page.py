@@ -112,8 +112,8 @@ def reading(trajectory: Trajectory) -> list[str]:
         beyond = [name for name, (_, lo, _) in shares if lo > 1]
         where = f"at {listed(beyond)}" if beyond else "nowhere"
         said.append(
-            f"λ_max(P⁻¹H), with the optimizer's preconditioner P, lies beyond its threshold {where}; the largest "
-            f"share is {format_number(*max(share for _, share in shares))}. Beyond 1 its steps diverge on a quadratic."
+            f"λ_max(P⁻¹H), with the optimizer's preconditioner P, lies beyond the threshold of its steps {where}; "
+            f"the largest share is {format_number(*max(share for _, share in shares))}."
         )
     relatives = [(point, relative) for point, _ in trajectory.measured if (relative := point.relative())]
     if relatives:
