@@ -83,7 +83,7 @@ def _saved(saved: Mapping[str, Any], named: Mapping[str, Tensor]) -> Matched:
     rule = by_content(groups, kept)
     require_minimizing(groups)
     places = [list(group["params"]) for group in groups]
-    names, notes = _names(groups, places, named), ()
+    names, notes = _names(groups, places, named), tuple[str, ...]()
     if names is None:
         shapes = [[_shape(states.get(place)) for place in group] for group in places]
         names, notes = by_order(shapes, named), (NO_NAMES,)

@@ -91,7 +91,7 @@ def _radam(group: Group, state: State) -> Tensor:
     if length <= 5:  # torch's own limit: the first steps are those of momentum alone
         return torch.full_like(_wide(state, "exp_avg_sq"), first)
     share = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-    return (_wide(state, "exp_avg_sq").sqrt() + number(group["eps"])) * first / (correction * share) ** 0.5
+    return (_wide(state, "exp_avg_sq").sqrt() + number(group["eps"])) * (first / math.sqrt(correction * share))
 
 
 def _looked_ahead(group: Group) -> float:
@@ -105,8 +105,8 @@ def _nadam(group: Group, state: State) -> Tensor:
     now, after = (beta * (1 - 0.5 * 0.96 ** (at * decay)) for at in (step, step + 1))
     straight, averaged = (1 - now) / (1 - product), after / (1 - product * after)
     together = straight * (1 + beta) + averaged * (1 - beta)
-    denominator = (_wide(state, "exp_avg_sq") / second).sqrt() + number(group["eps"])
-    return denominator * 2 * (1 + beta) / (_looked_ahead(group) * together)
+    denominator: Tensor = (_wide(state, "exp_avg_sq") / second).sqrt() + number(group["eps"])
+    return denominator * (2 * (1 + beta) / (_looked_ahead(group) * together))
 
 
 def _heavy_ball(group: Group) -> float:
