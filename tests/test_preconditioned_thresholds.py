@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 import hessdiag
-from hessdiag.analysis import Measurement
+from hessdiag.analysis import Measurement, preconditioned
 from hessdiag.errors import ProblemError
 from hessdiag.operator import Scaled, as_operator
 from hessdiag.optimizers import preconditioner_of, recognized
@@ -330,6 +330,53 @@ def test_float32_holds_the_float64_truth():
     asked = {"quantities": ["preconditioned_lambda_max"], "optimizer": saved}
     found = hessdiag.analyze(model.float(), nn.CrossEntropyLoss(), single, **asked).preconditioned_lambda_max
     assert found.lo <= truth <= found.hi and found.value == pytest.approx(truth, rel=2e-3)
+
+
+class Sure(nn.Module):
+    """Two heads, of which the second is so sure that float32 leaves next to no digit of its curvature."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.usual, self.sure = nn.Linear(5, 3), nn.Linear(5, 3)
+        with torch.no_grad():
+            self.sure.bias.copy_(torch.tensor([17.0, 0.0, 0.0]))
+
+    def forward(self, x):
+        return self.usual(x), self.sure(x)
+
+
+def two_losses(outputs, targets):
+    return cross_entropy(outputs[0], targets) + cross_entropy(outputs[1], 0 * targets)
+
+
+def sure_measurement(dtype):
+    """With P of eps alone for the second head: its curvature of 1e-7 becomes the largest."""
+    model, (x, y) = Sure().to(dtype), data()
+    state = {
+        place: {
+            "step": 10_000,
+            "exp_avg": torch.zeros_like(one),
+            "exp_avg_sq": torch.full_like(one, float(name.startswith("usual"))),
+        }
+        for place, (name, one) in enumerate(model.named_parameters())
+    }
+    saved = {"state": state, "param_groups": OPTIM.Adam(model.parameters()).state_dict()["param_groups"]}
+    problem = hessdiag.Problem.of(model, two_losses, (x.to(dtype), y), optimizer=saved)
+    return Measurement(problem, Settings(quantities=("preconditioned_lambda_max",)))
+
+
+def sure_interval_holds():
+    truth = sure_measurement(torch.float64).run().preconditioned_lambda_max.value
+    found = sure_measurement(torch.float32).run().preconditioned_lambda_max
+    assert truth > 1
+    return found.lo <= truth <= found.hi
+
+
+def test_rounding_that_the_preconditioner_brings_forward_is_in_the_interval(monkeypatch):
+    assert sure_interval_holds()
+    monkeypatch.setattr(preconditioned, "preconditioned_floor", lambda scaled, operator: operator.floor)
+    assert not sure_interval_holds()
 
 
 def test_a_budget_and_the_other_quantities_go_together():

@@ -105,8 +105,8 @@ def _nadam(group: Group, state: State) -> Tensor:
     now, after = (beta * (1 - 0.5 * 0.96 ** (at * decay)) for at in (step, step + 1))
     straight, averaged = (1 - now) / (1 - product), after / (1 - product * after)
     together = straight * (1 + beta) + averaged * (1 - beta)
-    denominator: Tensor = (_wide(state, "exp_avg_sq") / second).sqrt() + number(group["eps"])
-    return denominator * (2 * (1 + beta) / (_looked_ahead(group) * together))
+    denominator = (_wide(state, "exp_avg_sq") / second).sqrt() + number(group["eps"])
+    return denominator.mul_(2 * (1 + beta) / (_looked_ahead(group) * together))
 
 
 def _heavy_ball(group: Group) -> float:
