@@ -8,11 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from hessdiag.analysis import Measurement
 from hessdiag.engine.checks.preflight import preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import MeasurementError
+from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.examine import CURVATURE
+from hessdiag.gap.measures import groups
+from hessdiag.gap.registry import Reading, built_in
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
+from hessdiag.settings import Settings
 from tests import models
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -107,6 +113,35 @@ def test_a_dict_and_a_custom_loss_are_weighted_too():
     assert difference(Curvature(bare, models.sample(bare, 4)) @ v, H @ v) > 1e-3
     with pytest.raises(MeasurementError, match="weight=f"):
         require_sound(preflight(bare, models.sample(bare, 4)))
+
+
+def measures_apart(sizes: tuple[int, ...] = (7, 16, 60)) -> list[str]:
+    """The measures of `hessdiag gap` that move by more than rounding when the same samples are batched anew."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    start = {name: p.detach() / 2 for name, p in model.named_parameters()}
+    data = (models.randn(60, 4), models.labels(60, 3))
+    found = []
+    for size in sizes:
+        problem = Problem(model, {"train": data}, criterion="cross_entropy", meta={"lr": 0.1, "batch_size": 20})
+        measurement = Measurement(problem, Settings(quantities=CURVATURE, batch_size=size, dtype="float64"))
+        analysis, op = measurement.run(), measurement.operator
+        point = Checkpoint(op.problem, measurement.samples, op, analysis=analysis, start=start)
+        found.append({name: one(point) for name, one in built_in().items()})
+    known = {name: one for name, one in found[0].items() if isinstance(one, Reading)}
+    assert len(known) > 45
+    others = [(name, other[name].value, one.value) for name, one in known.items() for other in found[1:]]
+    return sorted({name for name, value, first in others if value != pytest.approx(first, rel=1e-6)})
+
+
+def test_no_measure_follows_the_batch_size(monkeypatch):
+    monkeypatch.setattr(groups, "GROUP", 16)
+    assert measures_apart() == []
+
+
+def test_m_of_the_batches_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(groups, "_cut", lambda batches: (list(batches), list(range(len(batches)))))
+    assert "worst_sharpness" in measures_apart((7, 60))
 
 
 BROKEN = {

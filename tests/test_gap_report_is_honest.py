@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+from hessdiag.gap import kept, survey
 from hessdiag.gap import page as pages
 from hessdiag.gap import plots as gap_plots
 from hessdiag.gap import rows as gap_rows
-from hessdiag.gap import survey
 from hessdiag.gap.page import gap_page
 from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.report import GapReport
@@ -158,6 +158,26 @@ def test_jobs_give_the_same_numbers(zoo):
             for name in ("seconds", "model_seconds"):
                 del record[name]
     assert apart(one, two) == []
+
+
+def kept_apart() -> list[str]:
+    """Where a report of records kept from before differs from that of the same records just measured."""
+    fresh = json.loads(gap("--json", "--fresh", "--csv", "a.csv")[1])
+    kept = json.loads(gap("--json", "--csv", "b.csv")[1])
+    for plain in (fresh, kept):
+        for record in plain["records"]:
+            del record["seconds"], record["model_seconds"]
+    same = Path("a.csv").read_text() == Path("b.csv").read_text()
+    return apart(fresh, kept) + ["the tables differ"] * (not same)
+
+
+def test_kept_records_are_reported_as_they_were_measured(zoo):
+    assert kept_apart() == []
+
+
+def test_kept_records_in_the_order_of_their_file_would_be_noticed(zoo, monkeypatch):
+    monkeypatch.setattr(kept, "_in_order", lambda record, asked: record)
+    assert "the tables differ" in kept_apart()
 
 
 def apart(one: object, two: object, place: str = "") -> list[str]:

@@ -57,6 +57,35 @@ def test_the_built_in_measures_are_there():
     assert len(set(titles)) == len(titles)
 
 
+def check_order() -> None:
+    """Whatever was imported first: a process of its own imports in another order, and reports are compared."""
+    plain, kept = list(registry.registry()), dict(registry._BUILT_IN)
+    try:
+        registry._BUILT_IN.clear()
+        # as after an import of the last module alone: its measures come first
+        registry._BUILT_IN.update(sorted(kept.items(), key=lambda item: -_place(item[1])))
+        assert list(registry.registry()) == plain
+    finally:
+        registry._BUILT_IN.clear()
+        registry._BUILT_IN.update(kept)
+
+
+def _place(one: Measure) -> int:
+    return registry.MODULES.index(one.function.__module__.rpartition(".")[2])
+
+
+def test_measures_come_in_one_order_whatever_was_imported_first():
+    check_order()
+    modules = [_place(one) for one in registry.registry().values()]
+    assert modules == sorted(modules)
+
+
+def test_an_order_of_imports_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(registry, "built_in", lambda: dict(registry._BUILT_IN))
+    with pytest.raises(AssertionError):
+        check_order()
+
+
 def test_another_packages_measure_joins(monkeypatch):
     every = with_plugins(monkeypatch, entry("ours"))
     assert every["ours"] is ours and ours(None).value == 1.0

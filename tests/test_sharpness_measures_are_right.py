@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import Refused
 from hessdiag.gap import registry
 from hessdiag.gap.checkpoint import Checkpoint
-from hessdiag.gap.measures import adversaries, ascent, groups, pac_bayes, perturbations, tolerated
+from hessdiag.gap.measures import adversaries, ascent, groups, noise_bound, pac_bayes, perturbations, tolerated
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Estimate, Provenance
 from tests.models import attention, cnn, dense_hessian, labels, linear_regression, mlp, randn, regression, sample
@@ -414,19 +414,75 @@ def test_complexities_are_the_papers():
     check_complexities()
 
 
-def test_nsos_term_is_made_of_dense_traces():
+def dense_bound(problem: Problem, start: Tensor, n: int) -> dict[str, float]:
+    """NSO's bound from dense Hessians of single examples, its half constant by minimising over the noise."""
+    x, y = problem.data["train"]
+    ones = [replace(problem, data={"train": (x[i : i + 1], y[i : i + 1])}) for i in range(len(x))]
+    alpha = max(float(dense_hessian(one).trace()) for one in ones)
+    losses = F.cross_entropy(problem.model(x).detach(), y, reduction="none")
+    C, L = float(losses.max()), float(losses.mean())
+    theta = nn.utils.parameters_to_vector(problem.model.parameters()).detach()
+    square, beta, delta = float((theta - start).square().sum()), 1 / 1.1, 0.05
+
+    def of_noise(log_s: float) -> float:  # Catoni's form with KL of two Gaussians, and the rise to second order
+        s2 = math.exp(2 * log_s)
+        kl = square / (2 * s2)
+        return (
+            L / beta
+            + (1 / beta - 1) * s2 * alpha / 2
+            + C * (kl + math.log(1 / delta)) / (2 * beta * (1 - beta) * n)
+        )
+
+    best = minimize_scalar(of_noise, bounds=(-9, 9), method="bounded", options={"xatol": 1e-10})
+    term = math.sqrt(C * alpha * square / n)
+    cost = C * math.log(1 / delta) / (2 * beta * (1 - beta) * n)
+    return {
+        "term": term,
+        "bound": (L + term) / beta + cost,
+        "half": float(best.fun),
+        "sigma": math.exp(best.x),
+        "L": L / beta,
+        "cost": cost,
+    }
+
+
+def check_bound() -> None:
+    problem = relu_net()
+    start = {name: randn(*p.shape, seed=8) / 2 for name, p in problem.model.named_parameters()}
+    point = at(problem, start=start)
+    known = dense_bound(problem, torch.cat([piece.reshape(-1) for piece in start.values()]), 60)
+    term, bound = MINE["nso_trace_term"](point), MINE["nso_bound"](point)
+    assert term.value == pytest.approx(known["term"], rel=ROUNDING)
+    assert term.more["half_constant"] == pytest.approx(known["term"] / math.sqrt(2), rel=ROUNDING)
+    assert bound.value == pytest.approx(known["bound"], rel=ROUNDING)
+    assert bound.more["half_constant"] == pytest.approx(known["half"], rel=1e-7)
+    assert bound.more["sigma"] == pytest.approx(known["sigma"], rel=1e-3)  # of a flat minimum
+    assert bound.more["loss_term"] == pytest.approx(known["L"], rel=ROUNDING)
+    assert bound.more["confidence_term"] == pytest.approx(known["cost"], rel=ROUNDING)
+    parts = [bound.more[name] for name in ("loss_term", "trace_term", "confidence_term")]
+    assert sum(parts) == pytest.approx(bound.value, rel=ROUNDING)
+    for reading in (term, bound):
+        assert (reading.kind, reading.lo, reading.hi) == ("found", reading.value, math.inf)
+        assert "not a certificate" in reading.note and "guarantee" not in reading.note
+    assert ("says nothing" in bound.note) == (bound.value >= bound.more["C"])
+
+
+def test_nsos_bound_is_made_of_dense_traces():
+    check_bound()
+
+
+def test_a_bound_of_some_examples_reaches_down_by_the_error_of_their_loss():
+    """60 of 240 examples: n is 240, and the interval's lower end that of Hall's interval of 60 losses."""
     problem = relu_net()
     start = {name: torch.zeros_like(p) for name, p in problem.model.named_parameters()}
     point = at(problem, start=start)
-    x, y = problem.data["train"]
-    ones = [replace(problem, data={"train": (x[i : i + 1], y[i : i + 1])}) for i in range(60)]
-    alpha = max(float(dense_hessian(one).trace()) for one in ones)
-    worst = float(F.cross_entropy(problem.model(x).detach(), y, reduction="none").max())
-    reading = MINE["nso_trace_term"](point)
-    truth = math.sqrt(worst * alpha * float(point.theta.square().sum()) / 60)
-    assert reading.value == pytest.approx(truth, rel=ROUNDING)
-    assert reading.more["half_constant"] == pytest.approx(truth / math.sqrt(2), rel=ROUNDING)
-    assert "not a certificate" in reading.note
+    point.samples = replace(point.samples, available=240)
+    whole, reading = MINE["nso_bound"](at(problem, start=start)), MINE["nso_bound"](point)
+    assert reading.more["n"] == 240
+    assert reading.more["trace_term"] == pytest.approx(whole.more["trace_term"] / 2, rel=ROUNDING)
+    losses = point.scores.loss.numpy()
+    share = (reading.value - reading.lo) / (1.1 * losses.std(ddof=1) / math.sqrt(60))
+    assert 1.2 < share < 2.6  # 2.0 without skewness; the losses lean to the right
 
 
 # Invariances
@@ -598,7 +654,12 @@ def test_what_cannot_be_had_is_one_line():
     for problem in (regression(), relu_net()):
         for name, one in MINE.items():
             result = one(at(problem))
-            needs = "_init" in name or name == "nso_trace_term" or "penalty" in name or "magnitude_origin" in name
+            needs = (
+                "_init" in name
+                or name in ("nso_trace_term", "nso_bound")
+                or "penalty" in name
+                or "magnitude_origin" in name
+            )
             if problem.criterion == "mse" and ("pac_bayes" in name or "normalized" in name):
                 needs = True
             assert isinstance(result, Refused) == needs, (name, result)
@@ -679,6 +740,21 @@ def short_search(monkeypatch):
     monkeypatch.setattr(tolerated, "shortest", lambda *_: 1.0)
 
 
+def no_delta(monkeypatch):
+    plain = noise_bound.bound_terms
+    monkeypatch.setattr(noise_bound, "bound_terms", lambda loss, known: plain(loss, known, delta=0.5))
+
+
+def mean_for_maximum(monkeypatch):
+    plain = noise_bound._largest
+    monkeypatch.setattr(noise_bound, "_largest", lambda c: replace(plain(c), loss=c.loss))
+
+
+def twice_the_loss(monkeypatch):
+    plain = noise_bound.bound_terms
+    monkeypatch.setattr(noise_bound, "bound_terms", lambda loss, known: plain(2 * loss, known))
+
+
 def no_one(monkeypatch):
     plain = adversaries.largest_in_box
     monkeypatch.setattr(adversaries, "largest_in_box", lambda L, half, n: plain(L, half - half.min(), n))
@@ -698,6 +774,9 @@ BROKEN = {
     "logits that are not centred": (uncentred, check_normalised),
     "another m": (other_m, check_complexities),
     "no epsilon": (no_eps, check_complexities),
+    "a bound with another confidence": (no_delta, check_bound),
+    "a mean loss for the largest": (mean_for_maximum, check_bound),
+    "the loss counted twice": (twice_the_loss, check_bound),
     "a worst box taken as it comes": (short_search, check_worst),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 import hessdiag
 from hessdiag import hessian
+from hessdiag.cli.spelling import flagged
 from hessdiag.errors import UsageError
 from hessdiag.formatting import format_metric, rounded_up
 from hessdiag.gap import report as reporting
@@ -19,6 +21,7 @@ from hessdiag.gap import rows as gap_rows
 from hessdiag.gap import runs as grouping
 from hessdiag.gap.examine import About, Examination, examine
 from hessdiag.gap.record import Moved
+from hessdiag.gap.registry import Reading
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.survey import Survey
@@ -26,6 +29,7 @@ from hessdiag.present import page, signs, tables, terminal_table
 from hessdiag.present.layers import layers_caption, layers_frame
 from hessdiag.present.words import kind_in_words, reading
 from hessdiag.results import Layer, json_schema
+from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import Settings
 from hessdiag.shift import page as shift
 from tests import example_analysis, example_gap, models
@@ -218,12 +222,18 @@ NUMBERED = {
     "Lightning": ("epoch=2-step=60.ckpt", "epoch=10-step=300.ckpt", "epoch=1-step=30.ckpt"),
     "numbers alone": ("2.pt", "10.pt", "1.pt"),
     "a model's": ("model_0002.pt", "model_0010.pt", "model_0001.pt"),
+    "Hugging Face": tuple(f"checkpoint-{n}/model.safetensors" for n in (200, 1000, 100)),
+    "DeepSpeed": tuple(f"global_step{n}/weights.bin" for n in (200, 1000, 100)),
+    "folders": ("step-200", "step-1000", "step-100"),
     "entries of one file": ("all.pt::two", "all.pt::z10", "all.pt::one"),
 }
 APART = {
     "seeds": ("seed2.pt", "seed10.pt", "seed1.pt"),
     "rates": ("lr0.2.pt", "lr0.10.pt", "lr0.1.pt"),
     "other words": ("wide.pt", "deep.pt", "small.pt"),
+    "folders of seeds": ("seed2/last.pt", "seed10/last.pt", "seed1/last.pt"),
+    "folders of models": ("model2/last.pt", "model10/last.pt", "model1/last.pt"),
+    "the last of several": ("a/checkpoint-9/x.pt", "b/checkpoint-9/x.pt", "c/checkpoint-8/x.pt"),
 }
 
 
@@ -260,6 +270,39 @@ def test_epochs_are_not_ranked_as_runs():
     check_epochs()
 
 
+def check_told():
+    """Who knows better counts: seeds that are snapshots of one run, numbered files that are runs of their own."""
+    seeds, epochs = (of_one_run([f"{word}{i}.pt" for i in range(12)]) for word in ("seed", "epoch"))
+    one, many = GapReport(tuple(seeds), one_run=True), GapReport(tuple(epochs), one_run=False)
+    assert (len(one.runs), len(many.runs)) == (1, 12)
+    assert [record.name for record in one.independent] == ["run11/last"]
+    assert "12 checkpoints are of 1 run, as you say: those of one run are not independent" in " ".join(
+        gap_rows.summary(one)
+    )
+    assert "of 12 run" not in " ".join(gap_rows.summary(many)) and gap_rows.rank_rows(many)
+    said = " ".join(gap_rows.summary(GapReport(tuple(epochs))))
+    assert "not so? say --no-one-run" in flagged(said)
+
+
+def test_who_knows_better_says_what_is_a_run():
+    check_told()
+
+
+def check_groups():
+    """m is said once, in a line of its own, and only where a measure has one."""
+    plain = example_gap.records(9)
+    note = "m = min(128, N): 3 groups of 128 examples, each with a worst point of its own"
+    worst = Reading(0.5, 0.5, math.inf, "search", note)
+    other = [replace(r, readings={**r.readings, "worst_sharpness": worst}) for r in plain]
+    said = [line for line in gap_rows.summary(GapReport(tuple(other))) if "Worst-case" in line]
+    assert said == [f"Worst-case sharpness (worst_sharpness…): {note}, whatever the batch size."]
+    assert not [line for line in gap_rows.summary(GapReport(tuple(plain))) if "Worst-case" in line]
+
+
+def test_the_m_of_m_sharpness_is_said():
+    check_groups()
+
+
 def test_gaps_that_may_all_be_zero_rank_nothing():
     records = example_gap.records(12)
     wide = Score(value=0.01, lo=-0.1, hi=0.1, n=100, method="test")
@@ -286,7 +329,7 @@ def test_names_of_measures_may_be_written_with_commas():
     ]
     assert "trace" not in Examination(measures=("*,!trace",)).chosen()
     with pytest.raises(UsageError, match="`measures=weigth`: no such measure"):  # once, before any checkpoint
-        Survey(factory="p.py:f", asked=Examination(measures=("trace,weigth",)))
+        Survey(recipe=Recipe(factory="p.py:f"), asked=Examination(measures=("trace,weigth",)))
 
 
 def test_the_callers_problem_keeps_its_meta():
@@ -323,6 +366,13 @@ def test_shift_names_no_checkpoint_on_an_unadjusted_p(monkeypatch):
 
 BROKEN = {
     "epochs are runs": (grouping, "_along", lambda group: False, check_epochs),
+    "who knows better is not heard": (
+        reporting,
+        "runs",
+        lambda records, outcomes, one_run, plain=grouping.runs: plain(records, outcomes),
+        check_told,
+    ),
+    "m is not said": (gap_rows, "_groups", lambda report: [], check_groups),
     "all are ranked": (reporting.GapReport, "independent", property(lambda self: self.records), check_epochs),
     "every value is shown": (
         type(ANALYSIS.metrics["negative_mass"]),

@@ -63,6 +63,11 @@ RANKING = (
     click.option(
         "--group-by", metavar="NAME", multiple=True, help="Hyper-parameters to group by.  [all that vary]"
     ),
+    click.option(
+        "--one-run/--no-one-run",
+        default=None,
+        help="All checkpoints are of one run, or each of its own.  [as folders, names and epochs tell]",
+    ),
     click.option("--meta-from", metavar="REGEX", help="Hyper-parameters out of paths: 'lr(?P<lr>[0-9.]+)'."),
 )
 WRITTEN = (
@@ -118,6 +123,7 @@ def gap(
         group_by or None,
         asked["confidence"],
         asked["seed"],
+        asked["one_run"],
     )
     unwritten = _write(result, targets, folder)
     if as_json:

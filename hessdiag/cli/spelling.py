@@ -10,7 +10,9 @@ from functools import cache
 from html import escape, unescape
 from typing import Any
 
-BESIDE = frozenset({"against_git", "fresh", "gap", "jobs", "lr", "meta_from", "print_config", "reference"})
+BESIDE = frozenset(
+    {"against_git", "fresh", "gap", "jobs", "lr", "meta_from", "one_run", "print_config", "reference"}
+)
 """Options of verbs that no settings hold."""
 IN_TEXT = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
@@ -52,7 +54,7 @@ def _typed(found: re.Match[str]) -> str:
         value: Any = ast.literal_eval(given)
     except (ValueError, SyntaxError):
         value = given
-    if value is True:
-        return spelled(name)
+    if isinstance(value, bool):
+        return spelled(name if value else f"no_{name}")
     values = value if isinstance(value, list | tuple) else [value]
     return " ".join(f"{spelled(name)} {shlex.quote(str(one))}" for one in values)

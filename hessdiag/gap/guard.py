@@ -13,7 +13,7 @@ from typing import Any
 from hessdiag.analysis import Measurement
 from hessdiag.errors import HessdiagError, Refused, one_line
 from hessdiag.gap.checkpoint import Checkpoint
-from hessdiag.gap.registry import Measure, Reading
+from hessdiag.gap.registry import MAXIMA, Measure, Reading
 from hessdiag.gap.rescaling import ALPHA, Rescaling, rescaled
 from hessdiag.problem import Problem
 from hessdiag.results import QUANTITIES, Analysis, Fingerprint
@@ -93,7 +93,7 @@ def verdict(before: Reading | Refused, after: Reading | Refused) -> str:
     """Whether two readings of one function differ, as far as their intervals allow.
 
     Equal to 1e-3: "did not move". Intervals apart: "moved". In between, intervals that overlap did not move if the
-    values are as close as 10 %, and cannot tell otherwise. A maximum found by ascent has no upper end, so 10 %
+    values are as close as 10 %, and cannot tell otherwise. A maximum that was found has no upper end, so 10 %
     decides alone. Two refusals say nothing of a number: "refused".
     """
     if isinstance(before, Refused) or isinstance(after, Refused):
@@ -102,7 +102,7 @@ def verdict(before: Reading | Refused, after: Reading | Refused) -> str:
     apart = abs(before.value - after.value)
     if apart <= SAME * scale:
         return STAYED
-    if "search" in (before.kind, after.kind):
+    if before.kind in MAXIMA or after.kind in MAXIMA:
         return MOVED if apart > CLEAR * scale else STAYED
     if before.hi < after.lo or after.hi < before.lo:
         return MOVED

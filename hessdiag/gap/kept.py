@@ -66,4 +66,14 @@ def read(file: Path, problem: Problem, asked: Examination) -> CheckpointRecord |
         return None
     dtype = getattr(torch, s.dtype) if s.dtype else None
     first = Curvature(problem, replace(samples, batches=samples.batches[:1]), dtype=dtype, device=s.device)
-    return record if abs(first.batch_losses[0] - record.first_loss) <= SAME_LOSS * abs(record.first_loss) else None
+    same = abs(first.batch_losses[0] - record.first_loss) <= SAME_LOSS * abs(record.first_loss)
+    return _in_order(record, asked) if same else None
+
+
+def _in_order(record: CheckpointRecord, asked: Examination) -> CheckpointRecord:
+    """The record with its measures in the order in which they are taken: a file has them by their names."""
+    order = list(asked.chosen())
+    readings = {name: record.readings[name] for name in order if name in record.readings}
+    return replace(
+        record, readings=readings, guard={name: record.guard[name] for name in order if name in record.guard}
+    )

@@ -30,7 +30,8 @@ MODULES = (
     "noise",
 )
 
-Kind = Literal["exact", "draws", "search", "interval"]
+Kind = Literal["exact", "draws", "search", "found", "interval"]
+MAXIMA = ("search", "found")  # kinds without an upper end
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Reading:
     Attributes:
         value: the measure.
         lo: lower end of its interval.
-        hi: upper end; infinite for a "search" only.
+        hi: upper end; infinite for a "search" or "found" only.
         kind: "exact" (rounding only), "draws" (95 % interval over random draws), "interval" (taken over from a
-            measurement's own interval), or "search" (a maximum found by ascent: the true one may be larger).
+            measurement's own interval), "search" (a maximum found by ascent: the true one may be larger), or
+            "found" (made of maxima over the examples measured: among more they can only be larger).
         note: what to know about it here, one line.
         more: further numbers by name.
     """
@@ -64,7 +66,7 @@ class Reading:
         if self.kind not in get_args(Kind):
             msg = f"kind {self.kind!r} of a reading: allowed: {', '.join(get_args(Kind))}"
             raise UsageError(msg)
-        open_end = self.kind == "search" and self.hi == math.inf
+        open_end = self.kind in MAXIMA and self.hi == math.inf
         if not (math.isfinite(self.value) and math.isfinite(self.lo) and (math.isfinite(self.hi) or open_end)):
             msg = f"{self.value} in [{self.lo}, {self.hi}] is not finite: the loss overflows near this checkpoint"
             raise NonFiniteError(msg)
@@ -81,6 +83,11 @@ def exact(value: float, note: str = "", **more: float) -> Reading:
 def found(value: float, note: str = "", **more: float) -> Reading:
     """A reading of a maximum by ascent, a lower bound of the true one."""
     return Reading(value, value, math.inf, "search", note, more)
+
+
+def largest_seen(value: float, note: str = "", *, less: float = 0.0, **more: float) -> Reading:
+    """A reading made of maxima over the examples measured; ``less`` is how far its lower end lies below."""
+    return Reading(value, value - less, math.inf, "found", note, more)
 
 
 Function = Callable[["Checkpoint"], Reading | Refused]
@@ -180,10 +187,10 @@ def measure(
 
 
 def built_in() -> Mapping[str, Measure]:
-    """The measures of hessdiag itself by name, in their order."""
-    for module in MODULES:
-        import_module(f"hessdiag.gap.measures.{module}")
-    return dict(_BUILT_IN)
+    """The measures of hessdiag itself by name: in the order of `MODULES`, whichever was imported first."""
+    places = {import_module(f"hessdiag.gap.measures.{name}").__name__: at for at, name in enumerate(MODULES)}
+    in_order = sorted(_BUILT_IN.values(), key=lambda one: places.get(one.function.__module__, len(places)))
+    return {one.name: one for one in in_order}
 
 
 def registry() -> Mapping[str, Measure]:

@@ -44,6 +44,7 @@ class GapReport:
         group_by: hyper-parameters to group by; None: all that vary.
         confidence: of the rank statistics.
         seed: names their random streams.
+        one_run: whether all checkpoints are of one run, or each of its own; None: as files and facts tell.
     """
 
     records: tuple[CheckpointRecord, ...]
@@ -52,6 +53,7 @@ class GapReport:
     group_by: Sequence[str] | None = None
     confidence: float = 0.95
     seed: int = 0
+    one_run: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown gap.
@@ -105,7 +107,7 @@ class GapReport:
     @cached_property
     def runs(self) -> tuple[tuple[CheckpointRecord, ...], ...]:
         """The checkpoints of each run together, in its order: epochs of one run are no independent draws."""
-        return runs(self.records, OUTCOMES)
+        return runs(self.records, OUTCOMES, one_run=self.one_run)
 
     @cached_property
     def independent(self) -> tuple[CheckpointRecord, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hessdiag.errors import Refused
 from hessdiag.formatting import format_interval, format_number, format_p, format_tau
 from hessdiag.gap.record import CheckpointRecord
+from hessdiag.gap.registry import Reading
 from hessdiag.gap.report import GapReport
 from hessdiag.gap.statistics.environments import Axis
 from hessdiag.gap.statistics.means import Score
@@ -98,15 +99,19 @@ def summary(report: GapReport) -> list[str]:
     n, kind = len(report.records), report.gap_kind
     lines = _verdict(report)
     if len(report.independent) < n:
+        told = "as you say" if report.one_run else "as folders, names and epochs tell"
+        otherwise = "" if report.one_run else " (not so? say `one_run=False`)"
+        runs = f"{len(report.runs)} run{'s' * (len(report.runs) > 1)}"
         lines.append(
-            f"These {n} checkpoints are of {len(report.runs)} run{'s' * (len(report.runs) > 1)}, as folders, "
-            "names and epochs tell: those of one run are not independent, so only the last of each is ranked."
+            f"These {n} checkpoints are of {runs}, {told}{otherwise}: "
+            "those of one run are not independent, so only the last of each is ranked."
         )
     lines.append(
         f"{n} checkpoints, {len(report.measures)} measures, ranked against the {kind} gap: {kind} on the test "
         "split minus that on the training split, the smaller the better a run generalizes."
     )
     lines += _counts(report)
+    lines += _groups(report)
     if report.failures:
         lines.append(f"{len(report.failures)} more could not be measured: {listed(list(report.failures))}.")
     return lines
@@ -152,6 +157,18 @@ def _counts(report: GapReport) -> list[str]:
     return [
         f"Losses and scores are means over {splits}; the measures are of {measured:,} examples of "
         f"{plain(str(first.fingerprint.split or 'the training split'))}, whose loss is another one."
+    ]
+
+
+def _groups(report: GapReport) -> list[str]:
+    """What m is, where a measure is one of m-sharpness: it does not follow the batch size."""
+    names = [name for name in report.measures if name.startswith("worst_sharpness")]
+    notes = {
+        one.note for r in report.records for name in names if isinstance(one := r.readings.get(name), Reading)
+    }
+    return [
+        f"Worst-case sharpness (worst_sharpness…): {plain(note)}, whatever the batch size."
+        for note in sorted(notes)
     ]
 
 

@@ -19,21 +19,32 @@ COUNTED = re.compile(
     re.IGNORECASE,
 )
 """A word before the number in a file's name that counts along a run; "seed3" or "lr0.1" does not."""
+FOLDER = re.compile(
+    r"^(?:.*[^a-z])?(epochs?|ep|global_?step|steps?|iterations?|iters?|checkpoints?|ckpts?)[-_=]?\d+$",
+    re.IGNORECASE,
+)
+"""A folder that holds one checkpoint of a run, "checkpoint-500" or "global_step100"; "model1" may be a run."""
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]\d+)?")
 
 
 def runs(
-    records: Sequence[CheckpointRecord], outcomes: Collection[str]
+    records: Sequence[CheckpointRecord], outcomes: Collection[str], *, one_run: bool | None = None
 ) -> tuple[tuple[CheckpointRecord, ...], ...]:
     """The records of each run together, in the order of training.
 
-    Records belong to one run where their files lie in one folder, have one name but for numbers, agree in every
-    hyper-parameter, and either count along a run by their names or say epochs or steps that differ.
+    Records belong to one run where their files lie in one folder, or each in a numbered one (checkpoint-500), have
+    one name but for numbers, agree in every hyper-parameter, and either count along a run by their names or say
+    epochs or steps that differ.
 
     Args:
         records: of checkpoints.
         outcomes: facts that are no hyper-parameters.
+        one_run: who knows better says that all are of one run (True) or each of its own (False).
     """
+    if one_run is not None:
+        return (
+            (tuple(sorted(records, key=_position)),) if one_run and records else tuple((one,) for one in records)
+        )
     found: dict[Any, list[CheckpointRecord]] = {}
     for index, record in enumerate(records):
         found.setdefault(_run(record, outcomes) or index, []).append(record)
@@ -50,13 +61,17 @@ def _run(record: CheckpointRecord, outcomes: Collection[str]) -> tuple[Any, ...]
         return None
     path = PurePath(split_key(record.file)[0])
     facts = sorted((name, str(value)) for name, value in record.meta.items() if name not in outcomes)
-    return str(path.parent), NUMBER.sub("#", path.name), tuple(facts)
+    place = path.parent
+    if FOLDER.search(place.name):
+        place = place.with_name(NUMBER.sub("#", place.name))
+    return str(place), NUMBER.sub("#", path.name), tuple(facts)
 
 
 def _along(group: Sequence[CheckpointRecord]) -> bool:
     files = {split_key(record.file)[0] for record in group}
     stems = {PurePath(file).stem for file in files}
     counted = all(COUNTED.search(stem) or stem.isdecimal() for stem in stems)
+    counted |= all(FOLDER.search(PurePath(file).parent.name) for file in files)
     told = [tuple(str(record.meta.get(name)) for name in POSITIONS) for record in group]
     positions = len({one for one in told if set(one) != {"None"}})
     return len(group) > 1 and (len(files) == 1 or counted or positions > 1)
