@@ -111,6 +111,8 @@ class Option:
         if value is None:
             missing = Fault(self.name, None, "None is no value; leave it out for the default")
             return [] if self.default is None else [missing]
+        if self.many and self.kind in NUMBERS:
+            return self._faults_of_numbers(value)
         if self.many:
             return self._faults_of_names(value)
         if self.choices and value not in self.choices:
@@ -137,6 +139,11 @@ class Option:
         text = "there is none of this name; "
         return [Fault(self.name, name, text + (listed or hint(name, self.choices))) for name in wrong]
 
+    def _faults_of_numbers(self, value: Any) -> list[Fault]:
+        if isinstance(value, str) or not isinstance(value, Collection):
+            return [Fault(self.name, value, f"a list is needed, each {NUMBERS[self.kind][1]}")]
+        return [fault for one in value for fault in self._faults_of_number(one)]
+
     def _faults_of_number(self, value: Any) -> list[Fault]:
         base, words = NUMBERS[self.kind]
         if isinstance(value, bool) or not isinstance(value, base):
@@ -148,7 +155,8 @@ class Option:
         if inside or (self.or_zero and value == 0):
             return []
         if least is None:
-            return [Fault(self.name, value, f"it must be more than {low} and less than {high}")]
+            below = "" if high is None else f" and less than {high}"
+            return [Fault(self.name, value, f"it must be more than {low}{below}")]
         if high is not None:
             return [Fault(self.name, value, f"it must be {least} to less than {high}")]
         if self.needed_by:

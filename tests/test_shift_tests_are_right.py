@@ -330,7 +330,7 @@ REFUSED = {
     "weights too uneven": (
         lambda: covariate_shift(X, RIGHT, reference=X, scale=5.0),
         BudgetError,
-        "a smaller shift",
+        "or `scale=",
     ),
     "one shift": (lambda: covariate_shift(X, RIGHT, reference=X, shifts=1), BudgetError, "3 shifts"),
     "scores of others": (lambda: covariate_shift(X, RIGHT[:9], reference=X), UsageError, "each of 100"),

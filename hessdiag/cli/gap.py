@@ -23,6 +23,7 @@ from hessdiag.cli.options import (
 )
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
+from hessdiag.cli.spelling import flagged_page
 from hessdiag.cli.stdout import message, reserve
 from hessdiag.errors import MeasurementError, OutputError
 from hessdiag.files import CACHE
@@ -247,4 +248,4 @@ def _page(result: GapReport) -> str:
 
     from hessdiag.gap.page import gap_page
 
-    return gap_page(result, f"hessdiag {shlex.join(click.get_current_context().obj)}")
+    return flagged_page(gap_page(result, f"hessdiag {shlex.join(click.get_current_context().obj)}"))

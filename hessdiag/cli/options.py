@@ -54,8 +54,9 @@ def _click_option(one: Option, instead: str | None, defaults: dict[str, Any]) ->
         "help": one.help + (f"  [{shown}]" if shown else ""),
         "show_default": default is not None and shown is None,
     }
-    if one.many and one.choices:
-        return click.option(spelled(one.name), callback=partial(_names, default), **words)
+    if one.many and (one.choices or one.kind in (int, float)):
+        read = partial(_numbers, one.kind) if one.kind in (int, float) else _names
+        return click.option(spelled(one.name), callback=partial(read, default), **words)
     if one.many:
         return click.option(spelled(one.name), multiple=True, **words)
     if one.kind is bool:
@@ -88,6 +89,19 @@ def _today(one: Option, context: click.Context, _: click.Parameter, value: Any) 
 
 def _names(default: Any, _: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
     return default if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _numbers(kind: type, default: Any, context: click.Context, one: click.Parameter, value: str | None) -> Any:
+    """Numbers by commas; what is none stays a text, which the settings refuse."""
+    parts = _names(default, context, one, value)
+    return parts if parts is default else tuple(_number(kind, part) for part in parts)
+
+
+def _number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def with_recipe(function: F) -> F:

@@ -10,8 +10,9 @@ import click
 from hessdiag.cli import stdout
 from hessdiag.cli.gap import MANY
 from hessdiag.cli.options import FACTORY, OUTPUT, PAGE_FOLDER, click_options, flags, load, options
-from hessdiag.cli.output import command_line, draw, say
+from hessdiag.cli.output import command_line, draw, say, sayer
 from hessdiag.cli.progress import display
+from hessdiag.cli.spelling import flagged_page
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import HessdiagError, MeasurementError, Refused, UsageError, one_line
 from hessdiag.schemes.recipe import Recipe
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 TESTING = (
     *click_options("tests", "train", "test", "other", of=ShiftSettings, tests=None),
     click.option("--reference", metavar="NAME", help="Checkpoint the others are compared with.  [the first]"),
-    *click_options("samples", "components", "seed", "confidence", of=ShiftSettings),
+    *click_options("samples", "scale", "shifts", "components", "exclude", "strengths", of=ShiftSettings),
+    *click_options("score", "labels", "seed", "confidence", of=ShiftSettings),
     PAGE_FOLDER,
 )
 
@@ -69,7 +71,7 @@ def shift(
         for number, one in enumerate(files, start=1):
             try:
                 built = load(recipe, one.path)
-                found = dict(shift_curves(built.problem, settings, prepared))
+                found = dict(shift_curves(built.problem, settings, prepared, say=sayer(quiet=quiet)))
             except HessdiagError as error:
                 failures[one.name] = one_line(error)
                 say([f"{one.name}: {failures[one.name]}"], quiet=quiet)
@@ -94,7 +96,7 @@ def _show(result: ShiftReport, folder: Path | None, *, as_json: bool, quiet: boo
 
     if folder is not None:
         contents = {
-            "shift.html": shift_page(result, command_line()),
+            "shift.html": flagged_page(shift_page(result, command_line())),
             "shift.csv": csv_text(result.to_frame()),
             "shift.json": result.to_json(),
         }

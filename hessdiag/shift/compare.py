@@ -78,7 +78,8 @@ def _difference(
     differ = (one.scores != other.scores).any(0) & used
     number = len(np.unique(one.groups[differ]))
     if number < LEAST_EITHER:
-        why = f"cannot tell: the two differ on {number} test examples, needs {LEAST_EITHER - number} more"
+        more = f"needs {LEAST_EITHER - number} more: more `samples`"
+        why = f"cannot tell: the two differ on {number} test examples, {more}"
         return CurveDifference(name=name, reference=base, slope=None, score=None, cannot_tell=why)
     gap, gaps, confidence = one.means() - other.means(), drawn[name] - drawn[base], curves[name].confidence
     k = line_weights(one.shifts)

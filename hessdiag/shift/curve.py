@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +41,8 @@ def curve(
     resamples: int = RESAMPLES,
     seed: int = 0,
     notes: tuple[str, ...] = (),
+    nearer: Callable[[], str] | None = None,
+    farther: str = "",
 ) -> ShiftCurve:
     """Points and regression line of the levels.
 
@@ -54,6 +56,8 @@ def curve(
         resamples: of the bootstrap over test examples; about 4 · resamples · levels · examples operations.
         seed: names the bootstrap's stream.
         notes: for the reader.
+        nearer: what beside more examples gives levels enough of them; asked only where that is needed.
+        farther: what beside more examples makes scores differ.
 
     Raises:
         BudgetError: fewer than two levels, or than their share, have enough effective examples.
@@ -68,12 +72,13 @@ def curve(
         more = math.ceil(levels.weights.shape[1] * max(least / best - 1, 0.0)) or math.ceil(least)
         msg = (
             f"{test}: {int(kept.sum())} of {len(kept)} levels have {least:g} effective examples, {wanted} must; "
-            f"needs about {more} more test examples, or a smaller shift"
+            f"needs about {more} more test examples (`samples`)"
         )
+        msg += f", or {way}" if nearer is not None and (way := nearer()) else ""
         raise BudgetError(msg)
     scores = levels.scores if len(levels.scores) == 1 else levels.scores[kept]
     levels = replace(levels, shifts=levels.shifts[kept], weights=levels.weights[kept], scores=scores)
-    why = _too_few(levels)
+    why = _too_few(levels, farther)
     return ShiftCurve(
         test=test,
         parameter=parameter,
@@ -209,12 +214,13 @@ def _outcomes(levels: Levels) -> dict[str, int]:
     return {name: len(np.unique(levels.groups[used & which])) for name, which in seen.items()}
 
 
-def _too_few(levels: Levels) -> str:
+def _too_few(levels: Levels, farther: str) -> str:
     if np.ptp(levels.shifts) == 0:
         return "cannot tell: all levels have the same shift"
     for name, number in _outcomes(levels).items():
         if number < LEAST_EITHER:
-            return f"cannot tell: {number} test examples are {name}, needs {LEAST_EITHER - number} more"
+            way = f": more `samples`{farther and ', or '}{farther}"
+            return f"cannot tell: {number} test examples are {name}, needs {LEAST_EITHER - number} more{way}"
     return ""
 
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from hessdiag.errors import UsageError
 from hessdiag.shift.compare import CurveDifference, compare
 from hessdiag.shift.curve import curve
-from hessdiag.shift.features import SCALE, SHIFTS, Weighted, nearest
-from hessdiag.shift.images import STRENGTHS, crop_and_rotate
+from hessdiag.shift.features import Weighted, nearest
+from hessdiag.shift.images import crop_and_rotate
 from hessdiag.shift.inputs import digest, make_levels, per_example, rows
 from hessdiag.shift.results import LEAST, Array, ShiftCurve, ShiftPoint, Slope
+from hessdiag.shift.settings import SCALE, SHIFTS, STRENGTHS
 from hessdiag.spectral.probes import stream
 
 __all__ = [
@@ -87,6 +88,14 @@ def covariate_shift(
         weighted = Weighted.of(
             x, known, shifts=shifts, scale=scale, components=components, exclude=exclude, seed=seed
         )
+    made = weighted
+
+    def nearer() -> str:
+        fits = made.fitting(scale, least, SHARE)
+        if len(x) < least:
+            return ""
+        return "fewer `components`, more features to `exclude`" if fits is None else f"`scale={fits:.2g}`"
+
     return curve(
         make_levels(weighted.shifts, weighted.weights, s[None], digest(inputs)),
         test="covariate shift",
@@ -95,6 +104,8 @@ def covariate_shift(
         share=SHARE,
         seed=seed,
         notes=(*weighted.notes, *options.pop("notes", ())),
+        nearer=nearer,
+        farther=f"`scale` above {scale:g}",
         **options,
     )
 
@@ -149,6 +160,7 @@ def augmented(
         parameter=f"strength of {getattr(augment, '__name__', 'augment')}",
         least=least,
         seed=seed,
+        farther=f"`strengths` beyond {levels[-1]:g}",
         **options,
     )
 

@@ -12,11 +12,12 @@ from scipy.special import logsumexp
 
 from hessdiag.errors import BudgetError, UsageError
 from hessdiag.shift.results import Array
+from hessdiag.shift.settings import SCALE, SHIFTS
 from hessdiag.spectral.probes import stream
 
-SHIFTS, SCALE = 1000, 0.05  # the paper's test on forest cover types, as run by its public code
 MISFIT = 0.25  # |log mean weight| worth a note; 0.04 is chance at 360 examples and |δ|² = 0.16
 CONSTANT = 1e-10  # relative variance below which a direction of the training data is taken as constant
+LESS, SMALLER = 0.8, 16  # a smaller scale is looked for in steps of a fifth, down to a thirtieth
 BLOCK = 2**24  # distances held at a time: 128 MiB
 
 
@@ -65,9 +66,10 @@ class Features:
         if size < 2 or (components is not None and size < 2 * components):
             needed = max(2, 2 * (components or 1))
             msg = f"reference of {size} inputs: features need at least {needed}, {needed - size} more"
+            msg += " (`samples`), or fewer `components`" if components else ""
             raise BudgetError(msg)
         if any(not 0 <= feature < width for feature in exclude):
-            msg = f"exclude={tuple(exclude)}: features are 0 to {width - 1}"
+            msg = f"`exclude={','.join(map(str, exclude))}`: features are 0 to {width - 1}"
             raise UsageError(msg)
         mean, variance = x.mean(0), x.var(0)
         varying = variance > CONSTANT * variance.max()
@@ -75,7 +77,7 @@ class Features:
         varying[list(exclude)] = False
         kept = np.flatnonzero(varying)
         if not len(kept) or (components is not None and not 1 <= components <= len(kept)):
-            msg = f"components={components}: {len(kept)} features vary in the reference; allowed: 1 to that"
+            msg = f"`components={components}`: {len(kept)} features vary in the reference; allowed: 1 to that"
             raise UsageError(msg)
         if components is None:
             scaled = np.zeros((width, len(kept)))
@@ -84,7 +86,7 @@ class Features:
         spread, axes = _principal(x[:, kept] - mean[kept], components)
         if spread[-1] <= CONSTANT * spread[0]:
             rank = int((spread > CONSTANT * spread[0]).sum())
-            msg = f"components={components}: the reference varies in {rank} directions only; allowed: 1 to that"
+            msg = f"`components={components}`: the reference varies in {rank} directions only; allowed: 1 to that"
             raise UsageError(msg)
         whitened = np.zeros((width, components))
         whitened[kept] = axes / np.sqrt(spread)
@@ -137,7 +139,7 @@ class Weighted:
             BudgetError: too few shifts or training inputs.
         """
         if shifts < 3 or not scale > 0:
-            msg = f"shifts={shifts}, scale={scale}: a line needs at least 3 shifts of a positive scale"
+            msg = f"`shifts={shifts}`, `scale={scale}`: a line needs at least 3 shifts of a positive scale"
             raise BudgetError(msg)
         known = Features.of(reference, components, exclude)
         z = known(x)
@@ -147,8 +149,30 @@ class Weighted:
         notes = [f"features shifted: {z.shape[1]} ({known.kind}), {known.dropped} constant ones dropped"]
         off = float(np.quantile(np.abs(logsumexp(logs, axis=1) - np.log(len(x))), 0.9))
         if off > MISFIT:
-            notes.append(f"mean weights are off 1 by up to a factor {np.exp(off):.2g}: not independent normals")
+            notes.append(
+                f"mean weights are off 1 by up to a factor {np.exp(off):.2g}: not independent normals; take "
+                "`components`, or a smaller `scale`"
+            )
         return cls(np.abs(delta).sum(1), np.exp(logs - logs.max(1, keepdims=True)), tuple(notes))
+
+    def fitting(self, scale: float, least: float, share: float) -> float | None:
+        """The largest of ever smaller scales at which enough shifts keep enough effective examples, or None.
+
+        A shift t δ weighs an example by the t-th power of what δ does, up to a factor that all examples share.
+
+        Args:
+            scale: of the shifts as they are.
+            least: effective examples that a shift needs.
+            share: of the shifts that must have them.
+        """
+        for step in range(1, SMALLER + 1):
+            part = LESS**step
+            weights = self.weights**part
+            effective = weights.sum(1) ** 2 / np.square(weights).sum(1)
+            if (effective >= least).mean() >= share:
+                unit = 10.0 ** (np.floor(np.log10(scale * part)) - 1)
+                return float(np.floor(scale * part / unit) * unit)  # to two digits, as it is written
+        return None
 
 
 def nearest(x: Array, reference: Array, measure: str) -> Array:

@@ -17,9 +17,8 @@ from hessdiag.engine.products.functional import Functional
 from hessdiag.errors import NonFiniteError, ProblemError, UsageError
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet
+from hessdiag.shift.labels import hits
 
-STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
-"""1 and 2 are the two augmented test sets of Sandler et al.; those between them make a line."""
 DEGREES, PADDING = 15.0, 1 / 16  # per unit of strength: rotations to 15°, crops after 1 pixel on pictures of 16
 
 
@@ -84,7 +83,7 @@ def scorer(problem: Problem, samples: SampleSet) -> tuple[Tensor, Callable[[Tens
 
 
 def correct(problem: Problem, batches: list[Any] | tuple[Any, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Whether each example is classified right, (n,): 1 or 0, or the share of an example's positions that count.
+    """Whether each example is classified right, (n,): 1 or 0, or the share of its positions or labels.
 
     Args:
         problem: a classifier; its model runs in evaluation mode and is left as found.
@@ -99,7 +98,11 @@ def correct(problem: Problem, batches: list[Any] | tuple[Any, ...]) -> np.ndarra
     with function.measuring(), torch.no_grad():
         for batch in batches:
             here = function.place(batch)
-            pair = classes(problem, function.outputs(function.theta, here), here)
+            outputs = function.outputs(function.theta, here)
+            pair = classes(problem, outputs, here)
+            if pair is None and (of_labels := hits(problem, outputs, target_of(here))) is not None:
+                found.append(of_labels.cpu().numpy())
+                continue
             if pair is None:
                 msg = f"targets are {target_of(here).dtype}, not classes: give scores of your own"
                 raise ProblemError(msg)

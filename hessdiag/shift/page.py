@@ -25,6 +25,7 @@ EXPLAINED = {
     f"up to 1/{1 / PADDING:g} of their side, 2 by twice that.",
     "distance": "The test examples in bins, by how far each lies from the training example nearest to it.",
     "other": "The test set of this problem (0) and that of the other source (1): the slope is the change.",
+    "findings": "The test examples by how many findings they have beside the labels that count.",
 }
 COLUMNS = ("checkpoint", "accuracy, least shifted", "slope", "interval", "p (Holm)", "p over levels")
 AGAINST = ("checkpoint", "slope difference", "interval", "p (Holm)", "accuracy difference", "p (Holm) ")
@@ -79,7 +80,8 @@ def remarks(report: ShiftReport) -> list[str]:
         f"{test}: {note}" for test in _tests(report) for c in report.of_test(test).values() for note in c.notes
     }
     refused = [f"{name}, {test}: {why}" for name, found in report.refused.items() for test, why in found.items()]
-    return [plain(line) for line in (*sorted(notes), *refused)]
+    told = [f"{test}: {one.sentence}" for test in _tests(report) for one in report.powers(test)]
+    return [plain(line) for line in (*sorted(notes), *told, *refused)]
 
 
 def summary(report: ShiftReport) -> list[str]:

@@ -21,6 +21,7 @@ TITLES = {
     "augmented": "Augmented test sets",
     "distance": "Test examples by their distance from the training set",
     "other": "Test set of another source",
+    "findings": "Test examples by their number of other findings",
 }
 MOST_CLOUDS = 6  # checkpoints whose points can be told apart in one picture
 MANY = 30  # points beyond which they are dots without bars

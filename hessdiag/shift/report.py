@@ -24,6 +24,9 @@ from hessdiag.shift.experiments import (
 from hessdiag.shift.features import Weighted, nearest
 from hessdiag.shift.images import correct, scorer
 from hessdiag.shift.inputs import digest, rows
+from hessdiag.shift.institutions import by_findings, other_institution
+from hessdiag.shift.labels import labelled
+from hessdiag.shift.power import Power, foreseen, powers
 from hessdiag.shift.settings import COMPONENTS, FEATURES, TESTS, ShiftSettings
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class ShiftReport:
     failures: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
     settings: ShiftSettings = field(default_factory=ShiftSettings)
+    _compared: dict[str, tuple[CurveDifference, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def of_test(self, test: str) -> dict[str, ShiftCurve]:
         """The curves of one test, by checkpoint."""
@@ -66,7 +70,13 @@ class ShiftReport:
             raise UsageError(msg)
         if len(curves) < 2 or (self.reference is not None and self.reference not in curves):
             return ()
-        return compare(curves, reference=self.reference, seed=self.settings.seed)
+        if test not in self._compared:
+            self._compared[test] = compare(curves, reference=self.reference, seed=self.settings.seed)
+        return self._compared[test]
+
+    def powers(self, test: str) -> tuple[Power, ...]:
+        """What the examples of a test tell apart; none where it found no error."""
+        return powers(self.of_test(test), self.differences(test))
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: a row per checkpoint, test and level (columns `COLUMNS`)."""
@@ -90,6 +100,7 @@ class ShiftReport:
                 name: {test: _plain(one) for test, one in curves.items()} for name, curves in self.curves.items()
             },
             "differences": {test: [asdict(one) for one in self.differences(test)] for test in tests},
+            "power": {test: [asdict(one) for one in self.powers(test)] for test in tests},
             "refused": {name: dict(why) for name, why in self.refused.items()},
             "failures": dict(self.failures),
         }
@@ -113,7 +124,11 @@ class Prepared:
 
 
 def shift_curves(
-    problem: Problem, settings: ShiftSettings, prepared: Prepared | None = None
+    problem: Problem,
+    settings: ShiftSettings,
+    prepared: Prepared | None = None,
+    *,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, ShiftCurve | Refused]]:
     """Every test asked for, or why it cannot be made.
 
@@ -125,6 +140,7 @@ def shift_curves(
         problem: the checkpoint and its data.
         settings: what is tested.
         prepared: shared by checkpoints.
+        say: takes one line before the first checkpoint is tested: what so many examples can tell apart.
 
     Raises:
         UsageError: a split is missing.
@@ -132,20 +148,23 @@ def shift_curves(
     """
     prepared = prepared or Prepared()
     train, test = (_samples(problem, split, settings) for split in (settings.train, settings.test))
+    of = (train.digest, test.digest, settings)
+    if say is not None:
+        prepared.get("power", of, lambda: say(foreseen(test.examples, settings.confidence)))
     inputs, score = scorer(problem, test)
     known, _ = scorer(problem, train)
     scores = score(inputs)
     said = (*train.warnings, *train.notes, *test.warnings, *test.notes)
     common: dict[str, Any] = {"seed": settings.seed, "confidence": settings.confidence, "notes": said}
-    of = (train.digest, test.digest, settings)
 
     def covariate() -> ShiftCurve:
         def make() -> Weighted:
             x, y = rows(inputs, "inputs"), rows(known, "reference")
-            return Weighted.of(x, y, components=_components(inputs, settings), seed=settings.seed)
+            asked = {name: getattr(settings, name) for name in ("shifts", "scale", "exclude", "seed")}
+            return Weighted.of(x, y, components=_components(inputs, settings), **asked)
 
         made = prepared.get("weights", of, make)
-        return covariate_shift(inputs, scores, reference=known, weighted=made, **common)
+        return covariate_shift(inputs, scores, reference=known, weighted=made, scale=settings.scale, **common)
 
     def distance() -> ShiftCurve:
         made = prepared.get(
@@ -156,14 +175,22 @@ def shift_curves(
     def other() -> ShiftCurve:
         source = _samples(problem, str(settings.other), settings)
         both = digest(inputs) + source.digest
-        told = {**common, "notes": (*said, *source.warnings, *source.notes)}
-        return other_source(scores, correct(problem, source.batches), identity=both, **told)
+        told = {**common, "notes": (*said, *source.warnings, *source.notes), "identity": both}
+        if settings.score == "accuracy" and not settings.labels:
+            return other_source(scores, correct(problem, source.batches), **told)
+        sets = (labelled(problem, one.batches) for one in (test, source))
+        return other_institution(*sets, score=settings.score, labels=settings.labels, **told)
+
+    def findings() -> ShiftCurve:
+        told = {**common, "score": settings.score, "labels": settings.labels, "identity": digest(inputs)}
+        return by_findings(labelled(problem, test.batches), **told)
 
     tests = {
         "covariate": covariate,
-        "augmented": lambda: augmented(inputs, score, **common),
+        "augmented": lambda: augmented(inputs, score, strengths=settings.strengths, **common),
         "distance": distance,
         "other": other,
+        "findings": findings,
     }
     for name in settings.tests:
         try:
