@@ -49,7 +49,7 @@ def labelled(problem: Problem, batches: Sequence[Any]) -> tuple[Array, NDArray[n
     """Logits and labels of every example, both (n, labels); one forward pass in evaluation mode.
 
     Args:
-        problem: with targets of 0 and 1 shaped as the outputs, and criterion "binary_cross_entropy".
+        problem: with targets of 0 and 1 shaped as the outputs, and criterion torch.nn.BCEWithLogitsLoss().
         batches: those of a `SampleSet`.
 
     Raises:
@@ -65,7 +65,7 @@ def labelled(problem: Problem, batches: Sequence[Any]) -> tuple[Array, NDArray[n
             if not of_labels(problem, outputs, targets):
                 msg = (
                     "examples have not several labels (targets of 0 and 1 shaped as the outputs, criterion "
-                    f"{BINARY!r}): take `score='accuracy'`, or the test other"
+                    "torch.nn.BCEWithLogitsLoss()): take `score='accuracy'`, no `labels`, no test findings"
                 )
                 raise ProblemError(msg)
             if not outputs.isfinite().all():
