@@ -147,7 +147,7 @@ def check_findings() -> None:
         assert (point.shift, point.score) == (level, pytest.approx(np.mean(each)))
         assert point.effective == here.sum()
     assert found.slope.over_examples.hi < 0
-    assert found.notes == ("auroc is the mean over 3 of 3 labels",)
+    assert found.notes == ("AUROC, where accuracy is said, is the mean over 3 of 3 labels",)
 
 
 def test_other_findings_put_examples_apart():
@@ -162,7 +162,7 @@ def test_another_institution_is_scored_over_the_labels_both_have():
         expected = one(away[:, :2], theirs[:, :2]).mean() - one(home[:, :2], mine[:, :2]).mean()
         assert found.slope.value == pytest.approx(expected)
         assert found.notes == (
-            f"{score} is the mean over 2 of 3 labels; 1 have too few examples with or without them",
+            f"{score.upper()}, where accuracy is said, is the mean over 2 of 3 labels; 1 have too few examples with or without them",
         )
 
 
@@ -256,9 +256,11 @@ def test_refusals_name_what_helps():
         augmented(few, lambda moved: torch.zeros(40))
     many = torch.rand(90, 1, 4, 4)
     why = augmented(many, lambda moved: torch.ones(90)).cannot_tell
-    assert why.endswith("needs 10 more: more `samples`, or `strengths` beyond 2")
+    assert why.endswith("needs 10 more: take more test examples (`samples`), or `strengths` beyond 2")
     x, right = np.random.default_rng(0).normal(size=(90, 2)), np.ones(90)
-    assert covariate_shift(x, right, reference=x).cannot_tell.endswith("more `samples`, or `scale` above 0.05")
+    assert covariate_shift(x, right, reference=x).cannot_tell.endswith(
+        "take more test examples (`samples`), or `scale` above 0.05"
+    )
 
 
 @pytest.fixture

@@ -57,9 +57,9 @@ def shift(
     from hessdiag.sources.many import checkpoints
 
     with flags():
-        settings = ShiftSettings(
-            tests=TESTS[: 4 if other else 3] if tests is None else tests, other=other, **asked
-        )
+        given = {"other": other, "findings": asked["labels"]}
+        every = tuple(name for name in TESTS if given.get(name, True))
+        settings = ShiftSettings(tests=every if tests is None else tests, other=other, **asked)
     files = checkpoints(patterns)
     if reference is not None and reference not in (names := [one.name for one in files]):
         msg = f"--reference {reference}: there are {', '.join(names)}"

@@ -78,7 +78,7 @@ def _difference(
     differ = (one.scores != other.scores).any(0) & used
     number = len(np.unique(one.groups[differ]))
     if number < LEAST_EITHER:
-        more = f"needs {LEAST_EITHER - number} more: more `samples`"
+        more = f"needs {LEAST_EITHER - number} more: take more test examples (`samples`)"
         why = f"cannot tell: the two differ on {number} test examples, {more}"
         return CurveDifference(name=name, reference=base, slope=None, score=None, cannot_tell=why)
     gap, gaps, confidence = one.means() - other.means(), drawn[name] - drawn[base], curves[name].confidence

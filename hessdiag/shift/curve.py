@@ -219,7 +219,7 @@ def _too_few(levels: Levels, farther: str) -> str:
         return "cannot tell: all levels have the same shift"
     for name, number in _outcomes(levels).items():
         if number < LEAST_EITHER:
-            way = f": more `samples`{farther and ', or '}{farther}"
+            way = f": take more test examples (`samples`){farther and ', or '}{farther}"
             return f"cannot tell: {number} test examples are {name}, needs {LEAST_EITHER - number} more{way}"
     return ""
 

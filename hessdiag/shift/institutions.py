@@ -125,4 +125,5 @@ def _scored(score: str, logits: Array, labels: NDArray[np.bool_]) -> Array:
 def _said(score: str, kept: Sequence[int], asked: Sequence[int], width: int) -> str:
     number = len(asked) or width
     left = f"; {number - len(kept)} have too few examples with or without them" if len(kept) < number else ""
-    return f"{score} is the mean over {len(kept)} of {number} labels{left}"
+    name = score if score == "accuracy" else f"{score.upper()}, where accuracy is said,"
+    return f"{name} is the mean over {len(kept)} of {number} labels{left}"

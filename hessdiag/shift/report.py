@@ -146,57 +146,69 @@ def shift_curves(
         UsageError: a split is missing.
         ProblemError: the model gives no classes.
     """
-    prepared = prepared or Prepared()
-    train, test = (_samples(problem, split, settings) for split in (settings.train, settings.test))
-    of = (train.digest, test.digest, settings)
+    asked = _Tests(problem, settings, prepared or Prepared())
     if say is not None:
-        prepared.get("power", of, lambda: say(foreseen(test.examples, settings.confidence)))
-    inputs, score = scorer(problem, test)
-    known, _ = scorer(problem, train)
-    scores = score(inputs)
-    said = (*train.warnings, *train.notes, *test.warnings, *test.notes)
-    common: dict[str, Any] = {"seed": settings.seed, "confidence": settings.confidence, "notes": said}
-
-    def covariate() -> ShiftCurve:
-        def make() -> Weighted:
-            x, y = rows(inputs, "inputs"), rows(known, "reference")
-            asked = {name: getattr(settings, name) for name in ("shifts", "scale", "exclude", "seed")}
-            return Weighted.of(x, y, components=_components(inputs, settings), **asked)
-
-        made = prepared.get("weights", of, make)
-        return covariate_shift(inputs, scores, reference=known, weighted=made, scale=settings.scale, **common)
-
-    def distance() -> ShiftCurve:
-        made = prepared.get(
-            "distance", of, lambda: nearest(rows(inputs, "inputs"), rows(known, "reference"), "euclidean")
-        )
-        return by_distance(inputs, scores, reference=known, distance=made, **common)
-
-    def other() -> ShiftCurve:
-        source = _samples(problem, str(settings.other), settings)
-        both = digest(inputs) + source.digest
-        told = {**common, "notes": (*said, *source.warnings, *source.notes), "identity": both}
-        if settings.score == "accuracy" and not settings.labels:
-            return other_source(scores, correct(problem, source.batches), **told)
-        sets = (labelled(problem, one.batches) for one in (test, source))
-        return other_institution(*sets, score=settings.score, labels=settings.labels, **told)
-
-    def findings() -> ShiftCurve:
-        told = {**common, "score": settings.score, "labels": settings.labels, "identity": digest(inputs)}
-        return by_findings(labelled(problem, test.batches), **told)
-
-    tests = {
-        "covariate": covariate,
-        "augmented": lambda: augmented(inputs, score, strengths=settings.strengths, **common),
-        "distance": distance,
-        "other": other,
-        "findings": findings,
-    }
+        asked.prepared.get("power", asked.of, lambda: say(foreseen(asked.test.examples, settings.confidence)))
     for name in settings.tests:
         try:
-            yield name, tests[name]()
+            yield name, getattr(asked, name)()
         except HessdiagError as error:
             yield name, Refused(one_line(error))
+
+
+class _Tests:
+    """The tests of one checkpoint, each a method of its name in `TESTS`."""
+
+    def __init__(self, problem: Problem, settings: ShiftSettings, prepared: Prepared) -> None:
+        self.problem, self.settings, self.prepared = problem, settings, prepared
+        self.train, self.test = (_samples(problem, split, settings) for split in (settings.train, settings.test))
+        self.of = (self.train.digest, self.test.digest, settings)
+        self.inputs, self.score = scorer(problem, self.test)
+        self.known, _ = scorer(problem, self.train)
+        self.scores = self.score(self.inputs)
+        self.common: dict[str, Any] = {
+            "seed": settings.seed,
+            "confidence": settings.confidence,
+            "notes": (*self.train.warnings, *self.train.notes, *self.test.warnings, *self.test.notes),
+        }
+
+    def covariate(self) -> ShiftCurve:
+        s = self.settings
+
+        def make() -> Weighted:
+            x, y = rows(self.inputs, "inputs"), rows(self.known, "reference")
+            drawn = {name: getattr(s, name) for name in ("shifts", "scale", "exclude", "seed")}
+            return Weighted.of(x, y, components=_components(self.inputs, s), **drawn)
+
+        made = self.prepared.get("weights", self.of, make)
+        told = {**self.common, "weighted": made, "scale": s.scale}
+        return covariate_shift(self.inputs, self.scores, reference=self.known, **told)
+
+    def augmented(self) -> ShiftCurve:
+        return augmented(self.inputs, self.score, strengths=self.settings.strengths, **self.common)
+
+    def distance(self) -> ShiftCurve:
+        def make() -> Any:
+            return nearest(rows(self.inputs, "inputs"), rows(self.known, "reference"), "euclidean")
+
+        made = self.prepared.get("distance", self.of, make)
+        return by_distance(self.inputs, self.scores, reference=self.known, distance=made, **self.common)
+
+    def other(self) -> ShiftCurve:
+        s = self.settings
+        source = _samples(self.problem, str(s.other), s)
+        both = digest(self.inputs) + source.digest
+        notes = (*self.common["notes"], *source.warnings, *source.notes)
+        told = {**self.common, "notes": notes, "identity": both}
+        if s.score == "accuracy" and not s.labels:
+            return other_source(self.scores, correct(self.problem, source.batches), **told)
+        sets = (labelled(self.problem, one.batches) for one in (self.test, source))
+        return other_institution(*sets, score=s.score, labels=s.labels, **told)
+
+    def findings(self) -> ShiftCurve:
+        s = self.settings
+        told = {**self.common, "score": s.score, "labels": s.labels, "identity": digest(self.inputs)}
+        return by_findings(labelled(self.problem, self.test.batches), **told)
 
 
 def _samples(problem: Problem, split: str, settings: ShiftSettings) -> SampleSet:
