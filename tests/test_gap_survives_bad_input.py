@@ -309,7 +309,7 @@ def check_not_a_number() -> None:
     assert list(said) == list(expected)
     for name, words in expected.items():
         assert words in said[name]
-        assert f"<code>{name}</code>: {said[name]}" in page
+        assert f"<code>{name}</code>: {flagged(said[name])}" in page
         assert err.count(f"{name}: {flagged(said[name])}") == 1
     assert {row["checkpoint"] for row in rows() if row["kind"] != "failure"} == {"run2"}
 

@@ -161,9 +161,8 @@ def test_another_institution_is_scored_over_the_labels_both_have():
         found = other_institution((home, mine), (away, theirs), score=score)
         expected = one(away[:, :2], theirs[:, :2]).mean() - one(home[:, :2], mine[:, :2]).mean()
         assert found.slope.value == pytest.approx(expected)
-        assert found.notes == (
-            f"{score.upper()}, where accuracy is said, is the mean over 2 of 3 labels; 1 have too few examples with or without them",
-        )
+        said = f"{score.upper()}, where accuracy is said, is the mean over 2 of 3 labels; 1 have too few examples"
+        assert found.notes == (f"{said} with or without them",)
 
 
 def several(targets: torch.Tensor, criterion: object = BINARY) -> Problem:
