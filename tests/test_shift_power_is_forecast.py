@@ -257,9 +257,7 @@ def test_refusals_name_what_helps():
     why = augmented(many, lambda moved: torch.ones(90)).cannot_tell
     assert why.endswith("needs 10 more: take more test examples (`samples`), or `strengths` beyond 2")
     x, right = np.random.default_rng(0).normal(size=(90, 2)), np.ones(90)
-    assert covariate_shift(x, right, reference=x).cannot_tell.endswith(
-        "take more test examples (`samples`), or `scale` above 0.05"
-    )
+    assert covariate_shift(x, right, reference=x).cannot_tell.endswith("take more test examples (`samples`)")
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def curve(
         seed: names the bootstrap's stream.
         notes: for the reader.
         nearer: what beside more examples gives levels enough of them; asked only where that is needed.
-        farther: what beside more examples makes scores differ.
+        farther: what beside more examples makes more of them wrong; no reweighting does.
 
     Raises:
         BudgetError: fewer than two levels, or than their share, have enough effective examples.

@@ -105,7 +105,6 @@ def covariate_shift(
         seed=seed,
         notes=(*weighted.notes, *options.pop("notes", ())),
         nearer=nearer,
-        farther=f"`scale` above {scale:g}",
         **options,
     )
 
