@@ -61,6 +61,9 @@ def _assemble(recipe: Recipe, checkpoint: str | None) -> Built:
         offered = ", ".join(examples("data").values())
         msg = f"`model={recipe.model!r}`: no data; give `data`, allowed: {offered}"
         raise UsageError(msg)
+    if named.settle is not None:
+        with _said(f"model={recipe.model!r}"):
+            named = named.settle(data)
     resolved = [
         *named.resolved,
         *(Resolved(f"data[{split}]", one.text, "as asked") for split, one in rows.items()),

@@ -75,6 +75,8 @@ class NamedModel:
         notes: one-line facts for the user.
         resolved: what was found out, and where.
         meta: facts of the run.
+        settle: called with the prepared data by split, before the loss is chosen; gives the model with what only
+            data tell: its loss, and more notes.
     """
 
     model: nn.Module
@@ -91,3 +93,4 @@ class NamedModel:
     notes: tuple[str, ...] = ()
     resolved: tuple[Resolved, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    settle: Callable[[Mapping[str, Any]], NamedModel] | None = None
