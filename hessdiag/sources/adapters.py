@@ -36,10 +36,7 @@ def onto_adapter(
         wanted = {_bare(name, adapter): name for name in target if adapter in name.split(".")}
         if wanted and wanted.keys() == state.keys():
             rest = len(target) - len(wanted)
-            note = (
-                f"an adapter: {len(wanted)} tensors loaded into {adapter!r}; the other {rest} stay as the factory "
-                "made them"
-            )
+            note = f"an adapter: {len(wanted)} tensors loaded into {adapter!r}; the other {rest} stay as they are"
             return {wanted[name]: tensor for name, tensor in state.items()}, note
     return None
 

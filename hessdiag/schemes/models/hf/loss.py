@@ -33,13 +33,19 @@ def forward_of(main: str, *, second: bool) -> Callable[[nn.Module, Any], Any]:
     return logits
 
 
-def own_loss(main: str) -> Callable[[nn.Module, Any], Tensor]:
-    """The loss that the library's model gives where labels are given."""
+def own_loss(main: str, name: str) -> Callable[[nn.Module, Any], Tensor]:
+    """The loss that the library's model gives where labels are given.
+
+    Args:
+        main: name of the model's input, for batches ``(input, target)``.
+        name: of the model's class, for reports.
+    """
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         found: Tensor = model(**_inputs(batch, main), labels=target_of(batch)).loss
         return found
 
+    loss.__qualname__ = f"{name}.loss"
     return loss
 
 

@@ -149,9 +149,10 @@ def _settled(
         kind = labels.kind = "single_label_classification"
     if hasattr(ready.config, "problem_type") and task.name in ("classification", "images"):
         ready.model.config.problem_type = kind  # type: ignore[union-attr]
-    criterion, own = task.criterion(kind), own_loss(main)
+    criterion, own = task.criterion(kind), own_loss(main, type(named.model).__name__)
     found = None if asked else differs(named.model, data, criterion, named.forward, own)
-    notes, resolved = [*named.notes, *ready.said()], (*named.resolved, *ready.resolved())
+    notes = [*named.notes, *ready.said()]
+    resolved = (*named.resolved, *ready.resolved(), Resolved("mean over", task.terms(kind), type(named.model).__name__))
     metric = _share_right if kind == MULTI else None
     if found is None:
         return replace(named, criterion=criterion, notes=tuple(notes), resolved=resolved, metric=metric)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from hessdiag.errors import LoadError
+from hessdiag.errors import LoadError, one_line
 from hessdiag.schemes.models.hf.place import CONFIG, read_json
 
+ELEMENTWISE = ("regression", "multi_label_classification")
 Name = Literal["causal_lm", "masked_lm", "classification", "tokens", "images"]
 
 
@@ -51,8 +52,19 @@ class Task:
             return "causal_lm"
         if self.per_token:
             return nn.CrossEntropyLoss()  # classes second: as many tokens as classes could be read two ways
-        kinds = {"regression": "mse", "multi_label_classification": nn.BCEWithLogitsLoss()}
-        return kinds.get(str(problem_type), "cross_entropy")
+        if problem_type not in ELEMENTWISE:
+            return "cross_entropy"
+        return "mse" if problem_type == "regression" else nn.BCEWithLogitsLoss()
+
+    def terms(self, problem_type: str | None) -> str:
+        """What the mean of that loss is over, in words."""
+        if self.name == "causal_lm":
+            return "the tokens but the first of every text, padding aside"
+        if self.name == "masked_lm":
+            return "the masked tokens"
+        if self.name == "tokens":
+            return "the first tokens of all words"
+        return "all outputs of all examples" if problem_type in ELEMENTWISE else "the examples"
 
 
 TASKS = (
@@ -108,8 +120,6 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> tuple[Any, Task, st
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:
-        from hessdiag.errors import one_line
-
         msg = f"{file} is not read by transformers ({type(error).__name__}: {one_line(error, 120)}): {WAY_OUT}"
         raise LoadError(msg) from error
     return config, task, named[0]
@@ -118,8 +128,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> tuple[Any, Task, st
 def _task(plain: Mapping[str, Any], architecture: str, file: Path) -> Task:
     from transformers.models.auto import modeling_auto
 
-    kind, own = plain.get("model_type"), plain.get("auto_map")
-    elsewhere = []
+    kind, own, elsewhere = plain.get("model_type"), plain.get("auto_map"), False
     for task in TASKS:
         if isinstance(own, Mapping) and str(own.get(task.auto)).rpartition(".")[2] == architecture:
             return task
@@ -127,10 +136,10 @@ def _task(plain: Mapping[str, Any], architecture: str, file: Path) -> Task:
             if architecture in ((names,) if isinstance(names, str) else names):
                 if model_type == kind:
                     return task
-                elsewhere.append(model_type)
+                elsewhere = True
     if elsewhere:
-        msg = f"{file}: model_type {kind!r} has no class {architecture}, which is of {elsewhere[0]!r}: the file of "
-        raise LoadError(msg + "another model?")
+        msg = f"{file}: model_type {kind!r} has no class {architecture}: the file of another model?"
+        raise LoadError(msg)
     titles = ", ".join(task.title for task in TASKS)
     msg = f"{file}: {architecture} is not among the models with a name; allowed: {titles}; {WAY_OUT}"
     raise LoadError(msg)

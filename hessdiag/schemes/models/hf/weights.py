@@ -11,7 +11,7 @@ from hessdiag.errors import LoadError, one_line
 from hessdiag.schemes.models.hf.tasks import Task
 from hessdiag.sources.weights import Weights, load_into, read_weights
 
-ATTENTION = "eager"  # the formula written out: its second derivatives are torch's own
+ATTENTION = "eager"  # the formula written out, of experts too: its second derivatives are torch's own
 
 
 def model_of(config: Any, task: Task, *, architecture: str, trust_remote_code: bool) -> nn.Module:
@@ -25,6 +25,8 @@ def model_of(config: Any, task: Task, *, architecture: str, trust_remote_code: b
     auto = getattr(transformers, task.auto)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # of past tokens, for generation
+    if hasattr(config, "_experts_implementation"):
+        config._experts_implementation = ATTENTION
     options = {"dtype": _dtype(config), "attn_implementation": ATTENTION, "trust_remote_code": trust_remote_code}
     try:
         model: nn.Module = auto.from_config(config, **options)
