@@ -12,7 +12,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
-WORDS = "to be or not that is the question whether nobler in mind suffer slings arrows of sea troubles".split()
+WORDS = ["to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler", "in", "mind"]
+WORDS += ["suffer", "slings", "arrows", "of", "sea", "troubles"]
 SPECIAL = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = (*SPECIAL, *WORDS)
 SMALL = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1}

@@ -10,6 +10,7 @@ from hessdiag.errors import LoadError, one_line
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import Rows
 from hessdiag.schemes.data.tables import TEXT, Records, columns_of, kept
+from hessdiag.schemes.known import require
 from hessdiag.schemes.pictures import OPTIONS
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.shown import listed
@@ -50,15 +51,14 @@ def read(address: Address, recipe: Recipe) -> Mapping[str | None, Rows]:  # noqa
     if not folder.is_dir():
         msg = f"{address.text}: no such folder"
         raise LoadError(msg)
-    from datasets import DatasetDict, load_from_disk
-
+    library = require("datasets", "hf", "hf-disk:DIR")
     try:
-        found = load_from_disk(str(folder.resolve()))
+        found = library.load_from_disk(str(folder.resolve()))
     except Exception as error:  # pyarrow and datasets raise what they like
         why = f"{type(error).__name__}: {one_line(error, 100)}"
         msg = f"{address.text} is not read by datasets ({why}): give the folder that save_to_disk wrote"
         raise LoadError(msg) from error
-    splits = found if isinstance(found, DatasetDict) else {None: found}
+    splits = found if isinstance(found, library.DatasetDict) else {None: found}
     return {None if name is None else str(name): _rows(one, options, address) for name, one in splits.items()}
 
 

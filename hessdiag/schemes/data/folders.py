@@ -65,10 +65,8 @@ def read(address: Address, recipe: Recipe) -> Mapping[str | None, Rows]:  # noqa
     splits: dict[str | None, Path] = {name: folder / name for name in SPLITS if _has_classes(folder / name)}
     splits = splits or {None: folder}
     classes = _classes(next(iter(splits.values())), address.text)
-    return {
-        name: Rows("images", ImageFiles(_files(place, classes, address.text), mode), address.text, options, classes)
-        for name, place in splits.items()
-    }
+    found = {name: ImageFiles(_files(place, classes, address.text), mode) for name, place in splits.items()}
+    return {name: Rows("images", files, address.text, options, classes) for name, files in found.items()}
 
 
 def _has_classes(folder: Path) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXT: Mapping[str, Any] = {"text": None, "text_pair": None, "label": None, "max_length": 512}
-"""Columns of a record; the most tokens that a text may have."""
+"""Columns of a record; the most tokens that a text may have, by default as many as the model takes."""
 COLUMNS = {"text": "text", "label": "label"}
 """Where records lie if nothing is said: a label may be missing."""
 
@@ -44,7 +44,7 @@ class Records(Sequence[Mapping[str, Any]]):
 
 
 def read(address: Address, recipe: Recipe) -> Mapping[str | None, Rows]:
-    """The rows of a file: records where a column of text is named or the model is one of Hugging Face, else numbers.
+    """Records where a column of text is named or the model is one of Hugging Face, else inputs and targets.
 
     Raises:
         LoadError: no such file, damaged, without such columns, or values that are no numbers.
@@ -106,7 +106,7 @@ def _lines(path: Path, said: str) -> list[dict[str, Any]]:
             msg = f"{path}, line {number} is no JSON ({one_line(error, 80)}): one object a line is needed"
             raise LoadError(msg) from error
         if not isinstance(row, dict):
-            msg = f"{path}, line {number} holds a {type(row).__name__}; an object is needed, {{\"text\": ...}}"
+            msg = f'{path}, line {number} holds a {type(row).__name__}; an object is needed, {{"text": ...}}'
             raise LoadError(msg)
         found.append(row)
     return found
@@ -138,6 +138,7 @@ def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _numbers(frame: pd.DataFrame, target: str, said: str) -> Any:
     import numpy as np
+    import pandas as pd
     import torch
     from torch.utils.data import TensorDataset
 
@@ -147,19 +148,13 @@ def _numbers(frame: pd.DataFrame, target: str, said: str) -> Any:
     if len(frame.columns) < 2:
         msg = f"{said}: {target!r} is the only column: inputs are needed beside it"
         raise LoadError(msg)
+    numbers = frame.apply(pd.to_numeric, errors="coerce")
     for name in frame.columns:
-        column = frame[name]
-        bad = next((place for place, value in enumerate(column) if not _is_number(value)), None)
-        if bad is not None:
-            msg = f"{said}: column {str(name)!r}, row {bad + 1} is {column[bad]!r}: columns of finite numbers are needed"
+        wrong = np.flatnonzero(~np.isfinite(numbers[name].to_numpy(np.float64)))
+        if len(wrong):
+            shown = f"{str(name)!r}, row {wrong[0] + 1} is {str(frame[name].iloc[wrong[0]])!r}"
+            msg = f"{said}: column {shown}: columns of finite numbers are needed"
             raise LoadError(msg)
-    inputs = frame.drop(columns=target).to_numpy(np.float32)
-    targets = frame[target].to_numpy()
-    targets = targets.astype(np.float32 if targets.dtype.kind == "f" else np.int64)
-    return TensorDataset(torch.from_numpy(inputs), torch.from_numpy(targets))
-
-
-def _is_number(value: Any) -> bool:
-    import numpy as np
-
-    return isinstance(value, int | float | np.integer | np.floating | np.bool_) and bool(np.isfinite(value))
+    inputs, targets = numbers.drop(columns=target).to_numpy(np.float32), numbers[target].to_numpy()
+    kind = np.float32 if targets.dtype.kind == "f" else np.int64
+    return TensorDataset(torch.tensor(inputs), torch.tensor(targets.astype(kind)))

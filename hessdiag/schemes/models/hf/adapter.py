@@ -28,24 +28,23 @@ def with_adapter(
         UsageError: PEFT is not installed.
         LoadError: the adapter is damaged, of another model, or one that changes the inputs.
     """
-    require("peft", "hf", f"`adapter='{folder}'`")
-    from peft import PeftConfig, get_peft_model
-
+    peft: Any = require("peft", "hf", f"`adapter='{folder}'`")
     said = read_json(folder / ADAPTER)
     try:
-        config: Any = PeftConfig.from_pretrained(str(folder), local_files_only=True)
+        config: Any = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # PEFT raises what it likes
         msg = f"{folder / ADAPTER} is not read by PEFT ({type(error).__name__}: {one_line(error, 120)})"
         raise LoadError(msg) from error
     if config.is_prompt_learning:
-        msg = f"{folder}: {config.peft_type.value} adds inputs, not weights; allowed: adapters inside the model, LoRA "
-        raise LoadError(msg + "and its kin; write a FACTORY for it, path/file.py:function")
+        msg = f"{folder}: {config.peft_type.value} adds inputs, not weights; allowed: LoRA and its kin, in the "
+        raise LoadError(msg + "model; write a FACTORY for it, path/file.py:function")
     config.inference_mode = False  # saved as True, which freezes the adapter too
     try:
-        whole: Any = get_peft_model(model, config)  # type: ignore[arg-type]
+        whole: Any = peft.get_peft_model(model, config)
     except Exception as error:  # no such modules in this model, say
-        msg = f"{folder} does not fit the model of {base} ({type(error).__name__}: {one_line(error, 160)}): an adapter "
-        raise LoadError(msg + "of another model?") from error
+        why = f"{type(error).__name__}: {one_line(error, 160)}"
+        msg = f"{folder} does not fit the model of {base} ({why}): an adapter of another model?"
+        raise LoadError(msg) from error
     weights = read_weights(folder, trust_pickle=trust_pickle)
     notes = list(load_into(whole, weights))
     named = said.get("base_model_name_or_path")

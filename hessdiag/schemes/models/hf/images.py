@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from hessdiag.errors import LoadError, one_line
 from hessdiag.schemes.contract import Rows
+from hessdiag.schemes.known import require
 from hessdiag.schemes.models.hf.labels import Labels
 from hessdiag.schemes.pictures import as_tensors
 
@@ -28,7 +28,7 @@ class Processed(Dataset[Mapping[str, Tensor]]):
         mode: of Pillow that the images are converted to; None leaves them.
     """
 
-    def __init__(self, rows: Sequence[Any], processor: Any, target: Any, mode: str | None) -> None:
+    def __init__(self, rows: Any, processor: Any, target: Any, mode: str | None) -> None:
         self.rows, self.processor, self.target, self.mode = rows, processor, target, mode
 
     def __len__(self) -> int:
@@ -42,7 +42,9 @@ class Processed(Dataset[Mapping[str, Tensor]]):
         return {"pixel_values": image, "labels": self.target(label)}
 
 
-def processed(rows: Rows, folder: Path, config: Any, labels: Labels, *, trust_remote_code: bool) -> tuple[Any, str]:
+def processed(
+    rows: Rows, folder: Path, config: Any, labels: Labels, *, trust_remote_code: bool
+) -> tuple[Processed, str]:
     """The images of a split, and a line on how they are made.
 
     Raises:
@@ -59,12 +61,9 @@ def processed(rows: Rows, folder: Path, config: Any, labels: Labels, *, trust_re
     if not (folder / PROCESSOR).is_file():
         msg = f"{folder} has no {PROCESSOR}: save the image processor there, or give ?size=224&mean=...&std=... "
         raise LoadError(msg + "with the images")
-    from transformers import AutoImageProcessor
-
+    auto = require("transformers", "hf", "hf:DIR").AutoImageProcessor
     try:
-        own = AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        own = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises what it likes
         why = f"{type(error).__name__}: {one_line(error, 120)}"
         msg = f"{folder / PROCESSOR} is not read as an image processor ({why}): save it again"

@@ -139,9 +139,7 @@ class _Ready:
         return [Resolved("tokenizer", words, str(self.place.folder))]
 
 
-def _settled(
-    named: NamedModel, ready: _Ready, main: str, data: Mapping[str, Any], *, asked: bool
-) -> NamedModel:
+def _settled(named: NamedModel, ready: _Ready, main: str, data: Mapping[str, Any], *, asked: bool) -> NamedModel:
     """The model with the loss that is its own, once there are data; not looked at where another is asked for."""
     task, labels = ready.task, ready.labels
     kind = labels.kind
@@ -152,7 +150,8 @@ def _settled(
     criterion, own = task.criterion(kind), own_loss(main, type(named.model).__name__)
     found = None if asked else differs(named.model, data, criterion, named.forward, own)
     notes = [*named.notes, *ready.said()]
-    resolved = (*named.resolved, *ready.resolved(), Resolved("mean over", task.terms(kind), type(named.model).__name__))
+    over = Resolved("mean over", task.terms(kind), type(named.model).__name__)
+    resolved = (*named.resolved, *ready.resolved(), over)
     metric = _share_right if kind == MULTI else None
     if found is None:
         return replace(named, criterion=criterion, notes=tuple(notes), resolved=resolved, metric=metric)
@@ -166,7 +165,8 @@ def _settled(
 
 def _share_right(outputs: Any, batch: Any) -> Tensor:
     """The share of labels that are right, of several per example."""
-    return ((outputs > 0) == (target_of(batch) > 0.5)).double().mean()
+    right: Tensor = (outputs > 0) == (target_of(batch) > 0.5)
+    return right.double().mean()
 
 
 def _options(address: Address, recipe: Recipe) -> dict[str, Any]:

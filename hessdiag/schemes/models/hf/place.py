@@ -1,4 +1,4 @@
-"""Where a model of Hugging Face lies: its folder, its weights, its adapter. Reads nothing but two small JSON files."""
+"""Where a model of Hugging Face lies: its folder, its weights, its adapter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def find(address: Address, recipe: Recipe, checkpoint: str | None) -> Place:
     here = at if at is None or at.is_dir() else at.parent
     if here is not None and (here / ADAPTER).is_file() and not (here / CONFIG).is_file():
         if adapter is not None:
-            msg = f"`adapter={recipe.adapter!r}`, and {checkpoint} is one too: give the base model's folder with -c"
+            msg = f"`adapter={recipe.adapter!r}`, and {checkpoint} is one too: give the base's folder with -c"
             raise UsageError(msg)
         adapter, at, here, checkpoint = here, None, None, None
     if address.place:
@@ -135,12 +135,10 @@ def _folder(place: str, recipe: Recipe) -> tuple[Path, tuple[str, ...]]:
 
 def _of_hub(name: str, recipe: Recipe) -> tuple[Path, tuple[str, ...]]:
     """The folder of a name on the hub, out of the local cache, or fetched if that is allowed."""
-    require("huggingface_hub", "hf", f"hf:{name}")
-    from huggingface_hub import snapshot_download
-
+    hub: Any = require("huggingface_hub", "hf", f"hf:{name}")
     fetched = recipe.allow_download
     try:
-        found = snapshot_download(name, allow_patterns=list(FETCHED), local_files_only=not fetched)
+        found = hub.snapshot_download(name, allow_patterns=list(FETCHED), local_files_only=not fetched)
     except Exception as error:  # what a cache or a network can do is many classes
         if fetched:
             msg = f"hf:{name} could not be fetched: {type(error).__name__}: {one_line(error, 120)}"

@@ -1,19 +1,21 @@
-"""Transformers without its log lines, progress bars and warnings, and without a draw from the user's generators."""
+"""Transformers without its log lines, progress bars and warnings; the user's generators stay where they are."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+
+from hessdiag.schemes.known import require
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """What the library says goes nowhere: hessdiag says what matters, in one line."""
-    from transformers.utils import logging
-
+    logging: Any = require("transformers.utils.logging", "hf", "hf:DIR")
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

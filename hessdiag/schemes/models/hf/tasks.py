@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hessdiag.errors import LoadError, one_line
+from hessdiag.schemes.known import require
 from hessdiag.schemes.models.hf.place import CONFIG, read_json
 
 ELEMENTWISE = ("regression", "multi_label_classification")
@@ -109,16 +110,17 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> tuple[Any, Task, st
         raise LoadError(msg)
     named = plain.get("architectures")
     if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
-        msg = f"{file} names no architectures: add the class that wrote it, \"architectures\": [\"GPT2LMHeadModel\"]"
+        msg = f'{file} names no architectures: add the class that wrote it, "architectures": ["GPT2LMHeadModel"]'
         raise LoadError(msg)
     if "model_type" not in plain and "auto_map" not in plain:
-        msg = f"{file} has no model_type: add it, \"model_type\": \"gpt2\" for example"
+        msg = f'{file} has no model_type: add it, "model_type": "gpt2" for example'
         raise LoadError(msg)
     task = _task(plain, named[0], file)
-    from transformers import AutoConfig
-
+    library = require("transformers", "hf", "hf:DIR")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = library.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     except Exception as error:
         msg = f"{file} is not read by transformers ({type(error).__name__}: {one_line(error, 120)}): {WAY_OUT}"
         raise LoadError(msg) from error
@@ -126,13 +128,12 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> tuple[Any, Task, st
 
 
 def _task(plain: Mapping[str, Any], architecture: str, file: Path) -> Task:
-    from transformers.models.auto import modeling_auto
-
+    tables = require("transformers.models.auto.modeling_auto", "hf", "hf:DIR")
     kind, own, elsewhere = plain.get("model_type"), plain.get("auto_map"), False
     for task in TASKS:
         if isinstance(own, Mapping) and str(own.get(task.auto)).rpartition(".")[2] == architecture:
             return task
-        for model_type, names in getattr(modeling_auto, task.names).items():
+        for model_type, names in getattr(tables, task.names).items():
             if architecture in ((names,) if isinstance(names, str) else names):
                 if model_type == kind:
                     return task

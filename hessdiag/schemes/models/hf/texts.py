@@ -45,7 +45,7 @@ class Texts:
         self.task, self.model, self.folder, self.labels = task, model, folder, labels
         self.mask, self.seed = mask, seed
         self.notes: dict[str, None] = {}
-        self.tokenizer = read_tokenizer(folder, model, trust_remote_code=trust_remote_code)
+        self.tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
         self.most = longest(model, self.tokenizer)
         self._set_padding()
 
@@ -64,7 +64,7 @@ class Texts:
 
     def _blocks(self, rows: Rows) -> dict[str, Tensor]:
         if self.task.name not in ("causal_lm", "masked_lm"):
-            msg = f"{rows.text}: {self.task.title} needs labels: give jsonl:FILE?text=text&label=label, or csv:FILE"
+            msg = f"{rows.text}: {self.task.title} needs labels: give jsonl:FILE?text=...&label=..., or csv:FILE"
             raise UsageError(msg)
         before, after = self._around() if self.task.name == "masked_lm" else ([], [])
         block = self._length(rows, "block", BLOCK)
@@ -76,8 +76,9 @@ class Texts:
         joined = np.concatenate([np.asarray(one, np.int64) for one in tokens])
         count = len(joined) // inner
         if count == 0:
-            msg = f"{rows.text} has {len(joined)} tokens; a block needs {inner}: give ?block={block - inner + 1} to "
-            raise LoadError(msg + f"{block - inner + max(len(joined), 1)}")
+            most = block - inner + len(joined)
+            msg = f"{rows.text} has {len(joined)} tokens; a block needs {inner}: give a longer text, "
+            raise LoadError(msg + f"or ?block={most}")
         left = len(joined) - count * inner
         self.notes[f"{rows.text}: {count:,} blocks of {block} tokens; the last {left} tokens are left out"] = None
         ids = torch.from_numpy(joined[: count * inner].reshape(count, inner))
@@ -108,7 +109,7 @@ class Texts:
         if self.task.name == "causal_lm":
             found["labels"] = found["input_ids"].masked_fill(found["attention_mask"] == 0, IGNORE_INDEX)
         elif self.task.name == "masked_lm":
-            found["labels"], found["special"] = found["input_ids"], torch.tensor(encoded["special_tokens_mask"]) > 0
+            found["special"] = torch.tensor(encoded["special_tokens_mask"]) > 0
         elif self.task.name == "tokens":
             found["labels"] = self._tags(records, encoded, rows)
         else:
@@ -128,7 +129,7 @@ class Texts:
         whole = self.tokenizer(*given, **how)
         lengths = [len(one) for one in whole["input_ids"]]
         if self.tokenizer.pad_token_id is None and len(set(lengths)) > 1:
-            msg = f"{self.folder}: its tokenizer has no padding token for texts of several lengths: set pad_token, "
+            msg = f"{self.folder}: its tokenizer has no padding token, and texts have several lengths: set it, "
             raise LoadError(msg + "tokenizer.pad_token = tokenizer.eos_token say, and save it again")
         cut = 0 if most is None else sum(length > most for length in lengths)
         if cut:
@@ -137,7 +138,8 @@ class Texts:
         if len(set(lengths)) > 1:
             self.notes[f"{rows.text}: padded to {longest_one} tokens; padding does not count"] = None
         padding = "longest" if self.tokenizer.pad_token_id is not None else False
-        return self.tokenizer(*given, padding=padding, truncation=bool(cut), max_length=most if cut else None, **how)
+        how |= {"padding": padding, "truncation": bool(cut), "max_length": most if cut else None}
+        return self.tokenizer(*given, **how)
 
     def _tags(self, records: Sequence[Any], encoded: Any, rows: Rows) -> Tensor:
         index = self.labels.lookup(rows.classes, rows.text)
@@ -174,7 +176,7 @@ class Texts:
             kept = np.where(draw < KEPT, tokens[chosen], own)
             tokens[chosen] = np.where(draw > 1 - RANDOM, others, kept)  # writes into ids
         found["input_ids"], found["labels"] = ids, labels
-        self.notes[f"{self.mask:.0%} of the tokens are masked, by seed {self.seed} and the text (mask, seed)"] = None
+        self.notes[f"{self.mask:.0%} of the tokens are masked, by seed {self.seed} and the text"] = None
 
     def _around(self) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer puts before and behind a text."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hessdiag.errors import LoadError, one_line
+from hessdiag.schemes.known import require
 from hessdiag.schemes.models.hf.place import read_json
 
 FILES = (
@@ -24,11 +25,11 @@ FILES = (
 UNSET = 10**9  # a tokenizer without a longest length says 1e30
 
 
-def read_tokenizer(folder: Path, model: nn.Module, *, trust_remote_code: bool) -> Any:
+def read_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The tokenizer of a folder.
 
     Raises:
-        LoadError: there is none, it is damaged, wants to run code, or has more words than the model.
+        LoadError: there is none, it is damaged, or wants to run code.
     """
     there = [name for name in FILES if (folder / name).is_file()]
     if not there:
@@ -38,10 +39,9 @@ def read_tokenizer(folder: Path, model: nn.Module, *, trust_remote_code: bool) -
     if settings.is_file() and "auto_map" in read_json(settings) and not trust_remote_code:
         msg = f"{settings} asks to run Python files of its folder (auto_map): read them, then "
         raise LoadError(msg + "`trust_remote_code=True`")
-    from transformers import AutoTokenizer
-
+    auto = require("transformers", "hf", "hf:DIR").AutoTokenizer
     try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        found = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library and its parsers raise what they like
         why = f"{type(error).__name__}: {one_line(error, 120)}"
         msg = f"{folder / there[0]} is not read as a tokenizer ({why}): save it again with save_pretrained"
@@ -63,8 +63,8 @@ def require_known(most: int, model: nn.Module, folder: Path) -> None:
     get: Any = getattr(model, "get_input_embeddings", None)
     rows = getattr(get() if get is not None else None, "num_embeddings", None)
     if rows is not None and most >= rows:
-        msg = f"{folder}: its tokenizer gives token {most}, the model's embedding has {rows} rows: the tokenizer of "
-        raise LoadError(msg + "another model, or save the model after resize_token_embeddings")
+        msg = f"{folder}: its tokenizer gives token {most}, the model's embedding has {rows} rows: of another "
+        raise LoadError(msg + "model? or save the model after resize_token_embeddings")
 
 
 def longest(model: nn.Module, tokenizer: Any) -> int | None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hessdiag.errors import LoadError, one_line
+from hessdiag.schemes.known import require
 from hessdiag.schemes.models.hf.tasks import Task
 from hessdiag.sources.weights import Weights, load_into, read_weights
 
@@ -20,9 +21,7 @@ def model_of(config: Any, task: Task, *, architecture: str, trust_remote_code: b
     Raises:
         LoadError: the library builds another class, or none.
     """
-    import transformers
-
-    auto = getattr(transformers, task.auto)
+    auto = getattr(require("transformers", "hf", "hf:DIR"), task.auto)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # of past tokens, for generation
     if hasattr(config, "_experts_implementation"):
@@ -39,7 +38,9 @@ def model_of(config: Any, task: Task, *, architecture: str, trust_remote_code: b
     return model.eval()
 
 
-def loaded(model: nn.Module, config: Any, path: str, *, trust_pickle: bool) -> tuple[nn.Module, Weights, list[str]]:
+def loaded(
+    model: nn.Module, config: Any, path: str, *, trust_pickle: bool
+) -> tuple[nn.Module, Weights, list[str]]:
     """A model with the weights of a checkpoint in it, and what the user should know of that.
 
     Weights that the library writes under other names or in other pieces than its modules have (experts, say) are
@@ -51,20 +52,20 @@ def loaded(model: nn.Module, config: Any, path: str, *, trust_pickle: bool) -> t
     weights = read_weights(path, trust_pickle=trust_pickle)
     try:
         return model, weights, list(load_into(model, weights))
-    except LoadError as error:
+    except LoadError:
         converted = _converted(model, config, weights)
         if converted is None:
             raise
         note = f"put together by transformers, as its {type(model).__name__} is saved"
-        del error
         return converted, weights, [note]
 
 
 def _converted(model: nn.Module, config: Any, weights: Weights) -> nn.Module | None:
     options = {"dtype": _dtype(config), "attn_implementation": ATTENTION, "local_files_only": True}
+    options |= {"config": config, "state_dict": dict(weights.state), "output_loading_info": True}
     load: Any = type(model).from_pretrained  # type: ignore[attr-defined]
     try:
-        found, said = load(None, config=config, state_dict=dict(weights.state), output_loading_info=True, **options)
+        found, said = load(None, **options)
     except Exception:  # the refusal by names says more
         return None
     wrong = any(said.get(name) for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
