@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shlex
 import shutil
 import socket
 import warnings
@@ -608,6 +610,28 @@ def test_print_config_says_what_was_found(tmp_path):
     assert rows["mean over"][0].startswith("the tokens but the first")
     assert rows["weights"][0] == f"{place}/model.safetensors"
     assert "23 tokens" in rows["tokenizer"][0]
+
+
+PAGE = Path(hessdiag.__file__).parent / "docs" / "schemes.md"
+LINES = re.findall(r"^    \$ hessdiag (.*)$", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_lines_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make.save(tmp_path / "my-gpt2", make.gpt2())
+    adapter(tmp_path, library(CAUSAL, tmp_path / "my-gpt2"), "my-lora", **CONV1D)
+    for place in ("my-bert", "runs/checkpoint-1", "runs/checkpoint-2"):
+        make.save(tmp_path / place, make.classifier())
+    rows = [{"text": text, "label": index % 3} for index, text in enumerate(make.sentences(12))]
+    make.texts(tmp_path, 200).rename("corpus.txt")
+    for name in ("reviews", "a", "b"):
+        make.records(tmp_path, rows).rename(f"{name}.jsonl")
+    assert len(LINES) == 4
+    for line in LINES:
+        words = shlex.split(line)
+        quick = ["--measures", "trace", "--no-guard"] if words[0] == "gap" else ["--quantities", "trace"]
+        code, _, err = call(*words, *quick, "--samples", "8", "-q")
+        assert code == 0, err
 
 
 # what these tests must notice
