@@ -60,7 +60,8 @@ def of_text(folder, data, block):
 
 def of_records(folder, rows, targets):
     own = transformers.AutoTokenizer.from_pretrained(folder)
-    batch = dict(own([row["text"] for row in rows], padding=True, return_tensors="pt"))
+    columns = [[row[name] for row in rows] for name in ("text", "text_pair") if name in rows[0]]
+    batch = dict(own(*columns, padding=True, return_tensors="pt"))
     return {**batch, "labels": targets(batch)}
 
 
@@ -73,6 +74,7 @@ def library(auto, folder, **options):
 
 
 LABELS = ("good", "bad", "fair", "good", "bad")
+INDEX = [["bad", "fair", "good"].index(label) for label in LABELS]
 CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
 
@@ -92,6 +94,14 @@ def rows_of(model, label, targets, auto=CLASSIFIER, **options):
         return place, data, auto, of_records(place, rows, targets)
 
     return case
+
+
+def pairs(folder):
+    texts = make.sentences()
+    rows = [{"text": a, "text_pair": b, "label": i} for a, b, i in zip(texts, texts[::-1], INDEX, strict=True)]
+    place = make.save(folder / "m", make.classifier())
+    data = f"jsonl:{make.records(folder, rows)}?text_pair=text_pair"
+    return place, data, CLASSIFIER, of_records(place, rows, lambda batch: torch.tensor(INDEX))
 
 
 def tags(folder):
@@ -123,7 +133,6 @@ def masked(folder):
     return place, f"text:{file}?block=8", "AutoModelForMaskedLM", None
 
 
-INDEX = [["bad", "fair", "good"].index(label) for label in LABELS]
 FAMILIES = {
     "causal, tied": blocks_of(make.gpt2),
     "causal, untied": blocks_of(make.llama),
@@ -131,6 +140,7 @@ FAMILIES = {
     "causal, experts with an auxiliary loss": blocks_of(make.mixtral),
     "causal, experts, padded": rows_of(make.mixtral, lambda i: None, causal, CAUSAL),
     "classes": rows_of(make.classifier, lambda i: LABELS[i], lambda batch: torch.tensor(INDEX)),
+    "classes of pairs": pairs,
     "classes, last token": rows_of(make.gpt2_classifier, lambda i: INDEX[i], lambda batch: torch.tensor(INDEX)),
     "several labels": rows_of(
         make.classifier,
@@ -233,6 +243,23 @@ def test_tokens_are_masked_by_the_text_alone(tmp_path):
     again = named(place, data, options={"seed": 3, "mask": 0.9}).data["train"]
     assert (again["labels"] != -100).sum() > 2 * chosen.sum()
     assert torch.equal(named(place, data).data["train"]["input_ids"], ids)
+
+
+@pytest.mark.parametrize("family", ["classes", "causal, padded"])
+def test_rows_that_are_tokens_already_are_padded(family, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    place, _, auto, batch = FAMILIES[family](tmp_path)
+    columns = [column.tolist() for column in batch.values()]
+    rows = [dict(zip(batch, one, strict=True)) for one in zip(*columns, strict=True)]
+    for row in rows:
+        length = sum(row["attention_mask"])
+        row |= {name: value[:length] for name, value in row.items() if isinstance(value, list)}
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "tokens")
+    check_equal(named(place, f"hf-disk:{tmp_path}/tokens"), library(auto, place), batch)
+    for tokens, words in (([3] * 20, "takes 16 at most"), ([99], "has 24 rows")):
+        datasets.Dataset.from_dict({"input_ids": [tokens], "labels": [0]}).save_to_disk(tmp_path / words)
+        if family == "classes":
+            assert words in refusal("doctor", "--model", f"hf:{place}", "--data", f"hf-disk:{tmp_path}/{words}")
 
 
 # weights

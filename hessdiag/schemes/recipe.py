@@ -142,7 +142,7 @@ class Recipe:
         if where.endswith(".py") and not Path(where).is_file():
             msg = f"no such file {where}: FACTORY is path/file.py:function or package.module:function"
             raise UsageError(msg)
-        if self.adapter is not None and not exists(self.adapter):
+        if self.adapter is not None and not exists(self.found(self.adapter)):
             msg = f"`adapter={self.adapter!r}`: no such folder; give what PEFT saved"
             raise LoadError(msg)
         if checkpoint is not None and not exists(split_key(checkpoint)[0]):

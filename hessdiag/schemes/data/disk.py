@@ -16,7 +16,7 @@ from hessdiag.schemes.recipe import Recipe
 from hessdiag.shown import listed
 
 IMAGES = ("image", "img")
-ENCODED = ("input_ids", "attention_mask", "token_type_ids", "labels")
+ENCODED = ("input_ids", "attention_mask", "token_type_ids", "labels", "label")
 """Columns of a data set that a tokenizer has been over."""
 
 
@@ -70,7 +70,9 @@ def _rows(table: Any, options: Mapping[str, Any], address: Address) -> Rows:
     image = options["image"] or next((name for name in IMAGES if name in names), None)
     asked = options["text"] is not None
     if "input_ids" in names and not asked and options["image"] is None:
-        return Rows("ready", table.with_format("torch", columns=[n for n in ENCODED if n in names]), said)
+        kept_names = [name for name in ENCODED if name in names and not (name == "label" and "labels" in names)]
+        classes = _classes(table, kept_names[-1])
+        return Rows("ready", table.select_columns(kept_names), said, classes=classes)
     if image is not None and not asked:
         label = options["label"] or "label"
         for column, what in ((image, "image"), (label, "label")):

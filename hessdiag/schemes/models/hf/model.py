@@ -22,6 +22,8 @@ from hessdiag.schemes.models.hf.place import CONFIG, Place, find, run_facts
 from hessdiag.schemes.models.hf.quiet import quiet
 from hessdiag.schemes.models.hf.tasks import Task, read_config
 from hessdiag.schemes.models.hf.texts import Texts
+from hessdiag.schemes.models.hf.tokenized import is_tokenized, padded
+from hessdiag.schemes.models.hf.tokenizer import require_known, require_short
 from hessdiag.schemes.models.hf.weights import ATTENTION, loaded, model_of
 from hessdiag.schemes.recipe import Recipe
 
@@ -96,6 +98,12 @@ class _Ready:
         Raises:
             HessdiagError: rows that are none of this model's.
         """
+        if self.task.of_text and is_tokenized(rows):
+            self.notes[f"{rows.text}: tokens as they lie there; padding does not count"] = None
+            found = padded(rows, self.task, self.config, self.labels)
+            require_known(int(found["input_ids"].max()), self.model, self.place.folder)
+            require_short(found["input_ids"].shape[1], self.model, rows.text)
+            return found
         if rows.kind in ("tensors", "ready"):
             return rows.rows
         if self.task.of_text != (rows.kind != "images"):

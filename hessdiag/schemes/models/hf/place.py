@@ -52,7 +52,7 @@ def find(address: Address, recipe: Recipe, checkpoint: str | None) -> Place:
         UsageError: neither names a folder, or both name an adapter.
         LoadError: there is no such folder, or it holds no configuration.
     """
-    adapter = Path(recipe.adapter) if recipe.adapter else None
+    adapter = Path(recipe.found(recipe.adapter)) if recipe.adapter else None
     at = Path(split_key(checkpoint)[0]) if checkpoint else None
     here = at if at is None or at.is_dir() else at.parent
     if here is not None and (here / ADAPTER).is_file() and not (here / CONFIG).is_file():

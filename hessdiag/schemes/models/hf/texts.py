@@ -46,7 +46,7 @@ class Texts:
         self.mask, self.seed = mask, seed
         self.notes: dict[str, None] = {}
         self.tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
-        self.most = longest(model, self.tokenizer)
+        self.most = longest(model, self.tokenizer.model_max_length)
         self._set_padding()
 
     def prepared(self, rows: Rows) -> dict[str, Tensor]:

@@ -67,8 +67,8 @@ def require_known(most: int, model: nn.Module, folder: Path) -> None:
         raise LoadError(msg + "model? or save the model after resize_token_embeddings")
 
 
-def longest(model: nn.Module, tokenizer: Any) -> int | None:
-    """How many tokens the model takes; None where it does not say."""
+def longest(model: nn.Module, told: Any = None) -> int | None:
+    """How many tokens the model takes; None where neither it nor its tokenizer (``told``) says so."""
     config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     places = getattr(text, "max_position_embeddings", None)
@@ -77,6 +77,17 @@ def longest(model: nn.Module, tokenizer: Any) -> int | None:
         padded = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and padded is not None:
             known.append(module.num_embeddings - padded - 1)  # RoBERTa counts from behind its padding
-    told = tokenizer.model_max_length
     known += [told] if isinstance(told, int) and told < UNSET else []
     return min(known, default=None)
+
+
+def require_short(length: int, model: nn.Module, text: str) -> None:
+    """Refuse rows that are longer than the model takes.
+
+    Raises:
+        LoadError: they are; no tokenizer is there to cut them.
+    """
+    most = longest(model)
+    if most is not None and length > most:
+        msg = f"{text}: {length} tokens in a row, and the model takes {most} at most: cut them, truncation=True"
+        raise LoadError(msg)
