@@ -221,6 +221,22 @@ def test_loss_gradient_and_hessian_are_the_librarys(family, tmp_path):
     check_family(family, tmp_path)
 
 
+def test_a_loss_that_was_asked_for_is_measured_beside_the_models_own(tmp_path):
+    """The model's own is the plain cross-entropy: that differs, and is a note."""
+    texts, labels = make.sentences(), LABELS
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    place = make.save(tmp_path / "m", make.classifier())
+    data = f"jsonl:{make.records(tmp_path, rows)}"
+    smooth = named(place, data, loss="CrossEntropyLoss(label_smoothing=0.3)")
+    found = hessdiag.analyze(smooth, quantities=["lambda_max"])
+    batch = of_records(place, rows, lambda batch: torch.tensor(INDEX))
+    model = library(CLASSIFIER, place)
+    logits = model(**batch).logits
+    wanted = torch.nn.functional.cross_entropy(logits, batch["labels"], label_smoothing=0.3)
+    assert found.second_opinion.loss == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert any("another loss was asked for" in note for note in found.notes)
+
+
 def check_family(family, tmp_path):
     place, data, auto, batch = FAMILIES[family](tmp_path)
     problem = named(place, data)

@@ -48,6 +48,7 @@ class Problem:
         blocks: names of the modules that follow one another, for ``method="layer_streamed"``; by default the alike
             children of a ``ModuleList`` or ``Sequential`` with most parameters.
         optimizer: that the model was trained with, or its state dict, for ``preconditioned_lambda_max``.
+        loss_chosen: the loss is another than the model's own on purpose: where they differ, that is a note.
 
     >>> import hessdiag, torch
     >>> from torch import nn
@@ -67,6 +68,7 @@ class Problem:
     weight: Callable[[Any], float] | None = None
     blocks: Sequence[str] | None = None
     optimizer: Any = None
+    loss_chosen: bool = False
     _called = cast("Called | None", None)
     _known = cast("tuple[Any, Criterion | None] | None", None)
 

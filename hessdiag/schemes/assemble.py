@@ -75,6 +75,7 @@ def _assemble(recipe: Recipe, checkpoint: str | None) -> Built:
         criterion=named.criterion,
         forward=named.forward,
         loss=named.loss,
+        loss_chosen=recipe.loss is not None,
         params=named.params,
         metric=named.metric,
         meta=dict(named.meta),

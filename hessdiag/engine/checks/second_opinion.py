@@ -119,6 +119,8 @@ def _returned(problem: Problem, returned: Sequence[Returned], limit: float) -> l
         if abs(one.ours - one.theirs) > limit * max(abs(one.ours), abs(one.theirs)) + LOSS_FLOOR:
             text = f"criterion={_name(problem)} gives {one.ours:.6g} where model(**batch).loss is {one.theirs:.6g}"
             text += f": {ANSWERS[one.reading]}"
+            if problem.loss_chosen:
+                return [Finding("note", "model's loss", f"{text.partition(': ')[0]}: another loss was asked for")]
             return [Finding("fault" if problem.built_in is not None else "warning", "model's loss", text)]
     return []
 
