@@ -124,7 +124,7 @@ def test_an_overtaking_eigenvalue_is_found(kind=SpectralRadius):
     a = torch.tensor([1.0, 0.9, 0.5, 0.2, 0.1], dtype=torch.float64)
     param = nn.Parameter(torch.ones(5, dtype=torch.float64))
     own = kind(torch.optim.SGD([param], lr=0.0), mu=0.1, iterations=3)
-    own._vector = torch.eye(5, dtype=torch.float64)[0]
+    own.vector = torch.eye(5, dtype=torch.float64)[0]
     a[1] = 1.5
     for _ in range(3):
         own.step(lambda: (a * param**2).sum() / 2)
@@ -136,7 +136,7 @@ def test_unconverged_vectors_do_as_said(kind=SpectralRadius):
     net = Net()
     own = kind(net.sgd(), mu=0.3, iterations=3, tolerance=1e-8)
     found = net.penalty(own)
-    v = own._vector
+    v = own.vector
     assert not own.converged and own.residual > 1e-3
     assert abs(own.eigenvalue) <= float(radius(Net().hessian(Net().theta)))
     close(found, 0.3 * Net().slope(lambda H: v @ H @ v) * math.copysign(1, own.eigenvalue), 1e-7)
@@ -147,7 +147,7 @@ def test_unconverged_vectors_do_as_said(kind=SpectralRadius):
     net = Net()
     own = kind(net.sgd(), mu=0.3, iterations=3, tolerance=1e-8, unconverged="skip")
     assert float(net.penalty(own).norm()) == 0
-    assert own._vector is not None
+    assert own.vector is not None
 
 
 def test_warm_starts_converge(kind=SpectralRadius):
@@ -527,7 +527,7 @@ class AlwaysOn(SpectralRadius):
 
 class Cold(SpectralRadius):
     def dominant(self, curved):
-        self._vector = None
+        self.vector = None
         return super().dominant(curved)
 
 

@@ -33,6 +33,7 @@ class CurvaturePenalty(Regularizer):
     """
 
     second_step: ClassVar[dict[torch.dtype, float]] = SECOND_STEP
+    kept = ("seed",)  # with the number of steps it gives all further random vectors
 
     def __init__(
         self, optimizer: Optimizer, mu: Schedule, *, third: Method = "auto", seed: int = 0, **options: Any
@@ -87,14 +88,6 @@ class CurvaturePenalty(Regularizer):
             msg = f"{name}={value!r}: allowed: whole numbers from 1 up"
             raise UsageError(msg)
         return value
-
-    def own_state(self) -> dict[str, Any]:
-        """The seed: with the number of steps it gives all further random vectors."""
-        return {"seed": self.seed}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Continues the random vectors of the saved run."""
-        self.seed = int(state["seed"])
 
 
 class BatchHessian(SymmetricOperator):

@@ -36,6 +36,8 @@ class LabelNoise(Regularizer):
         options: ``scaler``, ``clip_norm``, ``same_randomness``, ``model``, of `Regularizer`.
     """
 
+    kept = ("seed",)  # with the number of steps it gives all further noise
+
     def __init__(self, optimizer: Optimizer, sigma: Schedule, *, seed: int = 0, **options: Any) -> None:
         super().__init__(optimizer, **options)
         self.sigma, self.seed, self._calls = sigma, seed, 0
@@ -83,11 +85,3 @@ class LabelNoise(Regularizer):
         """λ of the penalty λ tr ∇²L that this noise amounts to for the mean squared error, at the present step."""
         sigma = self.scheduled("sigma", self.sigma)[0]
         return float(self.inner.param_groups[0]["lr"]) * sigma**2 / (2 * batch_size)
-
-    def own_state(self) -> dict[str, Any]:
-        """The seed: with the number of steps it gives all further noise."""
-        return {"seed": self.seed}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Continues the noise of the saved run."""
-        self.seed = int(state["seed"])

@@ -45,6 +45,8 @@ class NSO(Regularizer):
         options: ``scaler``, ``clip_norm``, ``same_randomness``, ``model``, of `Regularizer`.
     """
 
+    kept = ("seed",)  # with the number of steps it gives all further noise
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -94,14 +96,6 @@ class NSO(Regularizer):
             law(torch.empty_like(p, requires_grad=False), generators[p.device]).mul_(sigma)
             for p, sigma in zip(params, sigmas, strict=True)
         )
-
-    def own_state(self) -> dict[str, Any]:
-        """The seed: with the number of steps it gives all further noise."""
-        return {"seed": self.seed}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Continues the noise of the saved run."""
-        self.seed = int(state["seed"])
 
 
 def linear(sigma: float, steps: int) -> Callable[[int], float]:

@@ -59,9 +59,11 @@ class SpectralRadius(CurvaturePenalty):
         eigenvalue: λ of the last step's batch, with its sign; NaN before the first.
         residual: |Hv − λv| / |λ| of the last step.
         converged: whether that was within the tolerance.
+        vector: v of the last step, (P,); None before the first.
     """
 
     second_step = SHARP_STEP
+    kept = ("seed", "vector")
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class SpectralRadius(CurvaturePenalty):
             raise UsageError(msg)
         self.tolerance, self.unconverged = tolerance, unconverged
         self.eigenvalue, self.residual, self.converged = float("nan"), float("nan"), False
-        self._vector: Tensor | None = None
+        self.vector: Tensor | None = None
         self.scheduled("K", K)
 
     def regularized(self, batch: BatchLoss) -> Pieces:
@@ -100,7 +102,7 @@ class SpectralRadius(CurvaturePenalty):
         if abs(eigenvalue) > self.scheduled("K", self.K)[0] and (converged or self.unconverged == "use"):
             grad = self.form_gradient(batch, curved, BatchHessian(curved).split(v))
             gradient = self.penalised(gradient, grad, 1.0 if eigenvalue > 0 else -1.0)
-        self._vector, self.eigenvalue, self.residual, self.converged = v, eigenvalue, residual, converged
+        self.vector, self.eigenvalue, self.residual, self.converged = v, eigenvalue, residual, converged
         return gradient
 
     def dominant(self, curved: Curved) -> tuple[Tensor, float, float]:
@@ -109,8 +111,8 @@ class SpectralRadius(CurvaturePenalty):
         generator = stream(self.seed, "SpectralRadius", self.steps)
         start = torch.randn(op.size, generator=generator, dtype=op.dtype)
         start = start.to(op.device) / start.norm()
-        if self._vector is not None and len(self._vector) == op.size:
-            start = self._vector.to(start) + FRESH * start
+        if self.vector is not None and len(self.vector) == op.size:
+            start = self.vector.to(start) + FRESH * start
         run = Lanczos(op, start, self.iterations)
         while True:
             run.step()
@@ -121,12 +123,3 @@ class SpectralRadius(CurvaturePenalty):
             if run.exhausted or done or run.size >= self.iterations:
                 residual = miss / size if size else 0.0
                 return run.krylov().ritz_vectors([best])[0].clone(), float(values[best]), residual
-
-    def own_state(self) -> dict[str, Any]:
-        """Seed and vector."""
-        return super().own_state() | {"vector": self._vector}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Goes on from the saved vector."""
-        super().load_own_state(state)
-        self._vector = state["vector"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from hessdiag.engine.training.batch_loss import BatchLoss
 from hessdiag.engine.training.training import Closures
 from hessdiag.errors import NonFiniteError, UsageError
 
+Scaler = torch.amp.GradScaler
 Schedule = float | Callable[[int], float]
 
 
@@ -32,18 +33,16 @@ class Regularizer(Optimizer):
 
     An exception, KeyboardInterrupt, NaN or infinity in any pass leaves weights, BatchNorm statistics, ``.grad``
     and the optimizer's state as they were. BatchNorm statistics move once, in the first pass. A complex parameter
-    counts as its real and imaginary parts, as two real parameters would. Learning-rate
-    schedulers take the wrapper or the inner optimizer alike: ``param_groups`` and ``state`` are the same objects.
-    Under ``torch.distributed`` losses, gradients and products are means over all ranks, with or without
-    ``DistributedDataParallel``, whose hooks do not fire.
-
-    A subclass implements `regularized`, and may override `own_state` and `load_own_state`.
+    counts as two real ones. Learning-rate schedulers take the wrapper or the inner optimizer alike:
+    ``param_groups`` and ``state`` are the same objects. Under ``torch.distributed`` losses, gradients and products
+    are means over all ranks, with or without ``DistributedDataParallel``, whose hooks do not fire.
 
     Attributes:
         inner: the optimizer that moves the weights.
         steps: calls of `step` that came to their end, those a GradScaler skipped included.
     """
 
+    kept: tuple[str, ...] = ()  # attributes of a subclass that `state_dict` is to hold
     # GradScaler.step then hands over without looking for gradients, and `step` says what to do instead
     _step_supports_amp_scaling = True
 
@@ -51,7 +50,7 @@ class Regularizer(Optimizer):
         self,
         optimizer: Optimizer,
         *,
-        scaler: torch.amp.GradScaler | None = None,
+        scaler: Scaler | None = None,
         clip_norm: float | None = None,
         same_randomness: bool = True,
         model: nn.Module | None = None,
@@ -73,22 +72,21 @@ class Regularizer(Optimizer):
             UsageError: not a torch optimizer, LBFGS, another regularizer, an unknown option, or clip_norm not
                 positive.
         """
-        name = type(self).__name__
-        example = f"{name}(torch.optim.SGD(model.parameters(), lr=0.1))"
+        example = f"{type(self).__name__}(torch.optim.SGD(model.parameters(), lr=0.1))"
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS | Regularizer):
             kind = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
-            msg = f"{name} wraps a torch optimizer such as SGD or AdamW, not {kind}: {example}, then step(closure)"
-            raise UsageError(msg)
+            what = f"{kind}: {example}, then step(closure)"
+            self._refuse(f" wraps a torch optimizer such as SGD or AdamW, not {what}")
         if unknown:
-            msg = f"{name} has no option {', '.join(unknown)}: the inner optimizer takes its own, as in {example}"
-            raise UsageError(msg)
+            names = ", ".join(unknown)
+            self._refuse(f" has no option {names}: the inner optimizer takes its own, as in {example}")
         if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
             msg = f"clip_norm={clip_norm}: allowed: positive numbers, or None for no clipping"
             raise UsageError(msg)
         super().__init__(optimizer.param_groups, {})
         self.inner, self.steps = optimizer, 0
         self._scaler, self._clip_norm = scaler, clip_norm
-        self._same_randomness, self._model = same_randomness, model
+        self._passes: dict[str, Any] = {"same_randomness": same_randomness, "model": model}
         self._share()
 
     @abstractmethod
@@ -115,12 +113,10 @@ class Regularizer(Optimizer):
         """
         if hasattr(self, "found_inf"):
             del self.found_inf, self.grad_scale  # type: ignore[attr-defined]  # set by GradScaler.step
-            name = type(self).__name__
-            msg = f"{name} calls its GradScaler by itself: {name}(optimizer, scaler=scaler), then step(closure)"
-            raise UsageError(msg)
+            call = f"{type(self).__name__}(optimizer, scaler=scaler)"
+            self._refuse(f" calls its GradScaler by itself: {call}, then step(closure)")
         if closure is None:
-            msg = f"{type(self).__name__}.step needs a closure that returns the loss: step(lambda: loss_of(batch))"
-            raise UsageError(msg)
+            self._refuse(".step needs a closure that returns the loss: step(lambda: loss_of(batch))")
         params = self.trained()
         scaler = self._scaler if self._scaler is not None and self._scaler.is_enabled() else None
         scale = 1.0
@@ -128,9 +124,7 @@ class Regularizer(Optimizer):
             scaler.scale(torch.zeros((), device=params[0].device))  # the scaler is set up by its first use
             scale = scaler.get_scale()
         try:
-            with BatchLoss(
-                closure, params, scale=scale, same_randomness=self._same_randomness, model=self._model
-            ) as batch:
+            with BatchLoss(closure, params, scale=scale, **self._passes) as batch:
                 pieces = self.regularized(batch)
         except NonFiniteError:
             if scaler is None:
@@ -148,14 +142,11 @@ class Regularizer(Optimizer):
         """
         params = tuple(param for param, _ in self._members())
         if not params:
-            msg = f"{type(self).__name__}: every parameter of the optimizer is frozen; set requires_grad on some"
-            raise UsageError(msg)
+            self._refuse(": every parameter of the optimizer is frozen; set requires_grad on some")
         if any(hasattr(param, "device_mesh") for param in params):
-            msg = f"{type(self).__name__}: parameters are sharded (DTensor), norms would be of a shard: use DDP"
-            raise UsageError(msg)
+            self._refuse(": parameters are sharded (DTensor), norms would be of a shard: use DDP")
         if self._scaler is not None and any(param.is_complex() for param in params):
-            msg = f"{type(self).__name__}: torch's GradScaler cannot unscale complex gradients: train without one"
-            raise UsageError(msg)
+            self._refuse(": torch's GradScaler cannot unscale complex gradients: train without one")
         return params
 
     def scheduled(self, name: str, schedule: Schedule) -> tuple[float, ...]:
@@ -172,11 +163,13 @@ class Regularizer(Optimizer):
         return tuple(self._valid(name, group[name]) if name in group else value for _, group in self._members())
 
     def own_state(self) -> dict[str, Any]:
-        """What the subclass keeps between steps: numbers and tensors."""
-        return {}
+        """What the subclass keeps between steps: the numbers and tensors named in ``kept``."""
+        return {name: getattr(self, name) for name in self.kept}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """The inverse of `own_state`."""
+        for name in self.kept:
+            setattr(self, name, state[name])
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, and under "regularizer" this one's: its name, steps and own state."""
@@ -189,8 +182,7 @@ class Regularizer(Optimizer):
         Raises:
             UsageError: the state is of another regularizer or of a bare optimizer.
         """
-        own = state_dict.get("regularizer")
-        name = type(self).__name__
+        own, name = state_dict.get("regularizer"), type(self).__name__
         if own is None or own["name"] != name:
             found = "a bare optimizer" if own is None else own["name"]
             msg = f"this state is of {found}, not of {name}: load an optimizer's own state into {name}.inner"
@@ -198,7 +190,7 @@ class Regularizer(Optimizer):
         self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "regularizer"})
         self._share()
         self.steps = int(own["steps"])
-        self.load_own_state({key: value for key, value in own.items() if key not in ("name", "steps")})
+        self.load_own_state(own)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Of the inner optimizer; not needed between steps, as `step` replaces ``.grad``."""
@@ -222,6 +214,10 @@ class Regularizer(Optimizer):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"
 
+    def _refuse(self, why: str) -> NoReturn:
+        msg = type(self).__name__ + why
+        raise UsageError(msg)
+
     def _members(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for group in self.inner.param_groups:
             for param in group["params"]:
@@ -229,11 +225,8 @@ class Regularizer(Optimizer):
                     yield param, group
 
     def _share(self) -> None:
-        self.param_groups, self.state, self.defaults = (
-            self.inner.param_groups,
-            self.inner.state,
-            self.inner.defaults,
-        )
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+        self.defaults = self.inner.defaults
 
     @staticmethod
     def _valid(name: str, value: object) -> float:
@@ -242,9 +235,7 @@ class Regularizer(Optimizer):
             raise UsageError(msg)
         return float(value)
 
-    def _move(
-        self, params: tuple[Tensor, ...], pieces: Pieces, scaler: torch.amp.GradScaler | None, scale: float
-    ) -> None:
+    def _move(self, params: tuple[Tensor, ...], pieces: Pieces, scaler: Scaler | None, scale: float) -> None:
         for param, piece in zip(params, pieces, strict=True):
             own = None if piece is None else like(piece, param)
             param.grad = own if own is None or scaler is None else own * scale
