@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from hessdiag.gap.performance import Performance, SplitPerformance
 from hessdiag.gap.registry import Reading
 from hessdiag.gap.statistics.means import Score
 from hessdiag.results import Fingerprint
+from hessdiag.results.plain import json_text
 
 SCHEMA = 1
 
@@ -105,7 +105,7 @@ class CheckpointRecord:
 
     def to_json(self) -> str:
         """One document, keys sorted."""
-        return json.dumps(self.to_dict(), sort_keys=True, indent=1, allow_nan=False) + "\n"
+        return json_text(self.to_dict())
 
     def gap(self, kind: str) -> Score:
         """The generalization gap, larger is worse: "loss" (test − train), or "error" (1 − score)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from hessdiag.gap.runs import runs
 from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.statistics.rank_results import RankReport, Readings, RunTable
 from hessdiag.gap.statistics.ranks import rank_report
-from hessdiag.results.analysis import as_json
+from hessdiag.results.plain import as_json, json_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +131,7 @@ class GapReport:
             "ranks": as_json(self.ranks),
             "caveats": list(self.caveats),
         }
-        return json.dumps(plain, sort_keys=True, indent=1, allow_nan=False) + "\n"
+        return json_text(plain)
 
     def _hyperparameters(self, record: CheckpointRecord) -> dict[str, object]:
         """Of the run: what training was asked for, not what came of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from hessdiag.option import hint
 from hessdiag.presenter import presenter
 from hessdiag.results.fingerprint import Fingerprint
 from hessdiag.results.metrics import MEASURABLE, Bound, Kind, Metric, RitzValue
+from hessdiag.results.plain import as_json, json_text
 from hessdiag.results.spectrum import Spectrum
 from hessdiag.shown import csv_text, visible
 
@@ -182,7 +182,7 @@ class Analysis:
 
     def to_json(self) -> str:
         """``run.json`` as text: sorted keys, stable under re-writing."""
-        return json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return json_text(self.to_dict())
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy table, one row per metric: quantity, value, lo, hi, kind, confidence, stderr, products."""
@@ -239,18 +239,3 @@ class Analysis:
 
     def _repr_html_(self) -> str:
         return str(presenter().notebook(self))
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass and what it holds in the types of JSON; NaN and infinity, which it has not, become None."""
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [as_json(item) for item in value]
-    if isinstance(value, Iterator | set | frozenset):
-        return [as_json(item) for item in sorted(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

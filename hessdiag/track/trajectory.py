@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hessdiag.results.analysis import Analysis, as_json
+from hessdiag.results.analysis import Analysis
 from hessdiag.results.fingerprint import Fingerprint
 from hessdiag.results.metrics import RitzValue
+from hessdiag.results.plain import as_json, json_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +143,7 @@ class Trajectory:
 
     def to_json(self) -> str:
         """``trajectory.json`` as text, stable under re-writing."""
-        return json.dumps(self.to_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return json_text(self.to_dict())
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy table, one row per checkpoint and quantity.

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from hessdiag.check.budgets import Claim, Level
 from hessdiag.check.verdict import Interval, Report, Row
+from hessdiag.results.plain import as_json
 
 SCHEMA = 1
 OVERALL = {0: "pass", 1: "fail"}
@@ -92,7 +93,8 @@ def document(report: Report, fingerprints: Mapping[str, Mapping[str, Any]] | Non
         "environment": report.environment,
         "fingerprints": fingerprints or {},
     }
-    return {name: _plain(value) for name, value in found.items()}
+    plain: dict[str, Any] = as_json(found)
+    return plain
 
 
 def json_text(report: Report) -> str:
@@ -144,14 +146,3 @@ def _interval(interval: Interval | None) -> dict[str, Any] | None:
     if interval is None:
         return None
     return {"value": interval.value, "lo": interval.lo, "hi": interval.hi, "method": interval.method}
-
-
-def _plain(value: Any) -> Any:
-    """``value`` in the types of JSON, which knows no infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
