@@ -81,6 +81,8 @@ def recognized(criterion: Any) -> Criterion | None:
 
 def by_torch(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
     """The mean by torch's own function on the tensors as they come, times ``scale``."""
+    if not criterion.given:
+        return AS_NAMED[criterion.name](outputs, targets)
     taken = OPTIONS.get(criterion.name, ())
     options = {key: getattr(criterion, "width" if key in WIDTHS else key) for key in taken}
     options = {k: v.to(outputs) if isinstance(v, Tensor) else v for k, v in options.items()}
@@ -88,6 +90,32 @@ def by_torch(criterion: Criterion, outputs: Any, targets: Tensor) -> Tensor:
     targets = targets.long() if whole else targets.to(outputs.dtype)
     mean: Tensor = OF_NAME[criterion.name](outputs, targets, reduction="mean", **options)
     return mean if criterion.scale is None else mean * criterion.scale
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As torch takes it, classes second; language models have them last."""
+    last = outputs.dim() > 2 and outputs.shape[:-1] == targets.shape
+    if last and outputs.shape[:1] + outputs.shape[2:] != targets.shape:
+        outputs, targets = outputs.flatten(0, -2), targets.flatten()
+    return F.cross_entropy(outputs, targets if targets.is_floating_point() else targets.long())
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape != targets.shape and outputs.squeeze(-1).shape == targets.squeeze(-1).shape:
+        targets = targets.reshape(outputs.shape)
+    return F.mse_loss(outputs, targets.to(outputs.dtype))
+
+
+def _next_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten().long())
+
+
+AS_NAMED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": _cross_entropy,
+    "mse": _squared_error,
+    "causal_lm": _next_token,
+}
+"""Criteria given by name, on tensors as our names take them."""
 
 
 def _with(name: str, given: str, options: Mapping[str, Any]) -> Criterion:

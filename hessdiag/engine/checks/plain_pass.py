@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hessdiag.criteria import TARGET_KEYS, by_torch, target_of
@@ -19,7 +18,7 @@ from hessdiag.engine.products.attributes import left_as_found, put_back
 from hessdiag.engine.products.checkpointing import kept_activations
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory
-from hessdiag.engine.products.functional import graph_nodes
+from hessdiag.engine.products.nodes import graph_nodes, written_by_hand
 from hessdiag.engine.products.precision import norm
 from hessdiag.engine.products.restoring import random_states
 from hessdiag.problem import Problem
@@ -158,8 +157,8 @@ class PlainModel:
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in own:
                 outside[id(leaf)] = leaf
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                custom.add(node.name().removesuffix("Backward"))
+            if (name := written_by_hand(node)) is not None:
+                custom.add(name)
         return outside, custom
 
     def _met_again(self, held: list[dict[int, Tensor]]) -> tuple[tuple[int, ...], ...]:
@@ -221,9 +220,7 @@ class PlainModel:
             return problem.mean_loss(outputs, batch)
         with warnings.catch_warnings():  # of sizes that differ: they are refused in our words
             warnings.filterwarnings("ignore", "Using a target size", UserWarning)
-            if known.given:
-                return by_torch(known, outputs, target_of(batch))
-            return TORCH_LOSSES[known.name](outputs, target_of(batch))
+            return by_torch(known, outputs, target_of(batch))
 
 
 def _reading(returned: Any, batch: Any, loss: float) -> Reading:
@@ -232,25 +229,3 @@ def _reading(returned: Any, batch: Any, loss: float) -> Reading:
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
         return "other"
     return reading_of(logits, labels, loss, mask if isinstance(mask, Tensor) else None)
-
-
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """As torch takes it, classes second; language models have them last."""
-    last = outputs.dim() > 2 and outputs.shape[:-1] == targets.shape
-    if last and outputs.shape[:1] + outputs.shape[2:] != targets.shape:
-        outputs, targets = outputs.flatten(0, -2), targets.flatten()
-    return F.cross_entropy(outputs, targets if targets.is_floating_point() else targets.long())
-
-
-def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    if outputs.shape != targets.shape and outputs.squeeze(-1).shape == targets.squeeze(-1).shape:
-        targets = targets.reshape(outputs.shape)
-    return F.mse_loss(outputs, targets.to(outputs.dtype))
-
-
-def _next_token(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten().long())
-
-
-TORCH_LOSSES = {"cross_entropy": _cross_entropy, "mse": _squared_error, "causal_lm": _next_token}
-"""The built-in criteria by torch's own functions, on the tensors as they come."""

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from hessdiag.engine.products.attributes import left_as_found, put_back
 from hessdiag.engine.products.checkpointing import kept_activations
+from hessdiag.engine.products.nodes import graph_nodes, written_by_hand
 from hessdiag.engine.products.real_pairs import real
 from hessdiag.engine.products.restoring import random_states
 from hessdiag.engine.products.substitutes import twice_differentiable, uncompiled
@@ -131,8 +132,8 @@ class Functional:
             total = self.total(self.theta, batch)
         names: dict[str, None] = {}
         for node in graph_nodes(total):
-            custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-            names[f"custom {node.name().removesuffix('Backward')}" if custom else node.name()] = None
+            custom = written_by_hand(node)
+            names[node.name() if custom is None else f"custom {custom}"] = None
         return tuple(names)
 
     @contextmanager
@@ -237,18 +238,6 @@ def one_tensor(outputs: Any) -> Tensor:
 def _graphs(result: Any) -> list[Tensor]:
     """The tensors in what a model or a loss returned that know where they come from."""
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-
-
-def graph_nodes(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
-    """The autograd nodes behind a tensor, each once."""
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        stack += [parent for parent, _ in node.next_functions]
 
 
 def _measuring_dtype(tensors: list[Tensor]) -> torch.dtype:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.products.functional import Functional, graph_nodes
+from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.gradients import gradient
+from hessdiag.engine.products.nodes import graph_nodes
 from hessdiag.samples import divide
 
 SAME_GRADIENT = 1e-2

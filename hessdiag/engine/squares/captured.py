@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from hessdiag.engine.products.functional import Functional, graph_nodes
+from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.nodes import graph_nodes
 from hessdiag.samples import row_count
 
 Role = Literal["example", "shared"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hessdiag.engine.products.functional import graph_nodes
+from hessdiag.engine.products.nodes import graph_nodes
 from hessdiag.engine.products.ranks import Pieces, mean_over_ranks
 from hessdiag.engine.products.real_pairs import real
 from hessdiag.errors import MeasurementError, UsageError, one_line
