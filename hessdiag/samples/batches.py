@@ -39,11 +39,16 @@ def map_leaves(batch: Any, function: Callable[[Any], Any], *, whole: Callable[[A
     return function(batch)
 
 
+def entries(batch: Any, *, whole: Callable[[Any], bool] | None = None) -> list[Any]:
+    """Everything in a batch that is no mapping, list or tuple, or that is ``whole``, in a fixed order."""
+    found: list[Any] = []
+    map_leaves(batch, found.append, whole=whole)
+    return found
+
+
 def leaves(batch: Any) -> list[Tensor]:
     """Every tensor of a batch, in a fixed order."""
-    found: list[Tensor] = []
-    map_tensors(batch, found.append)
-    return found
+    return [leaf for leaf in entries(batch) if isinstance(leaf, Tensor)]
 
 
 def divide(batch: Any, rows: int) -> Iterator[Any]:

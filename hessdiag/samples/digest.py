@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hessdiag.hashing import content, sha256
-from hessdiag.samples.batches import is_texts, map_leaves
+from hessdiag.samples.batches import entries, is_texts
 
 DEEPEST = 8  # objects inside objects: one that names itself ends here
 
@@ -33,8 +33,7 @@ class Digest:
 
     def batch(self, batch: Any) -> None:
         """Add a batch whose tensors, and lists of texts, hold one example per row."""
-        found: list[Any] = []
-        map_leaves(batch, found.append, whole=is_texts)
+        found = entries(batch, whole=is_texts)
         tensors = [leaf for leaf in found if isinstance(leaf, Tensor)]
         for index, leaf in enumerate(tensors):
             self._add(index, f"{leaf.dtype} {tuple(leaf.shape[1:])}", leaf)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from hessdiag.errors import ProblemError
-from hessdiag.samples.batches import is_texts, leaves, map_leaves, map_tensors, row_count
+from hessdiag.samples.batches import entries, is_texts, leaves, map_leaves, map_tensors, row_count
 
 Reading = Literal["examples", "batches"]
 
@@ -167,40 +167,33 @@ def _rectangular(value: Any) -> tuple[int, ...] | None:
 
 
 def _only_arrays(value: Any) -> bool:
-    others: list[Any] = []
-    map_leaves(value, lambda leaf: None if isinstance(leaf, Tensor) else others.append(leaf))
-    return not others and bool(leaves(value))
+    found = entries(value)
+    return bool(found) and all(isinstance(leaf, Tensor) for leaf in found)
 
 
 def _kinds(value: Any) -> tuple[Any, ...]:
     """Structure, types and dimensions, without sizes."""
-    found: list[Any] = []
-
-    def see(leaf: Any) -> None:
-        found.append((leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else _kind(leaf))
-
-    map_leaves(value, see, whole=is_texts)
     keys = tuple(map(str, value)) if isinstance(value, Mapping) else ()
-    return (isinstance(value, Tensor), keys, *found)
+    return (isinstance(value, Tensor), keys, *map(_kind, entries(value, whole=is_texts)))
 
 
-def _kind(leaf: Any) -> str:
+def _kind(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.dim()
     return "number" if isinstance(leaf, bool | int | float) else type(leaf).__name__
 
 
 def _numbers(value: Any) -> int:
     """How many entries are a single number."""
-    found: list[Any] = []
-    map_leaves(value, found.append)
     return sum(
-        not leaf.dim() if isinstance(leaf, Tensor) else isinstance(leaf, bool | int | float) for leaf in found
+        not leaf.dim() if isinstance(leaf, Tensor) else isinstance(leaf, bool | int | float)
+        for leaf in entries(value)
     )
 
 
 def _texts(value: Any) -> int:
     """How many texts there are where there are any: 1, or as many as a list of them has."""
-    found: list[Any] = []
-    map_leaves(value, found.append, whole=is_texts)
+    found = entries(value, whole=is_texts)
     return max((1 if isinstance(x, str) else len(x) if is_texts(x) else 0 for x in found), default=0)
 
 
@@ -244,11 +237,9 @@ def _refuse_ambiguous(one: Any, split: str) -> NoReturn:
 
 
 def _shapes(value: Any) -> str:
-    found: list[str] = []
-
-    def see(leaf: Any) -> None:
-        found.append(str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__)
-
-    map_leaves(value, see, whole=is_texts)
+    found = [
+        str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
+        for leaf in entries(value, whole=is_texts)
+    ]
     kinds = f"{type(value).__name__} of " if not isinstance(value, Tensor) else "tensor "
     return kinds + ", ".join(found[:4]) + (" ..." if len(found) > 4 else "")
