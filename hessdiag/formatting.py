@@ -90,6 +90,13 @@ def format_tau(tau: float) -> str:
     return with_minus(f"{tau:+.2f}")
 
 
+def format_seconds(seconds: float) -> str:
+    """A time foreseen: seconds, from 90 on minutes, from 90 minutes on hours."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def with_minus(number: str) -> str:
     """A number's text with the minus sign in place of the hyphen."""
     return number.replace("-", "−")

@@ -10,6 +10,7 @@ from hessdiag.errors import UsageError
 from hessdiag.former import renamed
 from hessdiag.option import Fault, refuse
 from hessdiag.problem import Problem
+from hessdiag.samples import SampleSet, draw
 from hessdiag.settings import Settings
 
 FIELDS = tuple(field.name for field in fields(Problem) if field.name not in ("model", "data", "params"))
@@ -51,6 +52,15 @@ def options_asked(quantities: Any, options: Mapping[str, Any]) -> dict[str, Any]
         given["quantities"] = (given["quantities"],)
     refuse(*_of_the_problem(given), *Settings.faults({k: v for k, v in given.items() if k not in FIELDS}))
     return given
+
+
+def sample_set(problem: Problem, s: Settings) -> SampleSet:
+    """The frozen sample set that settings ask of a problem.
+
+    Raises:
+        UsageError: no such split, or no samples in it.
+    """
+    return draw(problem.split(s.split), split=s.split, samples=s.samples, seed=s.seed, batch_size=s.batch_size)
 
 
 def are_quantities(value: Any) -> bool:

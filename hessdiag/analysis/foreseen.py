@@ -56,10 +56,3 @@ def foresee(checked: Preflight, settings: Settings, network: Recognized | None) 
         steps, probes, seconds = round(part * steps), round(part * probes), part * seconds
     memory = bytes_of(op, each, steps, probes) + by_model * TRACE_BYTES
     return Foreseen(steps + probes, seconds, memory, by_model)
-
-
-def duration(seconds: float) -> str:
-    """``3.2 s``, ``12 min``, ``1.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

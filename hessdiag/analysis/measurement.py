@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from hessdiag.analysis.asked import sample_set
 from hessdiag.analysis.closed import network_of
-from hessdiag.analysis.foreseen import Foreseen, duration, foresee
+from hessdiag.analysis.foreseen import Foreseen, foresee
 from hessdiag.analysis.needs import PRECONDITIONED, planned
 from hessdiag.analysis.preconditioned import take_preconditioned
 from hessdiag.analysis.record import environment, fingerprint, key_of
@@ -24,9 +25,9 @@ from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import device_of
 from hessdiag.engine.products.preconditioned import preconditioner_for
+from hessdiag.formatting import format_seconds
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost, Fingerprint, Metric
-from hessdiag.samples import SampleSet, draw
 from hessdiag.settings import Settings
 from hessdiag.spectral.warm import Warm, ending
 
@@ -47,22 +48,14 @@ class Measurement:
     """
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
-        source = problem.split(settings.split)
+        self._begun = time.perf_counter()
+        self.settings, self.samples = settings, sample_set(problem, settings)
         if settings.params is not None:
             problem = replace(problem, params=tuple(settings.params))
-        self.settings = settings
-        self._begun = time.perf_counter()
         self._spending: Spending | None = None
         self._interrupted = False
         self.left: Warm | None = None
         self.repeatable = True
-        self.samples: SampleSet = draw(
-            source,
-            split=settings.split,
-            samples=settings.samples,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-        )
         wanted = settings.wants(PRECONDITIONED)
         self.preconditioner = preconditioner_for(problem) if wanted else None
         self.checked: Preflight = preflight(
@@ -135,7 +128,7 @@ class Measurement:
         hint = "; a first look: `effort='quick'`" if ahead.seconds > LONG and s.effort != "quick" else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
-            f"about {ahead.products} products, {duration(ahead.seconds)}, "
+            f"about {ahead.products} products, {format_seconds(ahead.seconds)}, "
             f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.method})" + beside + hint
         )
 

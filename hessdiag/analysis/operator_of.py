@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from hessdiag.analysis.asked import problem_of
+from hessdiag.analysis.asked import problem_of, sample_set
 from hessdiag.engine.checks.kept_weights import first_pass
 from hessdiag.engine.checks.log_probabilities import require_log_probabilities
 from hessdiag.engine.checks.planner import choose
@@ -20,7 +20,6 @@ from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.former import renamed
 from hessdiag.option import Fault, hint, refuse, takes
 from hessdiag.problem import Problem
-from hessdiag.samples import draw
 from hessdiag.settings import Settings
 
 ALL = (*KINDS, *FISHERS)
@@ -75,10 +74,9 @@ def hessian(
     kinds = [] if operator in ALL else [Fault("operator", operator, f"allowed: {', '.join(ALL)}")]
     refuse(*foreign, *kinds, *Settings.faults({**known, "operator": "ggn" if operator == "ggn" else "hessian"}))
     subject, asked = problem_of(problem, loss_fn, data, "hessdiag.hessian"), Settings(**known)
-    source = subject.split(asked.split)
+    drawn = sample_set(subject, asked)
     if asked.params is not None:
         subject = replace(subject, params=tuple(asked.params))
-    drawn = draw(source, split=asked.split, samples=asked.samples, seed=asked.seed, batch_size=asked.batch_size)
     numbers: dict[str, Any] = {
         "dtype": getattr(torch, asked.dtype) if asked.dtype else None,
         "device": device_of(device),

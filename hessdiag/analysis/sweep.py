@@ -127,12 +127,8 @@ class Sweep:
 
     def _goal(self, *, trace: bool) -> Goal:
         s, known = self.settings, self.settings.known_to
-        return Goal(
-            known.trace if trace else None,
-            known.frobenius_squared if needs_square(s) else None,
-            s.confidence,
-            s.most_probes,
-        )
+        square = known.frobenius_squared if needs_square(s) else None
+        return Goal(known.trace if trace else None, square, s.confidence, s.most_probes)
 
     def _may_begin(self, found: Found, *quantities: str) -> bool:
         """Whether a further stage may begin; where it may not, what will be missing is said."""
@@ -170,13 +166,8 @@ class Sweep:
             if s.probes is not None or krylov is None or krylov.exhausted:
                 found.forms = forms(op, krylov, s.most_probes, s.seed, on_block=self.account.of_probes)
             else:
-                found.forms = forms_for(
-                    op,
-                    krylov,
-                    self._goal(trace="trace" not in found.metrics),
-                    s.seed,
-                    on_block=self.account.of_probes,
-                )
+                goal = self._goal(trace="trace" not in found.metrics)
+                found.forms = forms_for(op, krylov, goal, s.seed, on_block=self.account.of_probes)
         if self.spending.interrupted and self.account.looks:
             self.confidence = watched(s.confidence, self.account.looks)
         known, before = (krylov.size, krylov.products) if krylov is not None else (0, 0)

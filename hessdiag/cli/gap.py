@@ -27,6 +27,7 @@ from hessdiag.cli.spelling import flagged_page
 from hessdiag.cli.stdout import message, reserve
 from hessdiag.errors import MeasurementError, OutputError
 from hessdiag.files import CACHE
+from hessdiag.formatting import format_seconds
 from hessdiag.gap.settings import GapSettings
 from hessdiag.option import options_of
 from hessdiag.schemes.recipe import Recipe
@@ -222,8 +223,7 @@ def _left(one: Any, number: int, total: int, jobs: int) -> list[str]:
     if number != 1 or total == 1 or one.record is None or one.kept:
         return []
     seconds = one.record.seconds * (total - 1) / min(jobs, total - 1)
-    amount = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
-    return [f"by this one the other {total - 1} take about {amount}"]
+    return [f"by this one the other {total - 1} take about {format_seconds(seconds)}"]
 
 
 def _progress(one: Any, number: int, total: int) -> str:

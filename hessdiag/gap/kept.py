@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from hessdiag import hashing
+from hessdiag.analysis.asked import sample_set
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
 from hessdiag.gap.examine import Examination
 from hessdiag.gap.record import SCHEMA, CheckpointRecord
 from hessdiag.installed import version
 from hessdiag.problem import Problem
-from hessdiag.samples import draw
 from hessdiag.sources.spec import split_key
 
 NUMBERS = 2  # one more whenever a measure of the same name becomes another number
@@ -61,7 +61,7 @@ def read(file: Path, problem: Problem, asked: Examination) -> CheckpointRecord |
     except (OSError, ValueError, UsageError):
         return None
     s = asked.settings
-    samples = draw(problem.data[s.split], split=s.split, samples=s.samples, seed=s.seed, batch_size=s.batch_size)
+    samples = sample_set(problem, s)
     if samples.digest != record.fingerprint.data_sha256:
         return None
     dtype = getattr(torch, s.dtype) if s.dtype else None
