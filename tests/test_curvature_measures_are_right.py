@@ -560,7 +560,7 @@ def no_bend(monkeypatch):
 
 BROKEN = {
     "inputs not normalised": (
-        lambda m: m.setattr(flatness, "input_spread", lambda _, layer: torch.ones(layer.in_features)),
+        lambda m: m.setattr(flatness, "input_spread", lambda _, layer: torch.ones(layer.module.in_features)),
         check_flatness,
     ),
     "curved layers taken for linear": (no_bend, lambda: test_drawn_traces_are_unbiased(models.mlp())),

@@ -26,6 +26,7 @@ SHOWN = (
     *("weight_norm", "inverse_margin", "gradient_noise"),
 )
 """Measures that are drawn against the gap: one or two of every family, chosen before any result was seen."""
+POINTS = {"elinewidth": 1.0, "markersize": 4.5}  # with their intervals
 MOST_NAMED = 40  # checkpoints named on an axis
 
 
@@ -59,8 +60,7 @@ def gap_scatter(report: GapReport, measure: str, ax: Axes | None = None) -> Axes
             elinewidth=0.7,
             markersize=5,
         )
-    positive = frame[measure].min() > 0
-    if positive and frame[measure].max() > 20 * frame[measure].min():
+    if 0 < 20 * frame[measure].min() < frame[measure].max():
         ax.set_xscale("log")
         plain_ticks(ax.xaxis)
     ax.axhline(0.0, color=ink(ax), linewidth=0.6)
@@ -79,19 +79,14 @@ def scatter_frame(report: GapReport, measure: str) -> pd.DataFrame:
     Raises:
         UsageError: no checkpoint has both.
     """
-    import pandas as pd
-
     rows = []
     for record in report.records:
         one, gap = record.readings.get(measure), record.gap(report.gap_kind)
         if isinstance(one, Reading) and gap.value is not None:
             hi = one.hi if np.isfinite(one.hi) else one.value
             rows.append((record.name, _group(report, record), one.value, one.lo, hi, gap.value, gap.lo, gap.hi))
-    if not rows:
-        msg = f"{measure}: no checkpoint has both this measure and the {report.gap_kind} gap"
-        raise UsageError(msg)
     columns = ["checkpoint", "group", measure, f"{measure}_lo", f"{measure}_hi", "gap", "gap_lo", "gap_hi"]
-    return pd.DataFrame(rows, columns=columns)
+    return _frame(rows, columns, f"{measure}: no checkpoint has both this measure and the {report.gap_kind} gap")
 
 
 def taus(report: GapReport, ax: Axes | None = None) -> Axes:
@@ -111,9 +106,7 @@ def taus(report: GapReport, ax: Axes | None = None) -> Axes:
         xerr=reach,
         fmt="o",
         color=COLOURS[0],
-        ecolor=COLOURS[0],
-        elinewidth=1,
-        markersize=4.5,
+        **POINTS,
         label=f"tau-b, {report.confidence:.0%} interval over runs",
     )
     if frame["worst_group"].notna().any():
@@ -141,8 +134,6 @@ def taus_frame(report: GapReport) -> pd.DataFrame:
     Raises:
         UsageError: no measure has a tau.
     """
-    import pandas as pd
-
     rows = []
     for one in report.ranks.measures:
         if one.overall is None:
@@ -151,12 +142,10 @@ def taus_frame(report: GapReport) -> pd.DataFrame:
         worst = one.worst.worst if one.worst is not None else float("nan")
         o = one.overall
         rows.append((one.measure, o.tau, o.lo, o.hi, one.p_holm, worst, verdicts.count("moved"), one.n))
-    if not rows:
-        first = report.ranks.measures[0].reason if report.ranks.measures else "no measures were taken"
-        msg = f"nothing to draw: {first}"
-        raise UsageError(msg)
+    first = report.ranks.measures[0].reason if report.ranks.measures else "no measures were taken"
     columns = ["measure", "tau", "lo", "hi", "p_holm", "worst_group", "moved", "n"]
-    return pd.DataFrame(rows, columns=columns).sort_values("tau", ascending=False, kind="stable")
+    frame = _frame(rows, columns, f"nothing to draw: {first}")
+    return frame.sort_values("tau", ascending=False, kind="stable")
 
 
 def performances(report: GapReport, ax: Axes | None = None) -> Axes:
@@ -176,9 +165,8 @@ def performances(report: GapReport, ax: Axes | None = None) -> Axes:
             xerr=reach,
             fmt=MARKERS[index % 8],
             color=COLOURS[index % 8],
-            markersize=4.5,
-            elinewidth=1,
             label=plain(str(split)),
+            **POINTS,
         )
     if 0 < 5 * frame[drawn].min() < frame[drawn].max():  # less has no two round numbers on a log axis
         ax.set_xscale("log")
@@ -195,24 +183,29 @@ def performances(report: GapReport, ax: Axes | None = None) -> Axes:
 
 def performances_frame(report: GapReport) -> pd.DataFrame:
     """What `performances` draws: checkpoint, split, error (1 − score) or loss, lo, hi."""
-    import pandas as pd
-
     kind, rows = report.gap_kind, []
     for record, split in ((one, split) for one in report.records for split in one.performance.splits):
         one = split.loss if kind == "loss" else split.score
         if one.value is not None and one.lo is not None and one.hi is not None:
             shown = (one.value, one.lo, one.hi) if kind == "loss" else (1 - one.value, 1 - one.hi, 1 - one.lo)
             rows.append((record.name, split.split, *shown))
-    msg = f"no checkpoint has {kind} with an interval: too few examples in every split"
+    lacking = f"no checkpoint has {kind} with an interval: too few examples in every split"
+    return _frame(rows, ["checkpoint", "split", kind, "lo", "hi"], lacking)
+
+
+def _frame(rows: Sequence[tuple[object, ...]], columns: list[str], lacking: str) -> pd.DataFrame:
+    """The rows as a table; without any, ``lacking`` says why."""
+    import pandas as pd
+
     if not rows:
-        raise UsageError(msg)
-    return pd.DataFrame(rows, columns=["checkpoint", "split", kind, "lo", "hi"])
+        raise UsageError(lacking)
+    return pd.DataFrame(rows, columns=columns)
 
 
-def drawable(report: GapReport, measures: Sequence[str] = SHOWN) -> list[str]:
-    """Of these measures, those that at least two checkpoints have together with the gap."""
+def drawable(report: GapReport) -> list[str]:
+    """Of the measures `SHOWN`, those that at least two checkpoints have together with the gap."""
     known = [one.readings for one in report.records if one.gap(report.gap_kind).value is not None]
-    return [name for name in measures if sum(isinstance(one.get(name), Reading) for one in known) > 1]
+    return [name for name in SHOWN if sum(isinstance(one.get(name), Reading) for one in known) > 1]
 
 
 def tau_of(report: GapReport, measure: str) -> str:

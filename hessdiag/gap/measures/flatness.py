@@ -49,11 +49,9 @@ def relative_flatness(checkpoint: Checkpoint) -> Reading | Refused:
     if isinstance(layers, Refused):
         return layers
     layer = layers[-2] if len(layers) > 1 else layers[-1]
-    spread = input_spread(checkpoint, layer.module)
-    if spread is None:
-        return Refused(
-            f"{layer.name} is called more than once a pass, or not with numbers: its inputs have no one scale"
-        )
+    spread = input_spread(checkpoint, layer)
+    if isinstance(spread, Refused):
+        return spread
     maps = {_weight_name(layer): _tilted(layer, spread)}
     reading = weighted_trace(checkpoint, maps, f"relative flatness {layer.name}")
     return replace(reading, note=f"layer {layer.name}")
@@ -97,9 +95,7 @@ def relative_flatness_max(checkpoint: Checkpoint) -> Reading | Refused:
         return blocks
     rows = len(blocks.gram)
     if rows > MOST_ROWS:
-        return Refused(
-            f"{rows} outputs: κ_max takes an eigenvalue of each pair of rows, and is given for {MOST_ROWS} at most"
-        )
+        return Refused(f"{rows} outputs: κ_max takes an eigenvalue of each pair of rows, of {MOST_ROWS} at most")
     value, x = 0.0, blocks.inputs
     for s in range(rows):
         pairs = torch.einsum("nt,ni,nj->tij", blocks.curvature[:, s, s:], x, x)
@@ -148,7 +144,7 @@ def matrices(checkpoint: Checkpoint) -> list[WeightLayer] | Refused:
     found = [
         layer
         for layer in checkpoint.layers
-        if isinstance(layer.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and _weight_name(layer) in names
+        if isinstance(layer.module, (nn.Linear, *CONVOLUTIONS)) and _weight_name(layer) in names
     ]
     return found or Refused("no linear layer or convolution has a weight that counts")
 
@@ -217,9 +213,9 @@ def _last_layer(checkpoint: Checkpoint) -> _LastLayer | Refused:
             return S
         inputs.append(calls[0].input.double().reshape(-1, calls[0].input.shape[-1]).cpu())
         curvatures.append(S.cpu())
-    spread = input_spread(checkpoint, layer.module)
-    if spread is None:
-        return Refused(f"{layer.name} is called more than once a pass: its inputs have no one scale")
+    spread = input_spread(checkpoint, layer)
+    if isinstance(spread, Refused):
+        return spread
     spread = spread.cpu()
     weight = layer.weight.detach().double().cpu() * spread
     S = torch.cat(curvatures) / checkpoint.operator.total_weight
@@ -238,8 +234,7 @@ def _are_logits(checkpoint: Checkpoint, given: Tensor, outputs: Tensor) -> bool:
 
 def _by_logits(checkpoint: Checkpoint, outputs: Tensor, batch: object) -> Tensor | Refused:
     """The Hessian of every row's loss by its outputs, (rows, C, C) float64."""
-    problem = checkpoint.problem
-    known = problem.built_in
+    problem, known = checkpoint.problem, checkpoint.problem.built_in
     if problem.weight is not None or known is None:
         return Refused(
             "the loss is not one of the built-in criteria: its Hessian by the outputs is not known here"

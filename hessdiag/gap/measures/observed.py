@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.errors import Refused
+from hessdiag.gap.checkpoint import Checkpoint, WeightLayer
 
 CONSTANT = 1e-10  # of a feature's mean square: single precision leaves 1e-13 in sums taken in double
 
@@ -40,17 +41,18 @@ def passages(checkpoint: Checkpoint, layer: nn.Module) -> Iterator[tuple[Tensor,
         handle.remove()
 
 
-def input_spread(checkpoint: Checkpoint, layer: nn.Module) -> Tensor | None:
+def input_spread(checkpoint: Checkpoint, layer: WeightLayer) -> Tensor | Refused:
     """Standard deviation of every input feature (or channel) of a layer, (features,) float64; 0 where constant.
 
-    None where the layer was not called once per batch with floating-point inputs. One forward pass.
+    Refused where the layer was not called once per batch with floating-point inputs. One forward pass.
     """
     count, total, square = 0, torch.zeros(()), torch.zeros(())
-    for _, calls in passages(checkpoint, layer):
+    for _, calls in passages(checkpoint, layer.module):
         if len(calls) != 1 or not calls[0].input.is_floating_point():
-            return None
+            why = "is called more than once a pass, or not with numbers: its inputs have no one scale"
+            return Refused(f"{layer.name} {why}")
         x = calls[0].input.double()
-        features = x.movedim(1, -1) if _convolves(layer) else x
+        features = x.movedim(1, -1) if _convolves(layer.module) else x
         rows = features.reshape(-1, features.shape[-1])
         count, total, square = count + len(rows), total + rows.sum(0), square + rows.square().sum(0)
     variance = square / count - (total / count).square()
