@@ -22,10 +22,8 @@ from hessdiag.criteria import CRITERIA, how_called, recognized
 from hessdiag.errors import HessdiagError, LoadError, ProblemError, RaisedError, UsageError, one_line
 from hessdiag.hashing import sha256
 from hessdiag.problem import Problem
-from hessdiag.sources.spec import exists, parse_options, split_key, split_spec
+from hessdiag.sources.spec import exists, split_key, split_spec
 from hessdiag.sources.weights import Weights, load_into, read_weights
-
-__all__ = ["Built", "build_problem", "parse_options"]
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 CHECKPOINT = "checkpoint"
@@ -86,11 +84,16 @@ def build_problem(
         loads_itself = _check_options(factory, given, spec, has_checkpoint=checkpoint is not None)
         weights = None
         if checkpoint is not None and loads_itself:
-            _require_file(checkpoint)
+            path, _ = split_key(checkpoint)
+            if not exists(path):
+                msg = f"{path}: no such checkpoint file"
+                raise LoadError(msg)
             given[CHECKPOINT] = checkpoint
         elif checkpoint is not None:
             weights = read_weights(checkpoint, trust_pickle=trust_pickle, main=module)
-        problem = _as_problem(_call(factory, given, spec), spec)
+        with _users_code(f"factory {spec}"):
+            made = factory(**given)
+        problem = _as_problem(made, spec)
     if checkpoint is None:
         return Built(problem, None, ("no checkpoint given: the model as the factory made it",))
     if weights is None:
@@ -110,13 +113,6 @@ def find_function(spec: str, app_dir: str | None = None) -> Callable[..., Any]:
         return _find(_import(where, spec), name, spec)
 
 
-def _require_file(checkpoint: str) -> None:
-    path, _ = split_key(checkpoint)
-    if not exists(path):
-        msg = f"{path}: no such checkpoint file"
-        raise LoadError(msg)
-
-
 @contextmanager
 def importable(where: str, app_dir: str | None) -> Iterator[None]:
     """The user's folders in front of ``sys.path`` while their code is imported and called."""
@@ -134,21 +130,27 @@ def importable(where: str, app_dir: str | None) -> Iterator[None]:
                 sys.path.remove(folder)
 
 
-def _import(where: str, spec: str) -> ModuleType:
-    importing = f"importing {where}"
+@contextmanager
+def _users_code(doing: str) -> Iterator[None]:
+    """Around code that can raise anything: it becomes one line."""
     try:
-        return _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except HessdiagError:
+        yield
+    except (HessdiagError, KeyboardInterrupt):
         raise
-    except ModuleNotFoundError as error:
-        if error.name and (where == error.name or where.startswith(error.name + ".")):
+    except BaseException as error:
+        msg = f"{doing} raised {type(error).__name__}: {one_line(error, 200)}"
+        raise RaisedError(msg) from error
+
+
+def _import(where: str, spec: str) -> ModuleType:
+    with _users_code(f"importing {where}"):
+        try:
+            return _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if not error.name or not f"{where}.".startswith(f"{error.name}."):
+                raise
             msg = f"{spec}: no module {error.name!r} here or installed: give its folder with `app_dir`"
             raise UsageError(msg) from error
-        raise _raised(importing, error) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # the user's module can raise anything
-        raise _raised(importing, error) from error
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -217,21 +219,6 @@ def _check_options(
         msg = f"{spec} needs the option {lacking[0]!r}: give -P {lacking[0]}=..."
         raise UsageError(msg)
     return loads_itself
-
-
-def _call(factory: Callable[..., Any], given: Mapping[str, Any], spec: str) -> Any:
-    calling = f"factory {spec}"
-    try:
-        return factory(**given)
-    except (HessdiagError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # the user's factory can raise anything
-        raise _raised(calling, error) from error
-
-
-def _raised(what: str, error: BaseException) -> RaisedError:
-    text = f"{what} raised {type(error).__name__}: {one_line(error, 200)}"
-    return RaisedError(text)
 
 
 def _as_problem(result: Any, spec: str) -> Problem:
