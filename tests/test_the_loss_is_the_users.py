@@ -325,7 +325,7 @@ def test_scores_and_losses_are_of_next_tokens():
     true = F.cross_entropy(logits[kept], labels[:, 1:].flatten()[kept], reduction="none")
     assert torch.allclose(scores.loss, true)
     assert torch.equal(scores.correct, logits[kept].argmax(-1) == labels[:, 1:].flatten()[kept])
-    assert landscape.accuracy() == pytest.approx(float(scores.correct.double().mean()))
+    assert landscape.loss_and_gradient().accuracy == pytest.approx(float(scores.correct.double().mean()))
     gradients = torch.cat(list(landscape.example_gradients()))
     assert torch.allclose(gradients.mean(0), landscape.gradient())
 
@@ -456,7 +456,7 @@ def test_the_landscape_moves_what_the_criterion_takes_too(name):
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(true, list(problem.model.parameters()))])
     assert apart == pytest.approx(true.item(), rel=1e-10)
     assert torch.allclose(slope.gradient, gradient, rtol=1e-9, atol=1e-12)
-    assert (landscape.accuracy(shift) is None) == (name != "an L2 penalty")
+    assert (landscape.loss_and_gradient(shift).accuracy is None) == (name != "an L2 penalty")
 
 
 def test_curved_tensors_are_not_asked_for_then():

@@ -22,7 +22,7 @@ class Draws(NamedTuple):
     """The sample set at several shifts."""
 
     losses: Tensor  # (k, batches) float64, mean loss of each batch
-    accuracy: Tensor | None  # (k,) float64
+    accuracy: Tensor | None  # (k,) float64, share of the positions classified right; None without integer classes
 
 
 class LossAndGradient(NamedTuple):
@@ -64,13 +64,14 @@ class Landscape:
     @cached_property
     def positions(self) -> int:
         """How many positions have an integer class that counts; 0 where not every batch has such classes."""
-        pairs = [
-            None if outputs is None else classes(self.operator.problem, outputs, batch)
-            for outputs, batch in ((self._returned(index, None), one) for index, one in enumerate(self.batches))
-        ]
-        return sum(0 if pair is None else int((pair[1] != IGNORE_INDEX).sum()) for pair in pairs) * (
-            None not in pairs
-        )
+        count = 0
+        for index, batch in enumerate(self.batches):
+            outputs = self._returned(index, None)
+            pair = None if outputs is None else classes(self.operator.problem, outputs, batch)
+            if pair is None:
+                return 0
+            count += int((pair[1] != IGNORE_INDEX).sum())
+        return count
 
     def loss(self, shift: Tensor | None = None) -> float:
         """Mean loss at θ + shift; one forward pass."""
@@ -79,11 +80,6 @@ class Landscape:
     def losses(self, shift: Tensor | None = None) -> Tensor:
         """Mean loss of every batch at θ + shift, (batches,) float64; one forward pass."""
         return self.draws(self._row(shift)[None]).losses[0]
-
-    def accuracy(self, shift: Tensor | None = None) -> float | None:
-        """Share of the positions classified right, or None without integer classes; one forward pass."""
-        found = self.draws(self._row(shift)[None]).accuracy
-        return None if found is None else float(found[0])
 
     def mean(self, losses: Tensor) -> Tensor:
         """The sample set's mean of losses per batch, (..., batches) to (...)."""
