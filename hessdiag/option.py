@@ -6,7 +6,7 @@ made from `options_of`; each of them spells the name and the value of a `Fault` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
@@ -220,8 +220,7 @@ def hint(name: Any, allowed: Sequence[str]) -> str:
 
 def documented(cls: C) -> C:
     """Write the section Attributes of a docstring from the options."""
-    lines = ["    Attributes:", *_said(options_of(cls).values())]
-    cls.__doc__ = "\n".join([f"{(cls.__doc__ or '').rstrip()}\n", *lines, "    "])
+    cls.__doc__ = _with_section(cls.__doc__, "Attributes", options_of(cls).values())
     return cls
 
 
@@ -238,22 +237,22 @@ def takes(cls: type[Any], *names: str) -> Callable[[F], F]:
     def show(function: F) -> F:
         own = signature(function)
         kept = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
-        told = {one.name for one in kept}
+        options = [one for one in chosen if one.name not in own.parameters]
         more = [
             Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
-            for one in chosen
-            if one.name not in told
+            for one in options
         ]
         function.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
-        lines = ["    Options:", *_said(one for one in chosen if one.name not in told)]
-        function.__doc__ = "\n".join([f"{(function.__doc__ or '').rstrip()}\n", *lines, "    "])
+        function.__doc__ = _with_section(function.__doc__, "Options", options)
         return function
 
     return show
 
 
-def _said(options: Iterable[Option]) -> Iterator[str]:
+def _with_section(docstring: str | None, heading: str, options: Iterable[Option]) -> str:
+    lines = [f"{(docstring or '').rstrip()}\n", f"    {heading}:"]
     for one in options:
         instead = f" [{one.instead}]" if one.instead else ""
         text = f"{one.name}: {one.help}{instead}{' ' if one.more else ''}{one.more}"
-        yield fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        lines.append(fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 12))
+    return "\n".join([*lines, "    "])

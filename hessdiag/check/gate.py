@@ -136,18 +136,15 @@ class Gate:
 
     def _look(self, scope: Scope, metrics: Iterable[str], probes: int, rtol: float) -> None:
         asked: dict[str, Any] = {"probes": probes, "rtol": rtol, "confidence": self.plan.look_confidence}
-        changes = any(b.scope == scope and any(x.needs_baseline for x in b.limits) for b in self.plan.budgets)
-        try:
-            if changes:
-                self.recorded[scope] = self.base.entry(scope, set(metrics), **asked)
-        except NoVerdictError as error:
-            self.missing_base[scope] = str(error)
-            self.problems.append(str(error))
-        try:
-            self.measured[scope] = self.new.entry(scope, set(metrics), **asked)
-        except NoVerdictError as error:
-            self.missing[scope] = str(error)
-            self.problems.append(str(error))
+        sides = [(self.new, self.measured, self.missing)]
+        if any(b.scope == scope and any(x.needs_baseline for x in b.limits) for b in self.plan.budgets):
+            sides.insert(0, (self.base, self.recorded, self.missing_base))
+        for source, found, missing in sides:
+            try:
+                found[scope] = source.entry(scope, set(metrics), **asked)
+            except NoVerdictError as error:
+                missing[scope] = str(error)
+                self.problems.append(str(error))
 
     def _compare(self, scope: Scope) -> None:
         """Drop a baseline of another subject; refuse numbers that the same weights do not reproduce."""

@@ -121,3 +121,21 @@ def activation(given: str | Activation | nn.Module | Callable[[Tensor], Tensor])
 def _by_autograd(function: Callable[[Tensor], Tensor], a: Tensor) -> Derivatives:
     value, first, second, third = derivatives(function, a)
     return value, first, second, third
+
+
+OTHERS = tuple(
+    activation(f)
+    for f in (
+        nn.GELU(approximate="tanh"),
+        nn.functional.elu,
+        nn.functional.selu,
+        nn.functional.mish,
+        nn.functional.softsign,
+        nn.functional.leaky_relu,
+        nn.functional.logsigmoid,
+        torch.sin,
+        torch.erf,
+        torch.atan,
+    )
+)
+"""Further ones that a forward may apply as functions, by autograd."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessdiag.closed_form.activations import KNOWN, Activation, activation
+from hessdiag.closed_form.activations import KNOWN, OTHERS, Activation, activation
 from hessdiag.closed_form.gradient import Gradients
 from hessdiag.closed_form.network import ThreeLayer
 from hessdiag.closed_form.rows import Batch, Rows
@@ -133,24 +133,7 @@ def _layers(model: nn.Module) -> _Found | Refused:
         m for m in rest if not isinstance(m, PASSIVE) and next(m.children(), None) is None and m is not model
     ]
     # where the forward applies a function instead, the values tell which
-    return _Found((first, second), (*map(activation, active), *KNOWN.values(), *_OTHERS), len(active))
-
-
-_OTHERS = tuple(
-    activation(f)
-    for f in (
-        nn.GELU(approximate="tanh"),
-        nn.functional.elu,
-        nn.functional.selu,
-        nn.functional.mish,
-        nn.functional.softsign,
-        nn.functional.leaky_relu,
-        nn.functional.logsigmoid,
-        torch.sin,
-        torch.erf,
-        torch.atan,
-    )
-)
+    return _Found((first, second), (*map(activation, active), *KNOWN.values(), *OTHERS), len(active))
 
 
 def _rows(batch: Any, features: int) -> Batch:

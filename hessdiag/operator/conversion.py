@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hessdiag.errors import UsageError
-from hessdiag.operator.symmetric import ClosureOperator, SymmetricOperator, require_real
-from hessdiag.operator.vectors import tensor_of
+from hessdiag.operator.symmetric import SymmetricOperator
+from hessdiag.operator.vectors import require_real, tensor_of
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
+
+
+class ClosureOperator(SymmetricOperator):
+    """An operator from a function of a (d, k) block to a (d, k) block."""
+
+    def __init__(self, matmat: Callable[[Tensor], Tensor], size: int, **options: Any) -> None:
+        super().__init__(size, **options)
+        self._matmat = matmat
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Products by the function, copied: its answer may be memory of its own."""
+        answer = self._matmat(rows.T)
+        require_real(answer)
+        product = answer.T.to(device=self.device, dtype=self.dtype)
+        return product.clone(memory_format=torch.contiguous_format)
 
 
 def as_operator(operator: Any) -> SymmetricOperator:

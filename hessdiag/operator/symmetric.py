@@ -221,32 +221,6 @@ class SymmetricOperator(ABC):
         return torch.cat(parts)
 
 
-class ClosureOperator(SymmetricOperator):
-    """An operator from a function of a (d, k) block to a (d, k) block."""
-
-    def __init__(self, matmat: Callable[[Tensor], Tensor], size: int, **options: Any) -> None:
-        super().__init__(size, **options)
-        self._matmat = matmat
-
-    def multiply(self, rows: Tensor) -> Tensor:
-        """Products by the function, copied: its answer may be memory of its own."""
-        answer = self._matmat(rows.T)
-        require_real(answer)
-        product = answer.T.to(device=self.device, dtype=self.dtype)
-        return product.clone(memory_format=torch.contiguous_format)
-
-
-def require_real(array: Any) -> None:
-    """Refuse complex numbers, of which only the real part would be measured."""
-    dtype = getattr(array, "dtype", None)
-    complex_ = dtype.is_complex if isinstance(dtype, torch.dtype) else getattr(dtype, "kind", "") == "c"
-    if complex_:
-        msg = (
-            f"{dtype} numbers: real ones are needed; the real form [[A, -B], [B, A]] of A + iB has its eigenvalues"
-        )
-        raise UsageError(msg)
-
-
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Float32 products as float32, whatever the program around has allowed (TF32 leaves three digits)."""

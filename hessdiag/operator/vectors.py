@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hessdiag.errors import UsageError
-from hessdiag.operator.symmetric import SymmetricOperator, require_real
+from hessdiag.operator.symmetric import SymmetricOperator
 from hessdiag.shown import listed
 
 SHOWN = 3  # names in a refusal
@@ -57,6 +57,17 @@ def tensor_of(array: Any, op: SymmetricOperator) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         msg = f"H @ {type(array).__name__}: products are with tensors or arrays of numbers, (d,) or (d, k), "
         raise UsageError(msg + "or with tensors in parameter shape") from error
+
+
+def require_real(array: Any) -> None:
+    """Refuse complex numbers, of which only the real part would be measured."""
+    dtype = getattr(array, "dtype", None)
+    complex_ = dtype.is_complex if isinstance(dtype, torch.dtype) else getattr(dtype, "kind", "") == "c"
+    if complex_:
+        msg = (
+            f"{dtype} numbers: real ones are needed; the real form [[A, -B], [B, A]] of A + iB has its eigenvalues"
+        )
+        raise UsageError(msg)
 
 
 def _pieces(op: SymmetricOperator, pieces: Sequence[Any]) -> list[Tensor]:

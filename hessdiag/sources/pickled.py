@@ -104,17 +104,12 @@ class Reader:
             raise UnpicklingError(msg)
         self._stack.append(self._memo[index])
 
-    def _tuple2(self, _: Any) -> None:
-        last = self._pop()
-        self._stack.append((self._pop(), last))
-
-    def _tuple3(self, _: Any) -> None:
-        last, middle = self._pop(), self._pop()
-        self._stack.append((self._pop(), middle, last))
+    def _last(self, number: int) -> list[Any]:
+        """So many entries off the stack, in the order in which they came."""
+        return [self._pop() for _ in range(number)][::-1]
 
     def _append(self, _: Any) -> None:
-        value = self._pop()
-        self._extend([value])
+        self._extend(self._last(1))
 
     def _appends(self, _: Any) -> None:
         self._extend(self._from_mark())
@@ -130,8 +125,7 @@ class Reader:
         self._set(items)
 
     def _setitem(self, _: Any) -> None:
-        value = self._pop()
-        self._set([self._pop(), value])
+        self._set(self._last(2))
 
     def _setitems(self, _: Any) -> None:
         self._set(self._from_mark())
@@ -170,8 +164,7 @@ class Reader:
         return found
 
     def _reduce(self, _: Any) -> None:
-        arguments = self._pop()
-        self._call(self._pop(), arguments)
+        self._call(*self._last(2))
 
     def _new_with_keywords(self, _: Any) -> None:
         self._pop()
@@ -196,8 +189,7 @@ class Reader:
             raise UnpicklingError(msg) from error
 
     def _build(self, _: Any) -> None:
-        state = self._pop()
-        target = self._top()
+        state, target = self._pop(), self._top()
         if isinstance(target, Stateful):
             target.set_state(state)
         elif type(target) not in (dict, Foreign, Odd):  # the metadata of a state dict; parts of foreign objects
@@ -233,9 +225,9 @@ ACTIONS: dict[str, Callable[[Reader, Any], object]] = {
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), Reader._put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Reader._get),
     "TUPLE": lambda machine, _: machine._stack.append(tuple(machine._from_mark())),
-    "TUPLE1": lambda machine, _: machine._stack.append((machine._pop(),)),
-    "TUPLE2": Reader._tuple2,
-    "TUPLE3": Reader._tuple3,
+    "TUPLE1": lambda machine, _: machine._stack.append(tuple(machine._last(1))),
+    "TUPLE2": lambda machine, _: machine._stack.append(tuple(machine._last(2))),
+    "TUPLE3": lambda machine, _: machine._stack.append(tuple(machine._last(3))),
     "LIST": lambda machine, _: machine._stack.append(machine._from_mark()),
     "APPEND": Reader._append,
     "APPENDS": Reader._appends,

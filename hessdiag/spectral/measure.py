@@ -25,11 +25,10 @@ from scipy.special import betainc
 from hessdiag.results import Quadrature, Spectrum
 from hessdiag.results.chance import deviation
 from hessdiag.spectral.krylov import Krylov
-from hessdiag.spectral.quadrature import gauss
+from hessdiag.spectral.quadrature import Rule, average, gauss, without
 from hessdiag.spectral.zone import unresolved
 
 Array = NDArray[np.float64]
-Rule = tuple[Array, Array]
 
 CONVERGED = 1e-2
 """Residual of a Ritz pair, of its distance to the next value, below which its eigenvector is known: to 1e-4 of its
@@ -136,12 +135,12 @@ class Measure:
         """The rest's Gauss rule of m − 1 nodes and its anti-Gauss rule of m, of mass 1; equal where exact."""
         values, weights, _ = self._ritz
         if self.complete or len(values) < FEWEST_NODES:
-            rule = _without((values, weights), self.counted)
+            rule = without((values, weights), self.counted)
             return rule, rule
         wider = self.betas[:-1].copy()
         wider[-1] *= np.sqrt(2)
         rules = gauss(self.alphas[:-1], self.betas[:-2]), gauss(self.alphas, wider)
-        first, second = (_without((self._possible(nodes), weights), self.counted) for nodes, weights in rules)
+        first, second = (without((self._possible(nodes), weights), self.counted) for nodes, weights in rules)
         return first, second
 
     @cached_property
@@ -156,7 +155,7 @@ class Measure:
     @cached_property
     def rest(self) -> tuple[Array, Array, float]:
         """Nodes and weights, of mass 1, of what is not counted one by one, and its share of all eigenvalues."""
-        return (*_average(*self._rules), 1 - len(self.counted) / self.dimension)
+        return (*average(*self._rules), 1 - len(self.counted) / self.dimension)
 
     @property
     def _ones(self) -> Array:
@@ -239,22 +238,3 @@ def _moments(values: Array, weights: Array) -> tuple[float, float]:
         return 0.0, 0.0
     mean = float(np.dot(weights, values)) / total
     return mean, float(np.sqrt(max(np.dot(weights, (values - mean) ** 2) / total, 0.0)))
-
-
-def _without(rule: Rule, values: Array) -> Rule:
-    """A rule without the nodes that stand for ``values``, of mass 1."""
-    nodes, weights = rule
-    rest = np.ones(len(nodes), dtype=bool)
-    for value in values:
-        if rest.any():
-            rest[np.argmin(np.where(rest, np.abs(nodes - value), np.inf))] = False
-    total = float(weights[rest].sum())
-    return nodes[rest], weights[rest] / total if total > 0 else weights[rest]
-
-
-def _average(first: Rule, second: Rule) -> Rule:
-    if first is second:
-        return first
-    nodes = np.concatenate([first[0], second[0]])
-    order = np.argsort(nodes)
-    return nodes[order], np.concatenate([first[1], second[1]])[order] / 2

@@ -17,6 +17,7 @@ from hessdiag.operator import SymmetricOperator
 from hessdiag.spectral.inner import continue_basis, norms, project_out
 
 Array = NDArray[np.float64]
+Rule = tuple[Array, Array]  # nodes and weights
 
 RUNAWAY = 1e10  # a Radau coefficient beyond this share of the spectrum stands for a node at infinity
 
@@ -83,6 +84,26 @@ def gauss(alphas: Array, betas: Array) -> tuple[Array, Array]:
         return alphas.copy(), np.ones(1)
     nodes, vectors = eigh_tridiagonal(alphas, betas)
     return nodes, vectors[0] ** 2
+
+
+def without(rule: Rule, values: Array) -> Rule:
+    """A rule without the nodes that stand for ``values``, of mass 1."""
+    nodes, weights = rule
+    rest = np.ones(len(nodes), dtype=bool)
+    for value in values:
+        if rest.any():
+            rest[np.argmin(np.where(rest, np.abs(nodes - value), np.inf))] = False
+    total = float(weights[rest].sum())
+    return nodes[rest], weights[rest] / total if total > 0 else weights[rest]
+
+
+def average(first: Rule, second: Rule) -> Rule:
+    """The mean of two rules: the nodes of both, ascending, each with half its weight."""
+    if first is second:
+        return first
+    nodes = np.concatenate([first[0], second[0]])
+    order = np.argsort(nodes)
+    return nodes[order], np.concatenate([first[1], second[1]])[order] / 2
 
 
 def share_below(alphas: Array, betas: Array, a: float, *, closed: bool) -> float:
