@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ SHOWN = (
     *("weight_norm", "inverse_margin", "gradient_noise"),
 )
 """Measures that are drawn against the gap: one or two of every family, chosen before any result was seen."""
-POINTS = {"elinewidth": 1.0, "markersize": 4.5}  # with their intervals
+POINTS: dict[str, Any] = {"elinewidth": 1.0, "markersize": 4.5}  # with their intervals
 MOST_NAMED = 40  # checkpoints named on an axis
 
 

@@ -33,7 +33,7 @@ class CurvaturePenalty(Regularizer):
     """
 
     second_step: ClassVar[dict[torch.dtype, float]] = SECOND_STEP
-    kept = ("seed",)  # with the number of steps it gives all further random vectors
+    kept: tuple[str, ...] = ("seed",)  # with the number of steps it gives all further random vectors
 
     def __init__(
         self, optimizer: Optimizer, mu: Schedule, *, third: Method = "auto", seed: int = 0, **options: Any
