@@ -15,7 +15,7 @@ CONFIGS = {
         [tool.hessdiag.run]
         prob = 16  # ! run.prob | did you mean probes?
         bn = "eval"  # ! run.bn | no such key | allowed:
-        quantities = ["trace"]  # ! run.quantities | run.metrics
+        quantitie = ["trace"]  # ! run.quantitie | did you mean quantities?
         [tool.hessdiag.check]
         max_probe = 64  # ! check.max_probe | did you mean max_probes?
         [tool.hessdiag.check.budgets]
@@ -32,13 +32,18 @@ CONFIGS = {
         rtol = "1%"  # ! run.rtol | a number
         params = "layer4.*"  # ! run.params | a list
         split = ["train"]  # ! run.split | text in quotes
-        metrics = "trace"  # ! run.metrics | a list
+        quantities = "trace"  # ! run.quantities | a list
         [tool.hessdiag.check]
         confidence = "95%"  # ! check.confidence | a number
         max_probes = 1.5  # ! check.max_probes | a whole number
         [tool.hessdiag.check.budgets]
         trace = 80  # ! check.budgets.trace | 80 | a table | max_increase
         lambda_max = { max = 1, abs_floor = "1" }  # ! check.budgets.lambda_max.abs_floor | a number
+    """,
+    "a list under its former name": """
+        [tool.hessdiag.run]
+        quantities = ["trace"]
+        metrics = ["lambda_max"]  # ! run.metrics | no such key
     """,
     "settings out of range": """
         [tool.hessdiag.run]
@@ -48,7 +53,7 @@ CONFIGS = {
         operator = "hesian"  # ! run.operator | did you mean hessian?
         method = "magic"  # ! run.method | forward_over_reverse
         dtype = "float16"  # ! run.dtype | float32, float64
-        metrics = ["trace", "loud", "trace"]  # ! run.metrics.1 | "loud" | lambda_max # ! run.metrics.2 | twice
+        quantities = ["trace", "loud", "trace"]  # ! run.quantities.1 | "loud" # ! run.quantities.2 | twice
     """,
     "keys in the wrong place": """
         confidence = 0.9  # ! confidence | into the table check
@@ -149,7 +154,7 @@ CONFIGS = {
     ''',
     "a list over lines is one place": """
         [tool.hessdiag.run]
-        metrics = [  # ! run.metrics.1 | did you mean trace?
+        quantities = [  # ! run.quantities.1 | did you mean trace?
             "lambda_max",
             "trac",
         ]

@@ -305,7 +305,7 @@ def test_a_read_only_tree_can_be_checked(repository: Path, monkeypatch) -> None:
 def test_init_sets_a_repository_up(repository: Path) -> None:
     Path("pyproject.toml").unlink()
     Path("baseline.json").unlink()
-    sample = ("init", "problem.py:small", "-c", "best.safetensors", "--metrics", "trace,lambda_max,lambda_min")
+    sample = ("init", "problem.py:small", "-c", "best.safetensors", "--quantities", "trace,lambda_max,lambda_min")
     code, out, _ = call(*sample, "-q")
     assert code == 0
     assert "[check.budgets]" in out
@@ -314,6 +314,8 @@ def test_init_sets_a_repository_up(repository: Path) -> None:
     code, _, err = call(*sample)
     assert code == 2
     assert "configures hessdiag already" in err
+    former = [{"--quantities": "--metrics"}.get(word, word) for word in sample]
+    assert call(*former, "-q")[2].startswith("hessdiag: --metrics is --quantities now\n")
 
 
 def test_init_puts_nothing_into_the_folder_before_it_has_measured(

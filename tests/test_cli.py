@@ -274,6 +274,8 @@ def check_former_names(folder: Path) -> None:
     file = folder / "hessdiag.toml"
     file.write_text("problem = 'a:b'\n[run]\nway = 'double_backward'\n[check.budgets]\ntrace = {max = 1}\n")
     assert load_config(file).run["method"] == "double_backward"
+    file.write_text("problem = 'a:b'\n[run]\nmetrics = ['trace']\n")
+    assert load_config(file).metrics == ("trace",)
 
     for part, former, today in RENAMED:
         held = document[part] if part else document

@@ -35,7 +35,7 @@ split = "test"
 probes = 160
 params = ["layer4.*"]
 confidence = 0.9
-metrics = ["lambda_max", "trace"]
+quantities = ["lambda_max", "trace"]
 [tool.hessdiag.check]
 on_unsure = "report"
 [tool.hessdiag.check.budgets]                 # level: off | warn | error

@@ -305,7 +305,7 @@ def test_places_of_a_configuration_hang_at_its_folder(runs, monkeypatch):
     np.savez(runs / "a.npz", x=np.zeros((12, 8, 8), "float32"), y=np.arange(12) % 10)
     Path("sub").mkdir()
     named = ("--model", "tiny:", "--data", "train=npz:a.npz", "--loss", "cross_entropy")
-    assert call("init", *named, "-c", "0.pt", "--metrics", "trace", "-q")[0] == 0
+    assert call("init", *named, "-c", "0.pt", "--quantities", "trace", "-q")[0] == 0
     monkeypatch.chdir("sub")
     code, _, err = call("check", "--fresh", "-q")
     assert code == 0, err

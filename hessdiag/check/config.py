@@ -146,7 +146,7 @@ def load_config(
         ),
         checkpoint=origin.checkpoint(sheet.checkpoint),
         run=rules.run,
-        metrics=tuple(sheet.run.metrics),
+        metrics=tuple(sheet.run.quantities),
         baseline=baseline,
         confidence=rules.confidence,
         on_unsure=sheet.check.on_unsure,

@@ -42,7 +42,7 @@ class Rules:
         self._top()
         self._problem()
         self._options()
-        self._metrics()
+        self._quantities()
         self.run = self._run()
         self._confidence()
         self.max_probes = self._max_probes()
@@ -82,17 +82,18 @@ class Rules:
             elif any(isinstance(leaf, date | time) for leaf in _leaves(value)):
                 self._fault("options", key, text="dates cannot be handed on; put it in quotes")
 
-    def _metrics(self) -> None:
-        names = self.sheet.run.metrics
+    def _quantities(self) -> None:
+        names = self.sheet.run.quantities
         for index, name in enumerate(names):
+            place = ("run", "quantities", str(index))
             if name not in METRICS:
-                self._fault("run", "metrics", str(index), text=f"no metric {shown(name)}; {hint(name, METRICS)}")
+                self._fault(*place, text=f"no quantity {shown(name)}; {hint(name, METRICS)}")
             elif name in names[:index]:
-                self._fault("run", "metrics", str(index), text=f"{shown(name)} is named twice; keep one")
+                self._fault(*place, text=f"{shown(name)} is named twice; keep one")
 
     def _run(self) -> dict[str, Any]:
         """The settings of the run that are right; the others are faults at their keys."""
-        given = {k: v for k, v in self.sheet.run.model_dump(exclude_unset=True).items() if k != "metrics"}
+        given = {k: v for k, v in self.sheet.run.model_dump(exclude_unset=True).items() if k != "quantities"}
         for fault in Settings.faults(given):
             self._fault("run", fault.field, text=f"{shown(fault.given)}; {fault.text}")
             given.pop(fault.field, None)

@@ -20,11 +20,11 @@ SCHEMA = 1
 STRICT = ConfigDict(extra="forbid", strict=True)
 HINTS = get_type_hints(Settings)
 RUN = {name: one for name, one in options_of(Settings).items() if name not in ("quantities", *UNPAIRED)}
-FORMER = names_of_today(Settings)
+FORMER = {**names_of_today(Settings), "metrics": "quantities"}
 RunTable: Any = create_model(
     "RunTable",
     __config__=STRICT,
-    metrics=(list[str], Field(default_factory=list)),
+    quantities=(list[str], Field(default_factory=list)),
     **{
         name: (HINTS[name], Field(one.default, description=one.help, json_schema_extra=one.schema()))
         for name, one in RUN.items()
@@ -133,7 +133,7 @@ KEYS = {
     ("run",): tuple(RunTable.model_fields),
 }
 TABLES = {(): "above all tables", ("check",): "into the table check", ("run",): "into the table run"}
-ELSEWHERE = {"quantities": "the quantities to record are run.metrics", "tool": "in hessdiag.toml keys stand alone"}
+ELSEWHERE = {"tool": "in hessdiag.toml keys stand alone"}
 
 
 def newer(table: Mapping[str, Any]) -> Fault | None:
@@ -159,11 +159,12 @@ def faults_of_form(table: Mapping[str, Any]) -> tuple[Sheet, list[Fault]]:
 
 
 def _today(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The table with the options of the run under the names of today."""
+    """The table with the options of the run under the names of today; one given under both stays as it is."""
     run = table.get("run")
     if not isinstance(run, Mapping):
         return table
-    return {**table, "run": {FORMER.get(key, key): value for key, value in run.items()}}
+    names = {key: key if FORMER.get(key) in run else FORMER.get(key, key) for key in run}
+    return {**table, "run": {names[key]: value for key, value in run.items()}}
 
 
 def _copy(value: Any) -> Any:

@@ -11,7 +11,7 @@ import click
 from hessdiag.cli.options import FACTORY, PROBLEM, click_options
 from hessdiag.cli.options import options as on_command
 from hessdiag.cli.output import say
-from hessdiag.cli.stdout import result
+from hessdiag.cli.stdout import message, result
 from hessdiag.errors import UsageError
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import DEFAULT
@@ -20,7 +20,7 @@ from hessdiag.shown import inert
 if TYPE_CHECKING:
     from hessdiag.check.recorded import Entry, Recorded
 
-DEFAULT_METRICS = ("lambda_max", "trace")
+BUDGETED = ("lambda_max", "trace")
 LEAST = 0.10  # of the value; the habit of codecov, asv and Lighthouse
 HALF_WIDTHS = 3  # a limit nearer than this to the noise would often be undecided
 SNIPPETS = """
@@ -41,8 +41,9 @@ Commit {config} and {baseline}; when a change is meant: hessdiag baseline update
 @click.command(epilog=FACTORY)
 @on_command(PROBLEM)
 @click.option(
-    "--metrics", default=",".join(DEFAULT_METRICS), show_default=True, metavar="A,B", help="Metrics to budget."
+    "--quantities", default=",".join(BUDGETED), show_default=True, metavar="A,B", help="Quantities to budget."
 )
+@click.option("--metrics", hidden=True, help="The former name of --quantities.")
 @on_command(click_options("samples", "split", "seed", "device"))
 @click.option(
     "--baseline", default="tests/hessdiag-baseline.json", show_default=True, help="File of recorded values."
@@ -53,7 +54,8 @@ def init(
     *,
     recipe: Recipe,
     checkpoint: str | None,
-    metrics: str,
+    quantities: str,
+    metrics: str | None,
     samples: int | None,
     split: str,
     seed: int,
@@ -67,9 +69,11 @@ def init(
     from hessdiag.check.rules import MAX_PROBES
     from hessdiag.files import require_writable, write_whole
 
+    if metrics is not None:
+        message("hessdiag: --metrics is --quantities now")
     target = _target(Path(baseline))
     prefix = ("tool", "hessdiag") if target.name == "pyproject.toml" else ()
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    names = [name.strip() for name in (metrics or quantities).split(",") if name.strip()]
     given: dict[str, Any] = {"samples": samples, "split": split, "seed": seed}
     run = {key: value for key, value in given.items() if value is not None}
     recipe.check(checkpoint)

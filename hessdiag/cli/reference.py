@@ -103,7 +103,7 @@ def configuration() -> str:
     lines += [f"at the folder of the file. {MADE}", ""]
     for heading, note, rows in (
         ("Top level", "", _described(Sheet)),
-        ("run", "Options of `hessdiag analyze`, with `_` for `-`, and `metrics`.", _run()),
+        ("run", "Options of `hessdiag analyze`, with `_` for `-`.", _run()),
         ("check", "", _described(CheckTable)),
         ("check.budgets", BUDGETS, _described(BudgetTable)),
     ):
@@ -165,7 +165,7 @@ def _toml(value: Any) -> str:
 
 
 def _run() -> Iterator[tuple[str, str, str, str]]:
-    yield "metrics", "list of names", "", "Measured and recorded beside those that have a budget."
+    yield "quantities", "list of names", "", "Measured and recorded beside those that have a budget."
     for name, one in RUN.items():
         yield name, _kind(one), _told(one), f"{one.help} {one.more}".strip()
 
