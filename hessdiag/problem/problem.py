@@ -129,8 +129,7 @@ class Problem:
         """How the loss is called in fingerprints: "cross_entropy/mean", or a function's qualified name."""
         if self.built_in is not None:
             return self.built_in.label
-        function = self.criterion or self.loss
-        return name_of(function)
+        return name_of(self.criterion or self.loss)
 
     @property
     def built_in(self) -> Criterion | None:
@@ -247,8 +246,7 @@ class Problem:
         if (known := self.built_in) is not None:
             known.check(batch)
             return float(known.terms(known.targets(batch)))
-        rows = row_count(batch)
-        if rows is None:
+        if (rows := row_count(batch)) is None:
             msg = "cannot tell how many examples a batch holds: give Problem(weight=f(batch))"
             raise ProblemError(msg)
         return float(rows)

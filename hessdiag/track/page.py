@@ -16,7 +16,7 @@ from hessdiag.present.reproduce import reproduce
 from hessdiag.present.words import CAVEAT
 from hessdiag.results import Analysis
 from hessdiag.shown import csv_text, listed, plain, single_spaced
-from hessdiag.track.plots import evolution, limit_name, panel_frame, spectra_of
+from hessdiag.track.plots import evolution, limit_names, panel_frame, spectra_of
 from hessdiag.track.trajectory import Point, Trajectory
 
 if TYPE_CHECKING:
@@ -56,13 +56,8 @@ EXPLAINS = {
 
 def columns(trajectory: Trajectory) -> list[str]:
     """Heads of the table; the last names the limit where it is known for some checkpoint."""
-    names = list(dict.fromkeys(limit_name(point.rate) for point in trajectory.points if point.rate is not None))
-    if not names:
-        relative = []
-    elif names == ["2/η"]:
-        relative = ["λ_max·η/2"]
-    else:
-        relative = ["λ_max over " + " or ".join(names)]
+    names = limit_names(trajectory.points)
+    relative = ["λ_max·η/2" if names == "2/η" else f"λ_max over {names}"] if names else []
     preconditioned = [SHARE] * any(point.over_threshold() for point in trajectory.points)
     return ["checkpoint", "loss", "λ_max", "λ_min", "trace", *relative, *preconditioned]
 
@@ -118,9 +113,8 @@ def reading(trajectory: Trajectory) -> list[str]:
     relatives = [(point, relative) for point, _ in trajectory.measured if (relative := point.relative())]
     if relatives:
         beyond = [point.name for point, (_, lo, _) in relatives if lo > 1]
-        names = " or ".join(dict.fromkeys(limit_name(point.rate) for point, _ in relatives if point.rate))
         where = f"at {listed(beyond)}" if beyond else "nowhere"
-        said.append(f"λ_max lies beyond {names} {where}. {EDGE}")
+        said.append(f"λ_max lies beyond {limit_names(point for point, _ in relatives)} {where}. {EDGE}")
     return [*said, CAVEAT]
 
 
@@ -209,10 +203,9 @@ def evolution_caption(trajectory: Trajectory) -> str:
         if widest(spectra):
             text += "Between the dotted levels signs are not resolved; shares in the table begin beyond them. "
     text += "Bars: intervals, where wider than the dot. The loss is that of these samples."
-    limits = dict.fromkeys(limit_name(point.rate) for point in trajectory.points if point.rate is not None)
-    if not limits:
+    names = limit_names(trajectory.points)
+    if not names:
         return text
-    names = " or ".join(limits)
     return f"{text} Dashed: {names}, the edge of stability of full-batch descent, and of no other (see Summary)."
 
 

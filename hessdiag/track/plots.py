@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,8 @@ if TYPE_CHECKING:
 
 MOST_TICKS = 16  # names below the picture
 WIDEST = 10.0  # largest over smallest value that a linear axis still shows well
-PANELS = {
-    "lambda_max": "λ_max",
-    "preconditioned": "λ_max(P⁻¹H)\n/ threshold",
-    "trace": "trace",
-    "loss": "loss",
-}
+PRECONDITIONED = "λ_max(P⁻¹H)\n/ threshold"
+PANELS = {"lambda_max": "λ_max", "preconditioned": PRECONDITIONED, "trace": "trace", "loss": "loss"}
 NEAR = 0.4  # shares of the threshold from which on it is drawn
 CELLS = 160  # grid points of a column: two pixels each
 
@@ -37,6 +34,11 @@ def limit_name(rate: Rate) -> str:
     if rate.momentum == 0:
         return "2/η"
     return "(2+2β)/((1+2β)η)" if rate.nesterov else "(2+2β)/η"
+
+
+def limit_names(points: Iterable[Point]) -> str:
+    """The limits of some checkpoints, each once: "2/η", or "2/η or (2+2β)/η"; empty where none is known."""
+    return " or ".join(dict.fromkeys(limit_name(point.rate) for point in points if point.rate is not None))
 
 
 def evolution(trajectory: Trajectory) -> Figure:
@@ -162,8 +164,7 @@ def _columns(trajectory: Trajectory) -> tuple[Smooth, Array]:
     smooth = Smooth(fine.scale, fine.sigma, np.linspace(fine.units[0], fine.units[-1], CELLS), fine.floor)
     columns = np.full((CELLS, len(trajectory.points)), np.nan)
     for i, point in enumerate(trajectory.points):
-        spectrum = None if point.analysis is None else point.analysis.spectrum
-        if point.analysis is not None and spectrum is not None:
+        if point.analysis is not None and (spectrum := point.analysis.spectrum) is not None:
             mean = smooth.of(spectrum.known) + np.mean([smooth.of(probe) for probe in spectrum.probes], axis=0)
             inside = within(point.analysis, smooth.eigenvalues)
             columns[:, i] = np.where(inside & (mean > smooth.floor), mean, np.nan)
@@ -209,7 +210,7 @@ def _limit(ax: Axes, trajectory: Trajectory, *, named: bool = True) -> None:
     low, high = ax.get_ylim()
     if named and low <= rate.limit <= high:
         place = {"textcoords": "offset points", "ha": "left", "fontsize": 8.5, "color": ink(ax)}
-        ax.annotate(_limit_names(trajectory), (edges[first], rate.limit), (3, 3), **place)
+        ax.annotate(limit_names(trajectory.points), (edges[first], rate.limit), (3, 3), **place)
 
 
 def _zones(ax: Axes, trajectory: Trajectory) -> None:
@@ -226,21 +227,16 @@ def _zones(ax: Axes, trajectory: Trajectory) -> None:
 
 def _legend(ax: Axes, trajectory: Trajectory) -> None:
     """Above the axes, so that it covers no cell."""
-    names = {"limit": _limit_names(trajectory), "unresolved": "signs not resolved between"}
+    names = {"limit": limit_names(trajectory.points), "unresolved": "signs not resolved between"}
     patches = {names[gid]: patch for patch in ax.patches if (gid := patch.get_gid()) in names}
     lines: dict[str, Artist] = {PANELS["lambda_max"]: ax.get_lines()[-1], **patches}
     style = {"frameon": False, "fontsize": 8.5, "labelcolor": ink(ax), "borderpad": 0.1, "ncols": 3}
     ax.legend([*lines.values()], [*lines], loc="lower right", bbox_to_anchor=(1.0, 1.0), **style)
 
 
-def _limit_names(trajectory: Trajectory) -> str:
-    return " or ".join(dict.fromkeys(limit_name(p.rate) for p in trajectory.points if p.rate is not None))
-
-
 def _checkpoints(ax: Axes, trajectory: Trajectory) -> Axes:
     names = [plain(point.name) for point in trajectory.points]
-    step = math.ceil(len(names) / MOST_TICKS)
-    places = list(range(1, len(names) + 1, step))
+    places = list(range(1, len(names) + 1, math.ceil(len(names) / MOST_TICKS)))
     longest = max(len(names[place - 1]) for place in places)
     turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if longest * len(places) > 70 else {}
     ax.set_xticks(places)
