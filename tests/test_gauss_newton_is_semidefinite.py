@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessdiag import analyze
+from hessdiag import analyze, extremes, hessian, spectral
 from hessdiag.analysis import structure
-from hessdiag.engine.products import curvature
+from hessdiag.engine.products import curvature, fisher
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.present.signs import negative_mass
 from hessdiag.problem import Problem
@@ -181,6 +181,34 @@ def test_sums_are_known_where_all_terms_are():
     G, H = (Curvature(problem, models.sample(problem), kind=kind) for kind in ("ggn", "hessian"))
     assert (2 * G).semidefinite and (G + G).semidefinite
     assert not (-1 * G).semidefinite and not (G + H).semidefinite and not (H - G).semidefinite
+
+
+PLUS = {"empirical_fisher": {}, "mc_fisher": {"draws": 2}}
+
+
+@pytest.mark.parametrize("kind", PLUS)
+def test_a_fisher_matrix_is_known(kind):
+    """A mean of outer products has no negative eigenvalue, whatever the loss."""
+    fisher_matrix = hessian(digits_like(12), operator=kind, **PLUS[kind])
+    assert fisher_matrix.semidefinite and not has_negative(fisher_matrix.dense())
+    ends = extremes(fisher_matrix, failure=1e-3)
+    assert ends.lambda_min.lo >= 0 and float(ends.lambda_min.value) >= 0
+    share = spectral.negative_mass(spectral.density(fisher_matrix, probes=4, steps=20, seed=0))
+    assert (share.lo, share.value, share.hi) == (0, 0, 0)
+
+
+def test_the_identity_and_even_powers_are_known():
+    H = Curvature(digits_like(12), models.sample(digits_like(12)))
+    assert not H.semidefinite and not (H**3).semidefinite and not (H + H.identity).semidefinite
+    assert H.identity.semidefinite and (H**2).semidefinite and (H**2 + 0.1 * H.identity).semidefinite
+    assert not has_negative((H**2).dense())
+
+
+@pytest.mark.parametrize("kind", PLUS)
+def test_a_fisher_matrix_that_is_not_known_would_be_noticed(kind, monkeypatch):
+    monkeypatch.setattr(fisher.Fisher, "semidefinite", property(lambda _: False, lambda *_: None), raising=False)
+    with pytest.raises(AssertionError):
+        test_a_fisher_matrix_is_known(kind)
 
 
 @pytest.mark.parametrize("name", [name for name in UNKNOWN if name != "the Hessian"])

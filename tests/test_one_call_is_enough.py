@@ -178,7 +178,10 @@ REFUSED = {
         lambda: hessdiag.analyze(network()),
         r"analyze\(model, loss_fn, data\): loss and data are missing",
     ),
-    "no loss": (lambda: hessdiag.analyze(network(), DATA), "loss is missing; give nn.CrossEntropyLoss"),
+    "no loss": (
+        lambda: hessdiag.analyze(network(), DATA),
+        "loss is missing; give for example nn.Cross",
+    ),
     "no data": (lambda: hessdiag.analyze(network(), CE), "data is missing"),
     "another order": (lambda: hessdiag.analyze(network(), DATA, CE), r"tuple \(data\), CrossEntropyLoss \(loss\)"),
     "data first": (

@@ -70,7 +70,7 @@ RANKING = (
         default=None,
         help="All checkpoints are of one run, or each of its own.  [as folders, names and epochs tell]",
     ),
-    click.option("--meta-from", metavar="REGEX", help="Hyper-parameters out of paths: 'lr(?P<lr>[0-9.]+)'."),
+    click.option("--meta-from", metavar="REGEX", help="Hyper-parameters read from paths: 'lr(?P<lr>[0-9.]+)'."),
 )
 WRITTEN = (
     click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here."),

@@ -17,7 +17,7 @@ class Identity(SymmetricOperator):
 
     def __init__(self, like: SymmetricOperator) -> None:
         super().__init__(like.size, dtype=like.dtype, device=like.device, layout=like.layout, shapes=like.shapes)
-        self.floor = torch.finfo(self.dtype).eps
+        self.floor, self.semidefinite = torch.finfo(self.dtype).eps, True
 
     def multiply(self, rows: Tensor) -> Tensor:
         """The rows themselves."""
@@ -34,6 +34,7 @@ class Power(SymmetricOperator):
         super().__init__(base.size, dtype=base.dtype, device=base.device, layout=base.layout, shapes=base.shapes)
         self.base, self.exponent, self.block = base, exponent, base.block
         self.floor = exponent * base.floor
+        self.semidefinite = base.semidefinite or exponent % 2 == 0
 
     def multiply(self, rows: Tensor) -> Tensor:
         """The base's products, ``exponent`` times over."""

@@ -15,7 +15,7 @@ from hessdiag.errors import ProblemError
 Role = Literal["model", "loss", "data", "nothing"]
 ORDER: tuple[Role, ...] = ("model", "loss", "data")
 LOSSES = ", ".join(f'"{name}"' for name in CRITERIA)
-EXAMPLE = "nn.CrossEntropyLoss(), and a DataLoader, a Dataset or tensors (inputs, targets)"
+EXAMPLE = "for example nn.CrossEntropyLoss(), and a DataLoader, a Dataset or tensors (inputs, targets)"
 
 
 def splits_of(data: Any) -> Mapping[str, Any]:
@@ -55,7 +55,7 @@ def fields_of(model: Any, loss_fn: Any, data: Any, call: str) -> dict[str, Any]:
         roles, data = ("model", "nothing", "data"), loss_fn
     lacking = [name for name, role in zip(ORDER, roles, strict=True) if role == "nothing"]
     if lacking:
-        msg = f"{said}: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing; give {EXAMPLE} say"
+        msg = f"{said}: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing; give {EXAMPLE}"
         raise ProblemError(msg)
     if roles[0] != "model" or roles[1] == "data" or roles[2] != "data":
         given = ", ".join(
@@ -78,7 +78,7 @@ def require_loss(loss: Any) -> str | Criterion | Callable[..., Any]:
         return known
     if isinstance(loss, str) or not callable(loss) or isinstance(loss, type):
         what = repr(loss) if isinstance(loss, str) else _kind(loss)
-        msg = f"criterion {what}: allowed: {', '.join(CRITERIA)}, torch's losses (nn.MSELoss() say), "
+        msg = f"criterion {what}: allowed: {', '.join(CRITERIA)}, torch's losses such as nn.MSELoss(), "
         raise ProblemError(msg + "f(outputs, targets) and f(outputs, batch)")
     how_called(loss)  # refuses what does not take two arguments
     found: Callable[..., Any] = loss

@@ -42,7 +42,7 @@ class Problem:
         params: globs on parameter names; ``"!glob"`` leaves out. Frozen parameters never count.
         metric: ``f(outputs, batch)``, a score per batch, for reports.
         meta: facts about the run (lr, epoch, weight decay ...), kept with the results.
-        weight: ``f(batch)``, how many terms a custom loss's mean stands for (unmasked tokens, say); by default
+        weight: ``f(batch)``, how many terms a custom loss's mean stands for, such as unmasked tokens; by default
             the number of rows. The built-in criteria count for themselves; with a weight a batch's mean counts
             by that.
         blocks: names of the modules that follow one another, for ``method="layer_streamed"``; by default the alike
@@ -79,7 +79,7 @@ class Problem:
             raise ProblemError(msg)
         self.data = splits_of(self.data)
         if (self.criterion is None) == (self.loss is None):
-            msg = f"give one of criterion ({LOSSES}, nn.CrossEntropyLoss() say, or f(outputs, targets)) and "
+            msg = f"give one of criterion ({LOSSES}, nn.CrossEntropyLoss(), or f(outputs, targets)) and "
             raise ProblemError(msg + "loss f(model, batch)")
         if self.criterion is not None:
             require_loss(self.criterion)

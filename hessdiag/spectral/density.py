@@ -160,6 +160,8 @@ def _assemble(
         part = _known_part(known_nodes, known_weights, krylov.size - known.size)
         limits = limits + _negative(part, resolution)
         parts.append(part)
+    if op.semidefinite:
+        limits = np.zeros_like(limits)
     probes = [Quadrature(nodes=tuple(n.tolist()), weights=tuple((share * w).tolist())) for n, w in quadratures]
     result = Spectrum(
         known=Quadrature(nodes=tuple(known_nodes.tolist()), weights=tuple(known_weights.tolist())),

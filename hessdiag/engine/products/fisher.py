@@ -64,6 +64,7 @@ class Fisher(Curvature):
         super().__init__(problem, samples, kind="ggn", method="retained_graph", **options)
         require_outputs(self, "ggn")
         self.kind, self.draws = kind, draws  # type: ignore[assignment]
+        self.semidefinite = True  # a mean of outer products, whatever the loss
         sampled = kind == "mc_fisher"
         self.noise = (
             list(_uniform(self.problem, self.batches, draws, seed)) if sampled else [None] * len(self.batches)
