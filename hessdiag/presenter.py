@@ -12,7 +12,7 @@ def present_with(module: str) -> None:
     """Name the module whose functions show results; it is imported on first use.
 
     Args:
-        module: with ``Plots``, ``brief`` and ``notebook``, each of an `Analysis`, ``trace_of`` of a `Spectrum`.
+        module: with ``Plots``, ``brief`` and ``notebook``, each of an `Analysis`.
     """
     _named[:] = [module]
 

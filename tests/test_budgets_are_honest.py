@@ -35,10 +35,10 @@ from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.errors import Refused
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.present.arriving import arriving, heartbeat
+from hessdiag.results.interval import mean_interval, watched
 from hessdiag.settings import Settings
 from hessdiag.sources.factory import Built
 from hessdiag.spectral import forms, lanczos
-from hessdiag.spectral.interval import mean_interval, watched
 from hessdiag.track.follow import Follower
 from tests import models
 from tests.command import call

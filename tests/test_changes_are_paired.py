@@ -14,7 +14,7 @@ from hessdiag.check import change as changing
 from hessdiag.check.change import change, common_blocks, level
 from hessdiag.check.comparable import NUMERIC_FLOOR
 from hessdiag.check.recorded import Recorded
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 from tests.seeds import band, seeds
 
 SEEDS = seeds(2000)

@@ -546,7 +546,7 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
         "check_former_names",
     ),
     "data error from one batch": (
-        lambda m: m.setattr("hessdiag.spectral.interval.FEWEST_BLOCKS", 0),
+        lambda m: m.setattr("hessdiag.results.interval.FEWEST_BLOCKS", 0),
         "test_a_single_sample_is_measured",
     ),
 }

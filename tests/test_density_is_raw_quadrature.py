@@ -13,10 +13,11 @@ import torch
 from hessdiag.errors import BudgetError
 from hessdiag.operator import as_operator
 from hessdiag.results import Quadrature, Spectrum
+from hessdiag.results.quadrature import gauss, share_below
 from hessdiag.spectral import density, known_half, lanczos, negative_mass, spectrum, zone
 from hessdiag.spectral.deflation import unit_probes
 from hessdiag.spectral.density import STREAM
-from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
+from hessdiag.spectral.lockstep import lanczos_block
 from tests.models import rotated
 
 RNG = np.random.default_rng(0)

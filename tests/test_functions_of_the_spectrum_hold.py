@@ -11,9 +11,11 @@ import torch
 
 import hessdiag
 from hessdiag.errors import UsageError
-from hessdiag.spectral import functions, lanczos
+from hessdiag.results import functions
+from hessdiag.results.quadrature import gauss
+from hessdiag.spectral import lanczos
+from hessdiag.spectral.lockstep import lanczos_block
 from hessdiag.spectral.measure import measure_of
-from hessdiag.spectral.quadrature import gauss, lanczos_block
 from tests import models
 from tests.seeds import band, seeds
 

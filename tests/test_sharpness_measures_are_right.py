@@ -129,7 +129,7 @@ def test_intervals_cover_the_mean_over_noise(name):
         point.seed = seed
         _, lo, hi = numbers(MINE[name](point))
         covered += lo <= truth <= hi
-    # Hall's interval covers 92 to 95 % for such sums (hessdiag.spectral.interval); 3 standard errors are 4 %
+    # Hall's interval covers 92 to 95 % for such sums (hessdiag.results.interval); 3 standard errors are 4 %
     assert 0.88 <= covered / 300 <= 0.99
 
 

@@ -16,9 +16,9 @@ from hessdiag.analysis.probed import Probed
 from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.operator import as_operator
+from hessdiag.results.interval import PILOT, mean_interval
 from hessdiag.settings import Settings
 from hessdiag.spectral import forms, lanczos
-from hessdiag.spectral.interval import PILOT, mean_interval
 from tests import models
 
 ASKED = {"quantities": ("trace", "frobenius_squared"), "confidence": 0.999, "batch_size": 1, "probes": 32}

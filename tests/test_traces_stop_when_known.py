@@ -15,11 +15,11 @@ import hessdiag
 from hessdiag.analysis import settled, traces
 from hessdiag.errors import UsageError
 from hessdiag.operator import as_operator
+from hessdiag.results.interval import PILOT, enough
 from hessdiag.settings import MOST_PROBES, Settings
 from hessdiag.spectral import deflation, forms_for, lanczos, moments
 from hessdiag.spectral import enough as planning
 from hessdiag.spectral.enough import FEWEST, SHORT, Goal
-from hessdiag.spectral.interval import PILOT, enough
 from tests import models
 from tests.seeds import band, seeds
 

@@ -19,7 +19,7 @@ from hessdiag.check.recorded import Entry, Recorded
 from hessdiag.check.verdict import Interval, Report, Row, Verdict, either, lower, upper
 from hessdiag.check.writers.words import change_words
 from hessdiag.results import Fingerprint
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 
 PASS, FAIL, UNSURE, NONE = Verdict.PASS, Verdict.FAIL, Verdict.UNSURE, Verdict.NONE
 many = settings(max_examples=80, deadline=None, derandomize=True, database=None, phases=[Phase.generate])

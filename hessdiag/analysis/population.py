@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.results import DataError
+from hessdiag.results.interval import block_spread
 from hessdiag.samples import row_count
-from hessdiag.spectral.interval import block_spread
 
 Array = NDArray[np.float64]
 Blocks = tuple[Array, Array, Sequence[int]]  # per batch: the quantity, the weight, the examples in it

@@ -15,8 +15,8 @@ from hessdiag.analysis.population import batch_error
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.records import Record
 from hessdiag.results import Estimate, Kind, Layer
+from hessdiag.results.interval import mean_interval
 from hessdiag.spectral import Forms, Krylov, trace_from
-from hessdiag.spectral.interval import mean_interval
 
 Array = NDArray[np.float64]
 

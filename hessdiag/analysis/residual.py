@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.records import Record
+from hessdiag.results.interval import PILOT
 from hessdiag.settings import Settings
 from hessdiag.spectral import rademacher
 from hessdiag.spectral.deflation import FEWEST
-from hessdiag.spectral.interval import PILOT
 
 Array = NDArray[np.float64]
 

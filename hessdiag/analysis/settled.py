@@ -11,10 +11,10 @@ import numpy as np
 
 from hessdiag.analysis.found import Found
 from hessdiag.results import Convergence, Estimate, Metric
+from hessdiag.results.interval import mean_interval
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms, trace_from
 from hessdiag.spectral.enough import size_of_trace
-from hessdiag.spectral.interval import mean_interval
 
 M = TypeVar("M", bound=Metric)
 BEYOND = 1.4  # of the half interval asked for: from 8 probes it is itself known to a quarter

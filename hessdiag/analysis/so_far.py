@@ -10,11 +10,11 @@ from typing import Literal
 
 from hessdiag.accuracy import Accuracy
 from hessdiag.analysis.found import Found
+from hessdiag.results.interval import watched
 from hessdiag.settings import Settings
 from hessdiag.spectral import Forms, frobenius_squared_from, trace_from
 from hessdiag.spectral.certificate import Watch
 from hessdiag.spectral.enough import size_of_trace
-from hessdiag.spectral.interval import watched
 
 State = Literal["waiting", "narrowing", "known"]
 

@@ -3,7 +3,7 @@
 Neither a clock nor an interrupt looks at a number: the products formed until then are the same as without it,
 only fewer, so every estimate is as unbiased as for a number of products fixed beforehand. Parts that are not
 finished (a block of probes, per-example gradients) are dropped whole. A person who watches the numbers does look
-at them: `hessdiag.spectral.interval.watched` has what that takes.
+at them: `hessdiag.results.interval.watched` has what that takes.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from hessdiag.closed_form import ClosedForm, Recognized
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import Refused
 from hessdiag.results import Estimate, Metric
+from hessdiag.results.interval import PILOT, watched
 from hessdiag.settings import Settings
 from hessdiag.spectral import (
     Forms,
@@ -37,7 +38,6 @@ from hessdiag.spectral import (
 from hessdiag.spectral.certificate import Watch
 from hessdiag.spectral.deflation import FEWEST
 from hessdiag.spectral.enough import probes_for
-from hessdiag.spectral.interval import PILOT, watched
 from hessdiag.spectral.measure import FEWEST_NODES
 from hessdiag.spectral.warm import Warm
 

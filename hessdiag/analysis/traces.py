@@ -17,9 +17,9 @@ from hessdiag.engine.squares.curved import curved_tensors
 from hessdiag.engine.squares.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace, gauss_newton_trace
 from hessdiag.errors import Refused
 from hessdiag.results import DataError, Estimate, Kind, Layer, Provenance
+from hessdiag.results.interval import PILOT, enough, quantile, sum_half
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
-from hessdiag.spectral.interval import PILOT, enough, quantile, sum_half
 
 Array = NDArray[np.float64]
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from hessdiag.check.comparable import NUMERIC_FLOOR
 from hessdiag.check.recorded import Recorded
 from hessdiag.check.verdict import BRACKET, Interval
-from hessdiag.spectral.interval import block_spread, mean_interval, sum_half
+from hessdiag.results.interval import block_spread, mean_interval, sum_half
 
 Array = NDArray[np.float64]
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from hessdiag.present.tables import brief, line, terminal_table
 from hessdiag.present.vector import png, svg
 from hessdiag.present.words import reading
-from hessdiag.results import Analysis, Spectrum
+from hessdiag.results import Analysis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Plots", "brief", "line", "notebook", "page", "png", "reading", "svg", "terminal_table", "trace_of"]
+__all__ = ["Plots", "brief", "line", "notebook", "page", "png", "reading", "svg", "terminal_table"]
 
 
 class Plots:
@@ -53,11 +53,6 @@ class Plots:
         if ax is None:  # a notebook shows what can draw itself; pyplot would, and keep every figure
             axes._repr_svg_ = partial(svg, axes, title=name)  # type: ignore[attr-defined]
         return axes
-
-
-def trace_of(spectrum: Spectrum, f: Any, confidence: float, within: tuple[float, float] | None) -> Any:
-    """Tr f(H) of a density, for `Spectrum.apply`; see `hessdiag.spectral.functions.trace_of`."""
-    return import_module("hessdiag.spectral.functions").trace_of(spectrum, f, confidence, within)
 
 
 def page(analyses: Mapping[str, Analysis], command: str = "") -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hessdiag.errors import UsageError
-from hessdiag.presenter import presenter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,8 +139,9 @@ class Spectrum:
             >>> round(density.apply(np.log2).value, 6)
             3.0
         """
-        found: Estimate = presenter().trace_of(self, f, confidence, within)
-        return found
+        from hessdiag.results.functions import trace_of  # who reads a run needs no SciPy
+
+        return trace_of(self, f, confidence, within)
 
     def merged(self) -> list[tuple[float, float]]:
         """All (node, weight) pairs, ascending, probes averaged: the empirical spectral measure."""

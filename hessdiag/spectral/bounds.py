@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hessdiag.errors import UsageError
 from hessdiag.results import Bound, Estimate, Provenance
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 
 Number = Estimate | float
 Side = Literal["upper", "lower"]

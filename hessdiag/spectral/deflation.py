@@ -25,8 +25,8 @@ from torch import Tensor
 
 from hessdiag.errors import BudgetError
 from hessdiag.operator import SymmetricOperator
+from hessdiag.results.interval import PILOT, enough
 from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out
-from hessdiag.spectral.interval import PILOT, enough
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.probes import rademacher, sphere
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from hessdiag.former import formerly
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Quadrature, Spectrum, at_least
+from hessdiag.results.quadrature import gauss, share_below
 from hessdiag.spectral.deflation import Forms, from_values, unit_probes
 from hessdiag.spectral.inner import dots
 from hessdiag.spectral.krylov import Krylov
-from hessdiag.spectral.quadrature import gauss, lanczos_block, share_below
+from hessdiag.spectral.lockstep import lanczos_block
 from hessdiag.spectral.zone import Part, unresolved
 
 Array = NDArray[np.float64]

@@ -19,8 +19,8 @@ from torch import Tensor
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results import Kind, at_least
+from hessdiag.results.interval import quantile
 from hessdiag.spectral.inner import norms, project_out
-from hessdiag.spectral.interval import quantile
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.probes import rademacher
 

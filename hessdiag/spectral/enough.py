@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hessdiag.operator import SymmetricOperator
+from hessdiag.results.interval import mean_interval, quantile
 from hessdiag.spectral import deflation
 from hessdiag.spectral.deflation import Forms, forms
-from hessdiag.spectral.interval import mean_interval, quantile
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.measure import Measure, measure_of
 

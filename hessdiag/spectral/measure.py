@@ -24,8 +24,8 @@ from scipy.special import betainc
 
 from hessdiag.results import Quadrature, Spectrum
 from hessdiag.results.chance import deviation
+from hessdiag.results.quadrature import Rule, average, gauss, without
 from hessdiag.spectral.krylov import Krylov
-from hessdiag.spectral.quadrature import Rule, average, gauss, without
 from hessdiag.spectral.zone import unresolved
 
 Array = NDArray[np.float64]

@@ -1,6 +1,6 @@
 """Trace, squared Frobenius norm and effective rank from the same probes, with intervals that cover.
 
-All intervals are Hall's t (`hessdiag.spectral.interval`); the effective rank's is taken on tr H / ‖H‖_F, which
+All intervals are Hall's t (`hessdiag.results.interval`); the effective rank's is taken on tr H / ‖H‖_F, which
 stays regular where the trace changes sign. Coverage is measured in ``tests/test_stderr_is_honest.py``.
 """
 
@@ -16,8 +16,8 @@ from hessdiag.errors import UsageError
 from hessdiag.former import formerly
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Estimate, Provenance, a_share, at_least
+from hessdiag.results.interval import mean_interval
 from hessdiag.spectral.deflation import Forms, forms_to
-from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.lanczos import lanczos
 

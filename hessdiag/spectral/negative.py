@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results import Estimate, Provenance
 from hessdiag.results.chance import deviation, least_share
+from hessdiag.results.interval import mean_interval
+from hessdiag.results.quadrature import share_below
 from hessdiag.spectral.density import DensityRun
-from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.krylov import Krylov
-from hessdiag.spectral.quadrature import share_below
 
 Array = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hessdiag.spectral.quadrature import share_below
+from hessdiag.results.quadrature import share_below
 
 Array = NDArray[np.float64]
 Part = tuple[Array, Array, float]  # alphas (m,), betas (m,) with a last 0 where complete, and share of the whole

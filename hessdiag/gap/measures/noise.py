@@ -18,7 +18,7 @@ from hessdiag.errors import Refused, UsageError, one_line
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.weighted_trace import CONFIDENCE
 from hessdiag.gap.registry import Reading, exact, measure
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 from hessdiag.spectral.probes import stream
 from hessdiag.track.follow import positive
 

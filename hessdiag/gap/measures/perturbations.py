@@ -19,7 +19,7 @@ from hessdiag.engine.landscape.landscape import Landscape
 from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Reading, measure
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 from hessdiag.spectral.probes import stream
 
 Law = Literal["normal", "uniform"]

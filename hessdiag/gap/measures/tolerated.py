@@ -20,7 +20,7 @@ from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.ascent import STEPS, auto_pgd
 from hessdiag.gap.measures.perturbations import CONFIDENCE, directions
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 
 DROP = 0.1  # of accuracy
 DRAWS = 10

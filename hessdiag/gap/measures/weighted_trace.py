@@ -13,8 +13,8 @@ from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.errors import Refused
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.registry import Reading
+from hessdiag.results.interval import mean_interval
 from hessdiag.settings import DEFAULT, PAIRED
-from hessdiag.spectral.interval import mean_interval
 from hessdiag.spectral.probes import rademacher
 
 PROBES = PAIRED["probes"]

@@ -22,7 +22,7 @@ from scipy.special import betaincinv
 from scipy.stats import bootstrap
 
 from hessdiag.errors import UsageError
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 
 FEWEST_EXAMPLES = 30  # even Hall's interval covers a trained network's losses less than 9 times in 10 below
 RESAMPLES = 2000  # the ends then move by 3% of the interval between seeds

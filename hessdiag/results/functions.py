@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import hessenberg
 
 from hessdiag.errors import UsageError
-from hessdiag.results import Estimate, Provenance, Spectrum, a_share
 from hessdiag.results.chance import deviation
-from hessdiag.spectral.interval import mean_interval, quantile
-from hessdiag.spectral.quadrature import gauss
+from hessdiag.results.interval import mean_interval, quantile
+from hessdiag.results.metrics import Estimate, Provenance, a_share
+from hessdiag.results.quadrature import gauss
+
+if TYPE_CHECKING:
+    from hessdiag.results.spectrum import Spectrum
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]

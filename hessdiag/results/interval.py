@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # scipy.stats takes 1 s to import
 
-from hessdiag.results import a_share, at_least
+from hessdiag.results.metrics import a_share, at_least
 
 FEWEST_BLOCKS = 6  # with fewer the t-interval is 2.8 standard errors and more: no help to anyone
 SKEWNESS_NEEDS = 4  # with fewer samples the skewness is noise, and the interval is the plain t
