@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from hessdiag.check.budgets import Claim, Level
 from hessdiag.formatting import format_ends
+from hessdiag.shown import listed
 
+NAMED = 3  # limits that the headline names
 BRACKET = "bracket"
 """How the method of an interval begins whose value is only one of its ends."""
 
@@ -164,16 +165,11 @@ class Report:
         code = self.exit_code
         if code == 1:
             names = [row.name for row in self.rows if self.fails(row)]
-            return f"failed: {len(names)} of {len(self.rows)} limits exceeded ({_listed(names)})"
+            return f"failed: {len(names)} of {len(self.rows)} limits exceeded ({listed(names, NAMED)})"
         if code == 3:
             names = [row.name for row in self.rows if self.undecided(row)]
-            why = self.problems[0] if self.problems else _listed(names) or "nothing was checked"
+            why = self.problems[0] if self.problems else listed(names, NAMED) or "nothing was checked"
             return f"no verdict: {why}"
         unsure = [row.name for row in self.rows if row.verdict is not Verdict.PASS]
-        rest = f"; {len(unsure)} with a warning ({_listed(unsure)})" if unsure else ""
+        rest = f"; {len(unsure)} with a warning ({listed(unsure, NAMED)})" if unsure else ""
         return f"passed: {len(self.rows) - len(unsure)} of {len(self.rows)} limits kept{rest}"
-
-
-def _listed(names: Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hessdiag.engine.products.derivatives import derivatives
+from hessdiag.engine.products.derivatives import Derivatives, derivatives
 from hessdiag.errors import UsageError
-
-Derivatives = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,12 +113,7 @@ def activation(given: str | Activation | nn.Module | Callable[[Tensor], Tensor])
     if type(given) is nn.GELU and given.approximate == "none":
         return KNOWN["gelu"]
     name = getattr(given, "__name__", type(given).__name__)
-    return Activation(name, lambda a: _by_autograd(given, a))
-
-
-def _by_autograd(function: Callable[[Tensor], Tensor], a: Tensor) -> Derivatives:
-    value, first, second, third = derivatives(function, a)
-    return value, first, second, third
+    return Activation(name, lambda a: derivatives(given, a))
 
 
 OTHERS = tuple(

@@ -11,7 +11,7 @@ from hessdiag.errors import HessdiagError, ProblemError, RaisedError, one_line
 from hessdiag.samples.batches import divide, row_count
 from hessdiag.samples.digest import Digest, of_example
 from hessdiag.samples.reading import Columns, holds_lists, tensors_of, texts_in, with_lists_as_tensors
-from hessdiag.samples.sample_set import Asked, SampleSet, default_batch_size
+from hessdiag.samples.sample_set import Asked, SampleSet
 
 WATCHED = 64  # examples after which it is looked whether random numbers were drawn: 50 µs each
 READ_AGAIN = 8  # examples read twice more in every case
@@ -113,10 +113,8 @@ def from_examples(
     Raises:
         ProblemError: there are none, reading one fails, or they do not make a batch.
     """
-    asked.require_some(len(indices))
-    number = min(asked.most, len(indices))
-    chosen = [indices[place] for place in sorted(asked.order(len(indices))[:number])]
-    size = asked.batch_size or default_batch_size(number)
+    chosen, size = asked.chosen(indices)
+    number = len(chosen)
     reader = Reader(lambda index: dataset[index], asked, fixed=type(dataset) in (list, TensorDataset, Columns))
     ordinary = collate in (None, default_collate)
     digest, batches, drawing = Digest(), [], None
@@ -154,10 +152,8 @@ def from_examples(
 
 def from_lists(dataset: Any, collate: Callable[[Any], Any], asked: Asked, indices: Sequence[Any]) -> SampleSet:
     """The same of a data set that is asked for lists of indices (``DataLoader(batch_size=None)``)."""
-    asked.require_some(len(indices))
-    number = min(asked.most, len(indices))
-    chosen = [indices[place] for place in sorted(asked.order(len(indices))[:number])]
-    size = asked.batch_size or default_batch_size(number)
+    chosen, size = asked.chosen(indices)
+    number = len(chosen)
     reader = Reader(lambda part: tensors_of(collate(dataset[list(part)])), asked)
     batches = [reader(tuple(chosen[start : start + size])) for start in range(0, number, size)]
     digest = Digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -70,6 +71,16 @@ class Asked:
         generator = torch.Generator().manual_seed(integer(self.seed, "samples"))
         order: list[int] = torch.randperm(available, generator=generator).tolist()
         return order
+
+    def chosen(self, indices: Sequence[Any]) -> tuple[list[Any], int]:
+        """A seeded choice among the indices, in their order, and the size of its batches.
+
+        Raises:
+            ProblemError: there are none.
+        """
+        self.require_some(len(indices))
+        places = sorted(self.order(len(indices))[: self.most])
+        return [indices[place] for place in places], self.batch_size or default_batch_size(len(places))
 
     def require_some(self, number: int) -> None:
         """Refuse a source without examples.

@@ -9,17 +9,18 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError, one_line
 
+Derivatives = tuple[Tensor, Tensor, Tensor, Tensor]
 
-def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, order: int = 3) -> tuple[Tensor, ...]:
-    """The function and its first ``order`` derivatives at every element of x, by repeated autograd.
+
+def derivatives(function: Callable[[Tensor], Tensor], x: Tensor) -> Derivatives:
+    """The function and its first three derivatives at every element of x, by repeated autograd.
 
     Args:
-        function: elementwise, differentiable ``order`` times almost everywhere (ReLU: zeros from the second).
+        function: elementwise, three times differentiable almost everywhere (ReLU: zeros from the second).
         x: any shape, float64.
-        order: how many derivatives.
 
     Returns:
-        ``order`` + 1 tensors shaped like x. Cost: one pass over x per derivative.
+        Four tensors shaped like x. Cost: one pass over x per derivative.
 
     Raises:
         UsageError: it fails, does not keep the shape, or is not a function of each element alone.
@@ -36,12 +37,13 @@ def derivatives(function: Callable[[Tensor], Tensor], x: Tensor, order: int = 3)
             msg = "the activation mixes elements: an elementwise function such as torch.tanh is needed"
             raise UsageError(msg)
         found = [value]
-        for _ in range(order):
+        for _ in range(3):
             grad = None
             if found[-1].requires_grad:
                 (grad,) = torch.autograd.grad(found[-1].sum(), flat, create_graph=True, allow_unused=True)
             found.append(torch.zeros_like(flat) if grad is None else grad)
-    return tuple(tensor.detach().view(x.shape) for tensor in found)
+    value, first, second, third = (tensor.detach().view(x.shape) for tensor in found)
+    return value, first, second, third
 
 
 def _same(flat: Tensor, whole: Tensor) -> bool:
