@@ -169,16 +169,15 @@ def _decade_label(value: float, _position: int | None = None) -> str:
     return ("−" if value < 0 else "") + power(round(math.log10(abs(value))))
 
 
-def log_axis(ax: Axes, lo: float, hi: float, axis: str = "y") -> None:
-    """Log scale with plain-text decade labels, every decade or fewer."""
+def log_axis(ax: Axes, lo: float, hi: float) -> None:
+    """Log scale of y with plain-text decade labels, every decade or fewer."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
-    (ax.set_xlim if axis == "x" else ax.set_ylim)(lo, hi)
-    target = ax.xaxis if axis == "x" else ax.yaxis
-    target.set_major_locator(LogLocator(numticks=7))
-    target.set_major_formatter(FuncFormatter(_decade_label))
-    target.set_minor_locator(NullLocator())
+    ax.set_yscale("log")
+    ax.set_ylim(lo, hi)
+    ax.yaxis.set_major_locator(LogLocator(numticks=7))
+    ax.yaxis.set_major_formatter(FuncFormatter(_decade_label))
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def plain_ticks(axis: Axis) -> None:
