@@ -6,20 +6,16 @@ made from `options_of`; each of them spells the name and the value of a `Fault` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
-from inspect import Parameter, signature
 from numbers import Integral, Real
-from textwrap import fill
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from hessdiag.errors import BudgetError, FaultsError
 
 T = TypeVar("T")
-C = TypeVar("C", bound=type)
-F = TypeVar("F", bound=Callable[..., Any])
 FEW = 5  # so many names are all listed
 NUMBERS: Mapping[type, tuple[Any, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
 
@@ -216,43 +212,3 @@ def hint(name: Any, allowed: Sequence[str]) -> str:
     """The nearest allowed name, or all of them."""
     near = get_close_matches(str(name), allowed, 1)
     return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
-
-
-def documented(cls: C) -> C:
-    """Write the section Attributes of a docstring from the options."""
-    cls.__doc__ = _with_section(cls.__doc__, "Attributes", options_of(cls).values())
-    return cls
-
-
-def takes(cls: type[Any], *names: str) -> Callable[[F], F]:
-    """Show the options of a class in the place of a function's ``**options``: in its signature and its docstring.
-
-    Args:
-        cls: a class of options.
-        *names: those that the function takes; by default all.
-    """
-    hints, known = get_type_hints(cls), options_of(cls)  # type: ignore[arg-type]  # a class can be hashed
-    chosen = [known[name] for name in names or known]
-
-    def show(function: F) -> F:
-        own = signature(function)
-        kept = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
-        options = [one for one in chosen if one.name not in own.parameters]
-        more = [
-            Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
-            for one in options
-        ]
-        function.__signature__ = own.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
-        function.__doc__ = _with_section(function.__doc__, "Options", options)
-        return function
-
-    return show
-
-
-def _with_section(docstring: str | None, heading: str, options: Iterable[Option]) -> str:
-    lines = [f"{(docstring or '').rstrip()}\n", f"    {heading}:"]
-    for one in options:
-        instead = f" [{one.instead}]" if one.instead else ""
-        text = f"{one.name}: {one.help}{instead}{' ' if one.more else ''}{one.more}"
-        lines.append(fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 12))
-    return "\n".join([*lines, "    "])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from hessdiag.accuracy import EFFORTS, Accuracy, Budget, accuracy, budget
-from hessdiag.option import Fault, documented, faults_of, option, refuse
+from hessdiag.described import documented
+from hessdiag.option import Fault, faults_of, option, refuse
 from hessdiag.results import MEASURABLE, QUANTITIES
 
 Operator = Literal["hessian", "ggn"]

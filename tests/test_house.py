@@ -23,6 +23,7 @@ ROOMS = [
     "shown",
     "errors",
     "option",
+    "described",
     "former",
     "pages",
     "multiplicity",

@@ -9,7 +9,7 @@ from torch import nn
 
 from hessdiag.analysis.asked import are_quantities, options_asked, problem_of
 from hessdiag.analysis.measurement import Measurement, Progress
-from hessdiag.option import takes
+from hessdiag.described import takes
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis
 from hessdiag.settings import Options, Settings

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hessdiag.analysis.asked import problem_of, sample_set
+from hessdiag.described import takes
 from hessdiag.engine.checks.kept_weights import first_pass
 from hessdiag.engine.checks.log_probabilities import require_log_probabilities
 from hessdiag.engine.checks.planner import choose
@@ -18,7 +19,7 @@ from hessdiag.engine.products.fisher import FISHERS, Fisher, FisherKind
 from hessdiag.engine.products.gradients import Kind
 from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.former import renamed
-from hessdiag.option import Fault, hint, refuse, takes
+from hessdiag.option import Fault, hint, refuse
 from hessdiag.problem import Problem
 from hessdiag.settings import Settings
 

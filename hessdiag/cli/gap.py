@@ -32,7 +32,7 @@ from hessdiag.gap.settings import GapSettings
 from hessdiag.option import options_of
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import PAIRED
-from hessdiag.shown import csv_text
+from hessdiag.shown import csv_text, plain
 
 if TYPE_CHECKING:
     from hessdiag.gap.record import CheckpointRecord
@@ -113,7 +113,6 @@ def gap(
     how = _survey(recipe, jobs, asked)
 
     from hessdiag.gap.report import GapReport
-    from hessdiag.shown import plain
     from hessdiag.sources.many import checkpoints
 
     files = [(one.name, one.path) for one in checkpoints(patterns)]
@@ -227,8 +226,6 @@ def _left(one: Any, number: int, total: int, jobs: int) -> list[str]:
 
 
 def _progress(one: Any, number: int, total: int) -> str:
-    from hessdiag.shown import plain
-
     if one.record is None:
         return plain(f"{number}/{total} {one.name}: {one.reason}")
     how = "kept from before" if one.kept else f"{one.record.seconds:.1f} s"

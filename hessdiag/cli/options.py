@@ -65,7 +65,8 @@ def _click_option(one: Option, instead: str | None, defaults: dict[str, Any]) ->
     kind = click.Choice(one.choices) if one.choices else one.kind
     if not one.formerly:
         return click.option(spelled(one.name), type=kind, default=default, **words)
-    today = click.option(spelled(one.name), type=kind, default=default, callback=partial(_today, one), **words)
+    words["callback"] = lambda context, _, value: context.meta.get(one.formerly, value)
+    today = click.option(spelled(one.name), type=kind, default=default, **words)
     former = click.option(
         spelled(one.formerly),
         type=kind,
@@ -81,10 +82,6 @@ def _former(one: Option, context: click.Context, _: click.Parameter, value: Any)
     if value is not None:  # click asks the flags that were given first
         message(f"hessdiag: {spelled(one.formerly)} is {spelled(one.name)} now")
         context.meta[one.formerly] = value
-
-
-def _today(one: Option, context: click.Context, _: click.Parameter, value: Any) -> Any:
-    return context.meta.get(one.formerly, value)
 
 
 def _names(default: Any, _: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:

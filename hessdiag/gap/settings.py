@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hessdiag.option import documented, faults_of, option, options_of, refuse
+from hessdiag.described import documented
+from hessdiag.option import faults_of, option, options_of, refuse
 
 EVALUATED = 5000  # examples of a split: an accuracy of 95% is then known to ± 0.6 points
 

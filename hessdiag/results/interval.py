@@ -21,12 +21,15 @@ SKEWNESS_NEEDS = 4  # with fewer samples the skewness is noise, and the interval
 PILOT = 8  # samples that say how many are needed: their standard deviation is known to a quarter
 
 
-def mean_interval(samples: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
+def mean_interval(
+    samples: NDArray[np.float64], confidence: float, *, what: str = "probes"
+) -> tuple[float, float, float]:
     """Standard error and ends of the interval around ``samples.mean()``.
 
     Args:
         samples: (n,) independent, identically distributed.
         confidence: that the interval holds the mean of their distribution.
+        what: name of n in the refusal.
 
     Returns:
         (stderr, lo, hi), lo ≤ mean ≤ hi.
@@ -37,7 +40,7 @@ def mean_interval(samples: NDArray[np.float64], confidence: float) -> tuple[floa
     """
     a_share(confidence, "confidence")
     n = len(samples)
-    at_least(n, 2, "probes", "a standard error")
+    at_least(n, 2, what, "a standard error")
     mean = float(samples.mean())
     stderr = float(samples.std(ddof=1)) / math.sqrt(n)
     t = quantile(confidence, n - 1)

@@ -84,10 +84,8 @@ def covariate_shift(
     """
     x, s = rows(inputs, "inputs"), per_example(scores, inputs)
     if weighted is None:
-        known = rows(reference, "reference")
-        weighted = Weighted.of(
-            x, known, shifts=shifts, scale=scale, components=components, exclude=exclude, seed=seed
-        )
+        drawn: dict[str, Any] = {"shifts": shifts, "scale": scale, "seed": seed}
+        weighted = Weighted.of(x, rows(reference, "reference"), components=components, exclude=exclude, **drawn)
     made = weighted
 
     def nearer() -> str:
@@ -148,9 +146,8 @@ def augmented(
         tries = []
         for draw in range(draws if strength else 1):
             # one stream per draw, not per strength: a stronger distortion is the same one taken further
-            moved = (
-                augment(inputs, float(strength), stream(seed, "shift", "augment", draw)) if strength else inputs
-            )
+            own = stream(seed, "shift", "augment", draw)
+            moved = augment(inputs, float(strength), own) if strength else inputs
             tries.append(per_example(score(moved), inputs))
         scores[row] = np.mean(tries, axis=0)
     return curve(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from hessdiag.option import Fault, documented, faults_of, option, refuse
+from hessdiag.described import documented
+from hessdiag.option import Fault, faults_of, option, refuse
 from hessdiag.settings import DEFAULT
 
 TESTS = ("covariate", "augmented", "distance", "other", "findings")

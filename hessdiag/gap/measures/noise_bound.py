@@ -28,7 +28,7 @@ from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures.pac_bayes import distance_squared
 from hessdiag.gap.measures.weighted_trace import CONFIDENCE
 from hessdiag.gap.registry import Reading, largest_seen, measure
-from hessdiag.spectral.interval import mean_interval
+from hessdiag.results.interval import mean_interval
 
 EPSILON = 0.1
 """Fixed before any data are seen, as the theorem asks: the loss counts a tenth more, δ costs 6 C log(1/δ)/n."""
