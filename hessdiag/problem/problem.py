@@ -83,10 +83,8 @@ class Problem:
             raise ProblemError(msg + "loss f(model, batch)")
         if self.criterion is not None:
             require_loss(self.criterion)
-        if isinstance(self.params, str):
-            self.params = (self.params,)
-        if isinstance(self.blocks, str):
-            self.blocks = (self.blocks,)
+        self.params = (self.params,) if isinstance(self.params, str) else self.params
+        self.blocks = (self.blocks,) if isinstance(self.blocks, str) else self.blocks
 
     @classmethod
     def of(cls, model: nn.Module, loss_fn: Any, data: Any, *, call: str = "Problem.of", **fields: Any) -> Problem:
