@@ -67,7 +67,7 @@ CHOOSING = (*ON_DEVICE, "forecast", "checkpoints", "gate")
 
 
 @click.command()
-@click.argument("name", type=click.Choice([*HEADS, "papers", "truth", "all"]), default="all")
+@click.argument("name", type=click.Choice([*HEADS, "papers", "journeys", "truth", "all"]), default="all")
 @click.option("--data", type=click.Path(exists=True, file_okay=False), help="Folder of data and checkpoints.")
 @click.option("--device", default="cpu", show_default=True, help=f"For {', '.join(ON_DEVICE)}; the others: CPU.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all rows here.")
@@ -96,6 +96,14 @@ def main(
     one_thread()
     if name == "truth":
         _truths(data, device, only)
+        return
+    if name == "journeys":
+        from benchmarks import journeys
+
+        found = journeys.run(only)
+        click.echo(journeys.report(found))
+        if keep or (keep is None and not quick and not only):
+            journeys.save(found, truth.RESULTS)
         return
     if name == "papers":
         _papers(data, quick, only, keep or (keep is None and not quick))
