@@ -16,7 +16,7 @@ from benchmarks.tables import circumstances
 from hessdiag.files import write_whole
 
 HEAD = """Each row is run: what the user has is made by the library they use, with random weights; then the
-commands are typed as they stand here. *lines* are lines of Python that they write for hessdiag, not what they had."""
+commands are typed as they stand here. *lines* are those of Python that they write for hessdiag."""
 
 
 @dataclass(frozen=True)
