@@ -15,6 +15,7 @@ from torch import nn
 import hessdiag
 from hessdiag import Problem
 from hessdiag.criteria import recognized
+from hessdiag.engine.landscape.scores import normalized
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.engine.squares.loss_roots import root, signed_root
@@ -288,3 +289,13 @@ def test_one_column_of_outputs_beside_flat_targets_is_not_broadcast():
     model = nn.Linear(3, 1).double()
     with pytest.raises(hessdiag.HessdiagError, match=r"every row with every other: give targets.unsqueeze\(-1\)"):
         hessdiag.analyze(Problem.of(model, nn.MSELoss(), (models.randn(N, 3), models.randn(N))), "trace")
+
+
+@pytest.mark.parametrize(("criterion", "axis"), [(nn.CrossEntropyLoss(), 1), ("cross_entropy", 2)])
+def test_logits_are_normalised_along_the_classes_where_both_axes_could_be(criterion, axis):
+    """Three classes, three places: torch has the classes second, the built-in criterion last."""
+    outputs, targets = torch.randn(2, 3, 3, dtype=torch.float64), torch.randint(3, (2, 3))
+    problem = Problem(nn.Identity(), {"train": (outputs, targets)}, criterion=criterion)
+    found = normalized(problem, outputs, (outputs, targets))
+    assert torch.allclose(found.square().sum(axis), torch.ones(2, 3, dtype=torch.float64))
+    assert torch.allclose(found.sum(axis), torch.zeros(2, 3, dtype=torch.float64), atol=1e-12)

@@ -64,7 +64,9 @@ def normalized(problem: Problem, outputs: Tensor, batch: Any) -> Tensor:
         msg = "logits can be normalised for integer classes only"
         raise ProblemError(msg)
     places = problem.targets(batch).shape
-    axis = -1 if outputs.shape[-1] == found[0].shape[1] and outputs.shape[:-1] == places else 1
+    by_torch = problem.built_in is not None and problem.built_in.given  # torch has the classes second, always
+    last = not by_torch and outputs.shape[-1] == found[0].shape[1] and outputs.shape[:-1] == places
+    axis = -1 if last else 1
     centred = outputs - outputs.mean(axis, keepdim=True)
     tiny = torch.finfo(outputs.dtype).tiny
     return centred / centred.square().sum(axis, keepdim=True).clamp(min=tiny).sqrt()

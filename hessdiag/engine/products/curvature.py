@@ -135,6 +135,7 @@ class Curvature(Batched):
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Products over all batches, each batch by its weight; `records` takes their quadratic forms."""
+        rows = rows.contiguous()  # some kernels take no strided tangents: grouped products of experts
         shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
         forms = torch.zeros(shape if self.records.wanted else 0, dtype=wide, device=self.device)
         whole = len(self.batches) == 1  # no sum of its own: 9 of 66 MiB of a streamed 12-layer GPT
