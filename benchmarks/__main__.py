@@ -42,6 +42,10 @@ HEADS = {
         "Cost of a step",
         "Gradients per step of a regularizer; ratio_to_best_peer is against SAM as two plain passes, in pairs.",
     ),
+    "every": (
+        "A penalty every k-th step",
+        "What is left of its effect and cost; value is the ratio or difference to plain SGD of equal steps.",
+    ),
     "closed_form": (
         "The closed form of a three-layer network",
         "Wolkowicz-Styan bound by formula, in both orders, alone and with its gradient; and a step of HSR.",

@@ -15,7 +15,21 @@ from torch.optim import SGD
 from benchmarks.models import ResNet20
 from benchmarks.tables import Row
 from benchmarks.timing import one_thread, paired
-from hessdiag.regularizers import ASAM, HSR, NSO, SAM, LabelNoise, SpectralRadius, TracePenalty
+from hessdiag.regularizers import (
+    ASAM,
+    GSAM,
+    HSR,
+    MSAM,
+    NSO,
+    SAM,
+    USAM,
+    FriendlySAM,
+    LabelNoise,
+    LookSAM,
+    SpectralRadius,
+    TracePenalty,
+)
+from hessdiag.regularizers.wrapper import Regularizer
 
 Step = Callable[[], object]
 TWO_PASSES = "SAM by its definition"
@@ -111,12 +125,26 @@ def _label_noise(model: nn.Module, x: Tensor, y: Tensor) -> Step:
     return lambda: noisy.step(lambda: F.cross_entropy(model(x), noisy.targets(y, classes=10)))
 
 
-def _wrapped(wrap: Callable[[SGD], SAM | NSO | TracePenalty | SpectralRadius | HSR]) -> Callable[..., Step]:
+def _wrapped(wrap: Callable[[SGD], Regularizer], steps: int = 1, parts: int = 1) -> Callable[..., Step]:
     def make(model: nn.Module, x: Tensor, y: Tensor) -> Step:
         regularizer = wrap(_sgd(model))
-        return lambda: regularizer.step(lambda: F.cross_entropy(model(x), y))
+        pairs = list(zip(x.chunk(parts), y.chunk(parts), strict=True))
+        closures = [lambda x=x, y=y: F.cross_entropy(model(x), y) for x, y in pairs]
+        return lambda: [regularizer.step(closures) for _ in range(steps)]
 
     return make
+
+
+def _in_two_calls(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    sam = SAM(_sgd(model), model=model)
+
+    def step() -> None:
+        torch.autograd.backward(F.cross_entropy(model(x), y))
+        sam.first_step()
+        torch.autograd.backward(F.cross_entropy(model(x), y))
+        sam.second_step(zero_grad=True)
+
+    return step
 
 
 def _stated(kept: int, products: int, gradients: int) -> tuple[float, float]:
@@ -129,10 +157,23 @@ STEPPERS = {
     "SAM": Stepper(_wrapped(SAM), (2, 2)),
     "NSO, k = 1": Stepper(_wrapped(NSO), (2, 2)),
     "ASAM": Stepper(_wrapped(ASAM), (2, 2)),
+    "SAM in two calls": Stepper(_in_two_calls, (2, 2)),
+    "USAM": Stepper(_wrapped(USAM), (2, 2)),
+    "m-SAM, 4 micro-batches": Stepper(_wrapped(MSAM, parts=4), (2, 2)),
+    "GSAM": Stepper(_wrapped(GSAM), (2, 2)),
+    "FriendlySAM": Stepper(_wrapped(FriendlySAM), (2, 2)),
+    "LookSAM, every=5, five steps": Stepper(_wrapped(LookSAM, steps=5), (6, 6)),
     "LabelNoise": Stepper(_label_noise, (1, 1)),
     "TracePenalty, differences": Stepper(_wrapped(lambda sgd: TracePenalty(sgd, third="difference")), (3, 3)),
     "SpectralRadius, 3 products": Stepper(
         _wrapped(lambda sgd: SpectralRadius(sgd, iterations=3)), _stated(kept=1, products=3, gradients=2)
     ),
     "HSR, 1 probe": Stepper(_wrapped(lambda sgd: HSR(sgd, probes=1)), _stated(kept=3, products=3, gradients=0)),
+    "SpectralRadius, 3 products, every=4, four steps": Stepper(
+        _wrapped(lambda sgd: SpectralRadius(sgd, iterations=3, every=4), steps=4),
+        _stated(kept=1, products=3, gradients=2 + 3),
+    ),
+    "HSR, 1 probe, every=4, four steps": Stepper(
+        _wrapped(lambda sgd: HSR(sgd, probes=1, every=4), steps=4), _stated(kept=3, products=3, gradients=3)
+    ),
 }

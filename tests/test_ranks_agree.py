@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hessdiag.engine.training import batch_loss
 from hessdiag.regularizers import LabelNoise
+from hessdiag.regularizers.two_steps import TwoSteps
 from tests.models import randn, same
 from tests.training_runs import KINDS, X, Y, loss_of, near, net, sgd, state
 
@@ -32,6 +33,14 @@ def branched_loss(model: nn.Module, rank: int):
     return lambda: F.cross_entropy(model(X[rows], branch=rank == 0), Y[rows])
 
 
+def in_two(own: TwoSteps, model: nn.Module, rank: int) -> None:
+    loss = loss_of(model, slice(6 * rank, 6 * rank + 6))
+    loss().backward()
+    own.first_step()
+    loss().backward()
+    own.second_step(zero_grad=True)
+
+
 def on_rank(rank: int, folder: str) -> None:
     """Trains with each regularizer under DistributedDataParallel, soundly and with each breakage."""
     torch.set_num_threads(1)
@@ -50,6 +59,15 @@ def on_rank(rank: int, folder: str) -> None:
             losses = [float(own.step(branched_loss(model, rank))) for _ in range(3)]
             found[case, name] = (state(bare), losses)
     batch_loss.mean_over_ranks = own_mean
+    for name, make in KINDS.items():
+        if issubclass(type(make(sgd(net()))), TwoSteps) and name not in ("MSAM", "LookSAM"):
+            for wrapped in (True, False):
+                bare = net()
+                model = nn.parallel.DistributedDataParallel(bare) if wrapped else bare
+                own = make(sgd(bare, weight_decay=0.01))
+                for _ in range(3):
+                    in_two(own, model, rank)
+                found["two calls", name, wrapped] = state(bare)
     bare = net()
     loss = loss_of(nn.parallel.DistributedDataParallel(bare), slice(6 * rank, 6 * rank + 6))
     v = [randn(*p.shape, seed=3) for p in bare.parameters()]
@@ -85,6 +103,33 @@ def ranks_agree(found: list[dict], case: str = "sound") -> None:
 
 def test_both_ranks_train_as_one_process(two_ranks):
     ranks_agree(two_ranks)
+
+
+def two_calls_agree(found: list[dict]) -> None:
+    """first_step and second_step, with DDP's own averages and without: the weights of one process."""
+    names = {key[1] for key in found[0] if key[0] == "two calls"}
+    assert {"SAM", "ASAM", "USAM", "GSAM", "FriendlySAM"} == names
+    for name in names:
+        model = net()
+        own = KINDS[name](sgd(model, weight_decay=0.01))
+        for _ in range(3):
+            own.step([loss_of(model, slice(6 * rank, 6 * rank + 6)) for rank in range(2)])
+        own.zero_grad()
+        for wrapped in (True, False):
+            left, right = (ranks["two calls", name, wrapped] for ranks in found)
+            assert same(left, right)
+            near(left, state(model), 1e-10)
+
+
+def test_two_calls_train_as_one_process(two_ranks):
+    two_calls_agree(two_ranks)
+
+
+def test_two_calls_that_disagree_would_be_noticed(two_ranks):
+    keys = [key for key in two_ranks[0] if key[0] == "two calls"]
+    moved = {key: [2 * tensor for tensor in two_ranks[0][key]] for key in keys}
+    with pytest.raises(AssertionError):
+        two_calls_agree([moved, two_ranks[1]])
 
 
 def test_products_are_means_over_ranks(two_ranks):

@@ -25,7 +25,9 @@ from tests.training_runs import KINDS, PASSES, Net, X, Y, close, flat, loss_of, 
 
 
 def test_micro_batches_are_one_batch():
-    for make in KINDS.values():
+    for name, make in KINDS.items():
+        if name == "MSAM":
+            continue  # a move for each: see test_variants_are_their_definitions
         whole, parts = net(), net()
         one, two = make(sgd(whole)), make(sgd(parts))
         for _ in range(3):

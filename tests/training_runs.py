@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hessdiag.regularizers import ASAM, NSO, SAM
+from hessdiag.regularizers import ASAM, GSAM, MSAM, NSO, SAM, USAM, FriendlySAM, LookSAM
 from tests.models import labels, randn
 
 DIFFERENCE = 1e-6  # step of central differences in float64: error about 1e-9 relative
@@ -14,8 +14,13 @@ KINDS = {
     "SAM": lambda optimizer, **options: SAM(optimizer, rho=0.3, **options),
     "ASAM": lambda optimizer, **options: ASAM(optimizer, rho=0.3, **options),
     "NSO": lambda optimizer, **options: NSO(optimizer, sigma=0.2, draws=2, mix=0.2, **options),
+    "USAM": lambda optimizer, **options: USAM(optimizer, rho=0.3, **options),
+    "MSAM": lambda optimizer, **options: MSAM(optimizer, rho=0.3, **options),
+    "GSAM": lambda optimizer, **options: GSAM(optimizer, rho=0.3, **options),
+    "LookSAM": lambda optimizer, **options: LookSAM(optimizer, rho=0.3, every=1, **options),
+    "FriendlySAM": lambda optimizer, **options: FriendlySAM(optimizer, rho=0.3, **options),
 }
-PASSES = {"SAM": 2, "ASAM": 2, "NSO": 5}
+PASSES = dict.fromkeys(KINDS, 2) | {"NSO": 5}
 X, Y = randn(12, 4), labels(12, 3)
 
 

@@ -13,7 +13,8 @@ from hessdiag.engine.training.batch_loss import SECOND_STEP, BatchLoss, Method
 from hessdiag.engine.training.training import Curved, norm
 from hessdiag.errors import MeasurementError, NonFiniteError, UsageError
 from hessdiag.operator import SymmetricOperator
-from hessdiag.regularizers.wrapper import Regularizer, Schedule
+from hessdiag.regularizers.schedules import Schedule
+from hessdiag.regularizers.wrapper import Regularizer
 from hessdiag.spectral.probes import stream
 
 
@@ -29,7 +30,7 @@ class CurvaturePenalty(Regularizer):
             differences at θ ± h v, which with ReLU also hold the jumps of the gradient that the step crosses,
             divided by h²: take smooth activations there; "auto": exact unless such a layer is met.
         seed: of the random vectors, which are the same on all ranks.
-        options: ``scaler``, ``clip_norm``, ``same_randomness``, ``model``, of `Regularizer`.
+        options: ``scaler``, ``clip_norm``, ``same_randomness``, ``model``, ``every``, of `Regularizer`.
     """
 
     second_step: ClassVar[dict[torch.dtype, float]] = SECOND_STEP
@@ -65,8 +66,9 @@ class CurvaturePenalty(Regularizer):
         return finite("third derivative", batch.second_difference(here, v, self.second_step))
 
     def penalised(self, gradient: Pieces, pieces: Pieces, factor: float = 1.0) -> Pieces:
-        """∇L + mu · factor · ∇R; a parameter that takes no part in the loss stays None."""
+        """∇L + mu · factor · ``every`` · ∇R; a parameter that takes no part in the loss stays None."""
         sides = zip(gradient, pieces, self.scheduled("mu", self.mu), strict=True)
+        factor *= self.every
         return tuple(g if g is None or p is None else g + (mu * factor) * p.to(g.dtype) for g, p, mu in sides)
 
     def signs(self, params: tuple[Tensor, ...], draw: int) -> tuple[Tensor, ...]:
@@ -76,18 +78,6 @@ class CurvaturePenalty(Regularizer):
             torch.randint(2, p.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1).to(p.device, p.dtype)
             for p in params
         )
-
-    @staticmethod
-    def whole(name: str, value: object) -> int:
-        """``value`` if it is a whole number from 1 up.
-
-        Raises:
-            UsageError: it is not.
-        """
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            msg = f"{name}={value!r}: allowed: whole numbers from 1 up"
-            raise UsageError(msg)
-        return value
 
 
 class BatchHessian(SymmetricOperator):

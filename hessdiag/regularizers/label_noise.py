@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from hessdiag.engine.products.ranks import Pieces, ranks
 from hessdiag.engine.training.batch_loss import BatchLoss
 from hessdiag.errors import UsageError
-from hessdiag.regularizers.wrapper import Regularizer, Schedule
+from hessdiag.regularizers.schedules import Schedule
+from hessdiag.regularizers.wrapper import Regularizer
 from hessdiag.spectral.probes import stream
 
 
@@ -28,10 +29,16 @@ class LabelNoise(Regularizer):
 
     Cost: 1 gradient.
 
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> noisy = LabelNoise(torch.optim.SGD([w], lr=0.1), sigma=0.5)
+    >>> loss = noisy.step(lambda: ((w - noisy.targets(torch.zeros(2))) ** 2).mean())
+    >>> round(noisy.penalty(batch_size=2), 6)
+    0.00625
+
     Args:
         optimizer: any torch optimizer but LBFGS; the theory is of plain SGD.
-        sigma: standard deviation of the noise in a target; for class labels, the probability of a random label.
-            A number or a function of the steps taken.
+        sigma: standard deviation of the noise in a target: choose it by `penalty`, the mu it stands for; for class
+            labels, the probability of a random label. A number or a schedule.
         seed: of the noise, which differs between ranks as their samples do.
         options: ``scaler``, ``clip_norm``, ``same_randomness``, ``model``, of `Regularizer`.
     """
@@ -40,6 +47,9 @@ class LabelNoise(Regularizer):
 
     def __init__(self, optimizer: Optimizer, sigma: Schedule, *, seed: int = 0, **options: Any) -> None:
         super().__init__(optimizer, **options)
+        if self.every > 1:
+            msg = f"every={self.every}: LabelNoise costs one gradient a step, there is nothing to save: every=1"
+            raise UsageError(msg)
         self.sigma, self.seed, self._calls = sigma, seed, 0
         self.scheduled("sigma", sigma)
 
@@ -68,6 +78,7 @@ class LabelNoise(Regularizer):
             UsageError: labels without ``classes``, or a probability above 1.
         """
         sigma = self.scheduled("sigma", self.sigma)[0]
+        self._measured = {"sigma": sigma}
         rank = dist.get_rank() if ranks() > 1 else 0
         seed = stream(self.seed, "label_noise", self.steps, rank, self._calls).initial_seed()
         generator = torch.Generator(y.device).manual_seed(seed)

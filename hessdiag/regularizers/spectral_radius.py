@@ -13,7 +13,8 @@ from hessdiag.engine.training.batch_loss import BatchLoss, Method
 from hessdiag.engine.training.training import Curved
 from hessdiag.errors import UsageError
 from hessdiag.regularizers.curvature_penalty import BatchHessian, CurvaturePenalty
-from hessdiag.regularizers.wrapper import Schedule
+from hessdiag.regularizers.schedules import Schedule
+from hessdiag.regularizers.wrapped import whole
 from hessdiag.spectral.lanczos import Lanczos
 from hessdiag.spectral.probes import stream
 
@@ -41,8 +42,15 @@ class SpectralRadius(CurvaturePenalty):
     goes on from v. Warm starts took 6 products (median), at most 14, in 200 Adam steps on digits, batches of 100.
 
     Cost: 1 pass with its graph kept (1.3 to 2 gradients), 3 to ``iterations`` products (1.5 to 2.6 each), and
-    where rho > K one third derivative (about 5 exact; 2 by differences). mu = 0: 1 gradient. Memory:
-    iterations + 1 vectors.
+    where rho > K one third derivative (about 5 exact; 2 by differences): 13 in all on ResNet-20 with 3 products.
+    mu = 0: 1 gradient. ``every=4``: 4. Memory: iterations + 1 vectors.
+
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> own = SpectralRadius(torch.optim.SGD([w], lr=0.01), mu=0.1)
+    >>> loss = own.step(lambda: (w**4).sum() / 4)
+    >>> round(own.report["lambda"], 3)
+    12.0
 
     Args:
         optimizer: any torch optimizer but LBFGS.
@@ -79,7 +87,7 @@ class SpectralRadius(CurvaturePenalty):
         **options: Any,
     ) -> None:
         super().__init__(optimizer, mu, third=third, seed=seed, **options)
-        self.K, self.iterations = K, self.whole("iterations", iterations)
+        self.K, self.iterations = K, whole("iterations", iterations)
         if isinstance(tolerance, bool) or not 0 < tolerance < 1:
             msg = f"tolerance={tolerance!r}: allowed: numbers between 0 and 1"
             raise UsageError(msg)
@@ -99,10 +107,13 @@ class SpectralRadius(CurvaturePenalty):
         v, eigenvalue, residual = self.dominant(curved)
         converged = residual <= self.tolerance
         gradient = curved.gradient
-        if abs(eigenvalue) > self.scheduled("K", self.K)[0] and (converged or self.unconverged == "use"):
+        free = self.scheduled("K", self.K)[0]
+        if abs(eigenvalue) > free and (converged or self.unconverged == "use"):
             grad = self.form_gradient(batch, curved, BatchHessian(curved).split(v))
             gradient = self.penalised(gradient, grad, 1.0 if eigenvalue > 0 else -1.0)
         self.vector, self.eigenvalue, self.residual, self.converged = v, eigenvalue, residual, converged
+        penalty = max(self.scheduled("mu", self.mu)) * max(0.0, abs(eigenvalue) - free)
+        self._measured = {"penalty": penalty, "lambda": eigenvalue, "residual": residual}
         return gradient
 
     def dominant(self, curved: Curved) -> tuple[Tensor, float, float]:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from hessdiag.engine.products.ranks import Pieces
 from hessdiag.engine.products.real_pairs import like
 from hessdiag.engine.training.batch_loss import BatchLoss
-from hessdiag.engine.training.training import Closures
+from hessdiag.engine.training.closures import Closures
 from hessdiag.errors import NonFiniteError, UsageError
+from hessdiag.regularizers.schedules import Schedule
+from hessdiag.regularizers.wrapped import Wrapped, whole
 
-Scaler = torch.amp.GradScaler
-Schedule = float | Callable[[int], float]
+__all__ = ["Regularizer", "Schedule"]
 
 
-class Regularizer(Optimizer):
+class Regularizer(Wrapped):
     """Base of the wrappers: ``SAM(optimizer, rho=0.05)``, then ``loss = sam.step(closure)``.
 
     ``closure()`` computes and returns the loss of the current batch, anew at each call, and calls no ``backward``.
@@ -37,12 +37,14 @@ class Regularizer(Optimizer):
     ``param_groups`` and ``state`` are the same objects. Under ``torch.distributed`` losses, gradients and products
     are means over all ranks, with or without ``DistributedDataParallel``, whose hooks do not fire.
 
+    Gains in accuracy at equal gradients mostly measure early stopping: with two gradients a step half as many
+    steps are left. Compare with early stopping and weight decay, and curvature at equal loss (docs: regularizers).
+
     Attributes:
         inner: the optimizer that moves the weights.
         steps: calls of `step` that came to their end, those a GradScaler skipped included.
     """
 
-    kept: tuple[str, ...] = ()  # attributes of a subclass that `state_dict` is to hold
     # GradScaler.step then hands over without looking for gradients, and `step` says what to do instead
     _step_supports_amp_scaling = True
 
@@ -50,10 +52,12 @@ class Regularizer(Optimizer):
         self,
         optimizer: Optimizer,
         *,
-        scaler: Scaler | None = None,
+        scaler: torch.amp.GradScaler | None = None,
         clip_norm: float | None = None,
         same_randomness: bool = True,
         model: nn.Module | None = None,
+        every: int = 1,
+        backward_inside: bool = False,
         **unknown: Any,
     ) -> None:
         """Wraps an optimizer.
@@ -66,28 +70,32 @@ class Regularizer(Optimizer):
             same_randomness: all passes of a step draw the same random numbers, so that dropout masks agree.
             model: where BatchNorm layers are. Not needed, a hook finds them, but ``torch.compile`` compiles anew
                 at every hook: give it the module that was compiled.
+            every: k: the penalty acts at every k-th step only, the others take one plain gradient (`between`).
+                Strengths mu count k times and NSO's variance sigma² k times, so that their mean over the steps
+                stays; the radius of SAM does not change. Of c gradients a step, c/k + 1 − 1/k are left.
+            backward_inside: the closure calls ``zero_grad`` and ``backward`` by itself, as closures for LBFGS and
+                those of Lightning's automatic optimization do. Not for penalties that need products.
             unknown: options that do not exist, such as the inner optimizer's own; refused.
 
         Raises:
-            UsageError: not a torch optimizer, LBFGS, another regularizer, an unknown option, or clip_norm not
-                positive.
+            UsageError: not a torch optimizer, LBFGS, another regularizer, an unknown option, clip_norm not
+                positive, or ``every`` no whole number from 1 up.
         """
-        example = f"{type(self).__name__}(torch.optim.SGD(model.parameters(), lr=0.1))"
-        if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS | Regularizer):
-            kind = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
-            what = f"{kind}: {example}, then step(closure)"
-            self._refuse(f" wraps a torch optimizer such as SGD or AdamW, not {what}")
+        super().__init__(optimizer)
         if unknown:
             names = ", ".join(unknown)
-            self._refuse(f" has no option {names}: the inner optimizer takes its own, as in {example}")
+            self._refuse(f" has no option {names}: the inner optimizer takes its own, as in {self.example()}")
         if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
             msg = f"clip_norm={clip_norm}: allowed: positive numbers, or None for no clipping"
             raise UsageError(msg)
-        super().__init__(optimizer.param_groups, {})
-        self.inner, self.steps = optimizer, 0
-        self._scaler, self._clip_norm = scaler, clip_norm
+        if backward_inside and scaler is not None:
+            msg = "scaler= needs the loss of every pass: let the closure return it, without backward_inside=True"
+            raise UsageError(msg)
+        self.every, self._measured = whole("every", every), dict[str, float]()
+        self._loss, self._ready = torch.tensor(math.nan), False
+        self._scaler, self._clip_norm, self._model = scaler, clip_norm, model
         self._passes: dict[str, Any] = {"same_randomness": same_randomness, "model": model}
-        self._share()
+        self._passes["backward_inside"] = backward_inside
 
     @abstractmethod
     def regularized(self, batch: BatchLoss) -> Pieces:
@@ -98,11 +106,16 @@ class Regularizer(Optimizer):
         step's own when it returns.
         """
 
+    def between(self, batch: BatchLoss) -> Pieces:
+        """The gradient of the steps that ``every`` leaves without a penalty: the plain one."""
+        return batch.gradient()
+
     def step(self, closure: Closures | None = None) -> Tensor:  # type: ignore[override]
         """One optimization step.
 
         Args:
             closure: returns the scalar loss of the current batch without calling backward; or a list of them.
+                None after `backward`, which has taken the gradient.
 
         Returns:
             The loss of the first pass, detached, the mean over micro-batches and ranks.
@@ -115,24 +128,58 @@ class Regularizer(Optimizer):
             del self.found_inf, self.grad_scale  # type: ignore[attr-defined]  # set by GradScaler.step
             call = f"{type(self).__name__}(optimizer, scaler=scaler)"
             self._refuse(f" calls its GradScaler by itself: {call}, then step(closure)")
-        if closure is None:
+        if closure is None and not self._ready:
             self._refuse(".step needs a closure that returns the loss: step(lambda: loss_of(batch))")
-        params = self.trained()
-        scaler = self._scaler if self._scaler is not None and self._scaler.is_enabled() else None
-        scale = 1.0
+        params, scaler, scale = self.trained(), self._scaler, 1.0
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
         if scaler is not None:
             scaler.scale(torch.zeros((), device=params[0].device))  # the scaler is set up by its first use
             scale = scaler.get_scale()
+        if closure is not None:
+            self._assign(params, self._pieces(closure, params, scale, skips=scaler is not None), scale)
+        self._move(params, scaler)
+        self._ready = False
+        self.steps += 1
+        return self._loss
+
+    def backward(self, closure: Closures) -> Tensor:
+        """The first half of `step`, for loops that clip or look at ``.grad``: sets it; then call ``step()``.
+
+        It takes the place of ``loss.backward()``; the weights do not move. Arguments, results and errors are those
+        of `step`; ``clip_norm`` acts in ``step()``.
+        """
+        if self._scaler is not None:
+            self._refuse(" with scaler= steps in one call: step(closure), which scales and clips")
+        params = self.trained()
+        self._assign(params, self._pieces(closure, params, 1.0, skips=False), 1.0)
+        self._ready = True
+        return self._loss
+
+    @property
+    def report(self) -> dict[str, float]:
+        """What the last step measured, without extra passes, to log or plot.
+
+        Returns:
+            "steps" and "loss", and where the regularizer knows it "penalty", in units of the loss, "share" of the
+            penalty in loss + penalty, and its own: "lambda" (eigenvalue), "trace", "bound". With ``every`` they
+            are of the last step that took the penalty. One batch and few probes: means over steps are meant.
+        """
+        found = {"steps": float(self.steps), "loss": float(self._loss)} | self._measured
+        whole = found["loss"] + found.get("penalty", math.nan)
+        return found | ({"share": found["penalty"] / whole} if whole > 0 else {})
+
+    def _pieces(self, closure: Closures, params: tuple[Tensor, ...], scale: float, *, skips: bool) -> Pieces:
+        """The gradient to step with; where a scaler skips bad steps, infinity instead of an error."""
         try:
             with BatchLoss(closure, params, scale=scale, **self._passes) as batch:
-                pieces = self.regularized(batch)
+                regular = self.steps % self.every == 0
+                pieces = self.regularized(batch) if regular else self.between(batch)
         except NonFiniteError:
-            if scaler is None:
+            if not skips:
                 raise
             pieces = (torch.full_like(params[0], math.inf), *[None] * (len(params) - 1))
-        self._move(params, pieces, scaler, scale)
-        self.steps += 1
-        return batch.loss if batch.loss is not None else torch.tensor(math.nan, device=params[0].device)
+        self._loss = torch.full((), math.nan, device=params[0].device) if batch.loss is None else batch.loss
+        return pieces
 
     def trained(self) -> tuple[Tensor, ...]:
         """The parameters that count, in the order of the groups: those that require a gradient now.
@@ -149,96 +196,12 @@ class Regularizer(Optimizer):
             self._refuse(": torch's GradScaler cannot unscale complex gradients: train without one")
         return params
 
-    def scheduled(self, name: str, schedule: Schedule) -> tuple[float, ...]:
-        """The present value of a setting, one per parameter of `trained`.
-
-        Args:
-            name: of the setting; a number under this key in a parameter group overrides the schedule there.
-            schedule: a number, or a function of the number of steps taken.
-
-        Raises:
-            UsageError: a value is negative, NaN, infinite or no number.
-        """
-        value = self._valid(name, schedule(self.steps) if callable(schedule) else schedule)
-        return tuple(self._valid(name, group[name]) if name in group else value for _, group in self._members())
-
-    def own_state(self) -> dict[str, Any]:
-        """What the subclass keeps between steps: the numbers and tensors named in ``kept``."""
-        return {name: getattr(self, name) for name in self.kept}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `own_state`."""
-        for name in self.kept:
-            setattr(self, name, state[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state, and under "regularizer" this one's: its name, steps and own state."""
-        own = {"name": type(self).__name__, "steps": self.steps} | self.own_state()
-        return self.inner.state_dict() | {"regularizer": own}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken.
-
-        Raises:
-            UsageError: the state is of another regularizer or of a bare optimizer.
-        """
-        own, name = state_dict.get("regularizer"), type(self).__name__
-        if own is None or own["name"] != name:
-            found = "a bare optimizer" if own is None else own["name"]
-            msg = f"this state is of {found}, not of {name}: load an optimizer's own state into {name}.inner"
-            raise UsageError(msg)
-        self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "regularizer"})
-        self._share()
-        self.steps = int(own["steps"])
-        self.load_own_state(own)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the inner optimizer; not needed between steps, as `step` replaces ``.grad``."""
-        self.inner.zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """To the inner optimizer, whose groups these are."""
-        if not hasattr(self, "inner"):  # torch's constructor adds the first groups
-            super().add_param_group(param_group)
-            return
-        self.inner.add_param_group(param_group)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but hooks and the methods that a scheduler has wrapped: they are bound to this object's weights."""
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if not name.startswith("_optimizer_") and not (callable(value) and hasattr(type(self), name))
-        }
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.inner!r})"
-
-    def _refuse(self, why: str) -> NoReturn:
-        msg = type(self).__name__ + why
-        raise UsageError(msg)
-
-    def _members(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        for group in self.inner.param_groups:
-            for param in group["params"]:
-                if param.requires_grad:
-                    yield param, group
-
-    def _share(self) -> None:
-        self.param_groups, self.state = self.inner.param_groups, self.inner.state
-        self.defaults = self.inner.defaults
-
-    @staticmethod
-    def _valid(name: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            msg = f"{name}={value!r}: allowed: finite numbers from 0 up, or a function of the step giving one"
-            raise UsageError(msg)
-        return float(value)
-
-    def _move(self, params: tuple[Tensor, ...], pieces: Pieces, scaler: Scaler | None, scale: float) -> None:
+    def _assign(self, params: tuple[Tensor, ...], pieces: Pieces, scale: float) -> None:
         for param, piece in zip(params, pieces, strict=True):
             own = None if piece is None else like(piece, param)
-            param.grad = own if own is None or scaler is None else own * scale
+            param.grad = own if own is None or scale == 1.0 else own * scale
+
+    def _move(self, params: tuple[Tensor, ...], scaler: torch.amp.GradScaler | None = None) -> None:
         if scaler is not None:
             scaler.unscale_(self.inner)
         if self._clip_norm is not None:

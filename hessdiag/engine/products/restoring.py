@@ -71,9 +71,9 @@ def forget_copies() -> None:
 class Statistics:
     """Running means, variances and counters of the BatchNorm and InstanceNorm layers that a pass calls.
 
-    Inside `held` every such layer works on copies, so that its own buffers keep their bits whichever ``momentum``
-    (None too) and ``track_running_stats`` it has, while the outputs are the usual ones. `commit` writes what the
-    pass made of them.
+    Inside `held` every such layer works on copies, the same at each entry, so that its own buffers keep their bits
+    whichever ``momentum`` (None too) and ``track_running_stats`` it has, while the outputs are the usual ones.
+    `commit` writes what the passes made of them.
 
     Args:
         model: whose layers are meant. None: those that are called, found by a global forward hook, which makes
@@ -87,7 +87,9 @@ class Statistics:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Forward passes inside change copies only."""
-        seen: set[int] = set()
+        seen = {id(module) for module, _, _ in self._held}
+        for module, _, copies in self._held:
+            module._buffers.update(copies)
 
         def swap(module: nn.Module, _: object) -> None:
             if isinstance(module, _NormBase) and id(module) not in seen:

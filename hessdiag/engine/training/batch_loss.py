@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hessdiag.engine.products.ranks import Pieces, mean_over_ranks
+from hessdiag.engine.products.ranks import Pieces, mean_over_ranks, ranks
 from hessdiag.engine.products.real_pairs import real
 from hessdiag.engine.products.restoring import Randomness, Statistics, Weights
-from hessdiag.engine.training.training import Closures, Curved, loss_and_gradient, norm
+from hessdiag.engine.training.closures import Closures, closures
+from hessdiag.engine.training.training import Curved, dot, loss_and_gradient, norm
 from hessdiag.errors import NonFiniteError, UsageError
 
 Method = Literal["auto", "exact", "difference"]
@@ -34,7 +35,8 @@ class BatchLoss:
         params: what is differentiated by, complex ones as real pairs.
         weights: moves them; `moved` is the way.
         gradients: passes with a gradient so far.
-        loss: of the first pass, detached, the mean over ranks; None before.
+        losses: of the passes so far, detached, means over ranks.
+        form: v·Hv of the last `third`, free of cost; NaN before.
     """
 
     def __init__(
@@ -45,14 +47,21 @@ class BatchLoss:
         scale: float = 1.0,
         same_randomness: bool = True,
         model: nn.Module | None = None,
+        backward_inside: bool = False,
     ) -> None:
+        self._inside, self._alone = backward_inside, False
         self._leaves, self.params = tuple(params), tuple(real(param) for param in params)
         self._closure, self._scale = closure, scale
         self._randomness = Randomness(params) if same_randomness else None
         self.weights = Weights(self.params)
         self._model, self._statistics = model, Statistics(model)
-        self.gradients = 0
-        self.loss: Tensor | None = None
+        self.gradients, self.form = 0, math.nan
+        self.losses: list[Tensor] = []
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Of the first pass, detached, the mean over ranks; None before."""
+        return self.losses[0] if self.losses else None
 
     def __enter__(self) -> BatchLoss:
         return self
@@ -74,14 +83,56 @@ class BatchLoss:
             UsageError: the closure returns no fresh scalar loss, or no parameter takes part in it.
         """
         with self._pass():
-            local = loss_and_gradient(self._closure, self._leaves, scale=self._scale)
-        return self.checked(*mean_over_ranks(*local, self.params))
+            loss, pieces = loss_and_gradient(
+                self._closure, self._leaves, scale=self._scale, backward_inside=self._inside
+            )
+        if self._alone:
+            if ranks() == 1:
+                self.checked(loss, pieces)
+            self.losses.append(loss)
+            return pieces
+        loss, pieces = mean_over_ranks(loss, pieces, self.params)
+        self.checked(loss, pieces)
+        self.losses.append(loss)
+        return pieces
+
+    def parts(self) -> Iterator[BatchLoss]:
+        """Each micro-batch of this rank as a batch of its own, with its own random numbers; statistics are shared.
+
+        Their gradients are not averaged over ranks, and with several ranks not checked, which is left to
+        `mean_of_parts`: what one rank alone refuses would leave the others waiting.
+        """
+        for closure in closures(self._closure):
+            part = BatchLoss(
+                closure,
+                self._leaves,
+                scale=self._scale,
+                same_randomness=self._randomness is not None,
+                model=self._model,
+                backward_inside=self._inside,
+            )
+            part.weights, part._statistics, part._alone = self.weights, self._statistics, True
+            yield part
+
+    def mean_of_parts(self, parts: Sequence[BatchLoss], pieces: Pieces) -> Pieces:
+        """A mean over this rank's micro-batches as the mean over ranks, checked as `gradient` is."""
+        passes = zip(*(part.losses for part in parts), strict=True)
+        means = [torch.stack(losses).mean() for losses in passes]
+        self.gradients += len(means)
+        first, averaged = mean_over_ranks(means[0], pieces, self.params)
+        self.checked(first, averaged)
+        self.losses += [first, *(mean_over_ranks(loss, (), ())[0] for loss in means[1:])]
+        return averaged
 
     def curved(self) -> Curved:
         """The loss at the present weights with its graph kept, for products; 1.2 gradients. Raises alike."""
+        if self._inside:
+            msg = "products need the loss's graph, which backward_inside=True frees: return the loss only"
+            raise UsageError(msg)
         with self._pass():
             curved = Curved(self._closure, self._leaves, scale=self._scale)
         self.checked(curved.loss, curved.gradient)
+        self.losses.append(curved.loss)
         return curved
 
     def third(
@@ -99,7 +150,9 @@ class BatchLoss:
                 exact to 3e-7, differences of gradients to 1.5e-3, of products to 3e-5.
         """
         if method == "exact" or (method == "auto" and curved.third_order_is_exact):
-            return curved.third(v, y)
+            third = curved.third(v, y)
+            self.form = curved.form
+            return third
         if y is None:
             return self.second_difference(curved.gradient, v)
         h = _step(self.params, y, STEP)
@@ -126,6 +179,7 @@ class BatchLoss:
             up = self.gradient()
         with self.moved(v, -h):
             down = self.gradient()
+        self.form = (dot(up, v) - dot(down, v)) / (2 * h)
         sides = zip(self.params, up, here, down, strict=True)
         return tuple((_filled(p, a) - 2 * _filled(p, b) + _filled(p, c)) / h**2 for p, a, b, c in sides)
 
@@ -137,8 +191,8 @@ class BatchLoss:
             self.gradients += 1
             yield
 
-    def checked(self, loss: Tensor, pieces: Pieces) -> Pieces:
-        """The gradient, once it and the loss are known to be finite; the first loss is kept as `loss`.
+    def checked(self, loss: Tensor, pieces: Pieces) -> None:
+        """Loss and gradient are finite, and there is a gradient, or it raises.
 
         Raises:
             UsageError: no parameter takes part in the loss.
@@ -151,9 +205,6 @@ class BatchLoss:
             if not math.isfinite(value):
                 msg = f"the {what} is {value} in pass {self.gradients} of the step; the weights were not changed"
                 raise NonFiniteError(msg)
-        if self.loss is None:
-            self.loss = loss
-        return pieces
 
 
 def _step(params: Sequence[Tensor], direction: Pieces, fractions: dict[torch.dtype, float]) -> float:

@@ -8,9 +8,9 @@ the price of no overlap of communication and backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,14 +19,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hessdiag.engine.products.nodes import graph_nodes
 from hessdiag.engine.products.ranks import Pieces, mean_over_ranks
 from hessdiag.engine.products.real_pairs import real
-from hessdiag.errors import MeasurementError, UsageError, one_line
+from hessdiag.engine.training.closures import (
+    Closures,
+    closures,
+    evaluated,
+    left_in_grad,
+    refusals,
+    refuse_sparse,
+)
 
-Closure = Callable[[], Tensor]
-Closures = Closure | Sequence[Closure]
-ANEW = "the closure must compute the loss anew at each call, forward pass included, and not call backward()"
 
-
-def loss_and_gradient(closure: Closures, params: Sequence[Tensor], *, scale: float = 1.0) -> tuple[Tensor, Pieces]:
+def loss_and_gradient(
+    closure: Closures, params: Sequence[Tensor], *, scale: float = 1.0, backward_inside: bool = False
+) -> tuple[Tensor, Pieces]:
     """The loss of the current batch and its gradient; one gradient.
 
     Args:
@@ -34,6 +39,8 @@ def loss_and_gradient(closure: Closures, params: Sequence[Tensor], *, scale: flo
             each graph is freed before the next is built (gradient accumulation).
         params: leaf tensors to differentiate by; of complex ones the real pairs count.
         scale: the loss is multiplied by it for the backward pass and the gradient divided (half precision).
+        backward_inside: the closure calls backward() by itself: the gradient is what it leaves in ``.grad``,
+            which is put back as it was.
 
     Returns:
         The loss, detached, and one tensor per parameter, None where it takes no part.
@@ -41,14 +48,17 @@ def loss_and_gradient(closure: Closures, params: Sequence[Tensor], *, scale: flo
     Raises:
         UsageError: no scalar loss with a graph of its own, or a sparse gradient, or the closure changed weights.
     """
-    parts = _closures(closure)
+    parts = closures(closure)
     total: list[Tensor | None] = [None] * len(params)
     losses = []
     for part in parts:
-        loss = _evaluate(part, params)
-        with _refusals():
-            pieces = torch.autograd.grad(loss * (scale / len(parts)), params, allow_unused=True)
-        _refuse_sparse(pieces)
+        if backward_inside:
+            loss, pieces = left_in_grad(part, params, 1 / len(parts))
+        else:
+            loss = evaluated(part, params)
+            with refusals():
+                pieces = torch.autograd.grad(loss * (scale / len(parts)), params, allow_unused=True)
+        refuse_sparse(pieces)
         for index, piece in enumerate(pieces):
             if piece is not None:
                 held = total[index]
@@ -71,19 +81,20 @@ class Curved:
         gradient: one detached tensor per parameter, None where it takes no part.
         params: what is differentiated by, complex ones as real pairs.
         products: H·v formed so far.
+        form: v·Hy of the last `third`; NaN before.
         third_order_is_exact: no layer is present whose third derivatives torch 2.13 gets silently wrong
             (LayerNorm, and BatchNorm or InstanceNorm on batch statistics; pytorch#175754, #186256).
     """
 
     def __init__(self, closure: Closures, params: Sequence[Tensor], *, scale: float = 1.0) -> None:
         self._leaves, self.params = tuple(params), tuple(real(param) for param in params)
-        self._scale, self.products = scale, 0
+        self._scale, self.products, self.form = scale, 0, math.nan
         with _second_order():
-            parts = _closures(closure)
-            loss = torch.stack([_evaluate(part, params) for part in parts]).mean()
-            with _refusals():
+            parts = closures(closure)
+            loss = torch.stack([evaluated(part, params) for part in parts]).mean()
+            with refusals():
                 pieces = torch.autograd.grad(loss * scale, self._leaves, create_graph=True, allow_unused=True)
-            _refuse_sparse(pieces)
+            refuse_sparse(pieces)
             self._pieces = tuple(None if piece is None else real(piece) for piece in pieces)
         self.third_order_is_exact = not _wrong_third_order(loss)
         detached = tuple(None if piece is None else piece.detach() / scale for piece in self._pieces)
@@ -102,6 +113,8 @@ class Curved:
         """
         with _second_order():
             product = self._product(v if y is None else y, create_graph=True)
+            form = self.loss.new_tensor(dot(tuple(piece.detach() for piece in product), v) / self._scale)
+            self.form = float(mean_over_ranks(form, (), ())[0])
             live = [
                 (piece, w) for piece, w in zip(product, v, strict=True) if piece.requires_grad and w is not None
             ]
@@ -117,7 +130,7 @@ class Curved:
         return self._grad([p for p, _ in live], [w.to(p.dtype) for p, w in live], create_graph=create_graph)
 
     def _grad(self, heads: list[Tensor], v: list[Tensor], *, create_graph: bool = False) -> tuple[Tensor, ...]:
-        with _refusals():
+        with refusals():
             pieces = torch.autograd.grad(
                 heads, self._leaves, v, retain_graph=True, create_graph=create_graph, materialize_grads=True
             )
@@ -139,69 +152,6 @@ def norm(a: Pieces) -> float:
     """|a| over all parameters together; None counts as zero. The same on all ranks if a is."""
     held = [x for x in a if x is not None]
     return float(torch.nn.utils.get_total_norm(held)) if held else 0.0
-
-
-def _closures(closure: Closures) -> list[Closure]:
-    parts: list[Any] = (
-        [closure] if callable(closure) else list(closure) if isinstance(closure, Sequence) else [closure]
-    )
-    if not parts or not all(callable(part) for part in parts):
-        msg = "step(closure) takes a function returning the loss, or a list of them, one per micro-batch"
-        raise UsageError(msg)
-    return parts
-
-
-def _evaluate(closure: Closure, params: Sequence[Tensor]) -> Tensor:
-    """One forward pass: the scalar loss with its graph."""
-    versions = [param._version for param in params]
-    with torch.enable_grad():
-        loss = closure()
-    if not isinstance(loss, Tensor):
-        msg = f"the closure returned {type(loss).__name__}: return the loss, a scalar tensor, without .item()"
-        raise UsageError(msg)
-    if loss.numel() != 1 or not loss.is_floating_point():
-        msg = (
-            f"the closure returned a {loss.dtype} tensor of shape {tuple(loss.shape)}: return one number, the mean"
-        )
-        raise UsageError(msg)
-    if not loss.requires_grad:
-        msg = "the closure's loss has no graph: compute it anew from the model, without no_grad() and .detach()"
-        raise UsageError(msg)
-    if loss.grad_fn is not None:
-        notes = cast(dict[str, Any], loss.grad_fn.metadata)  # torch's stub calls it a function
-        if "hessdiag" in notes:
-            raise UsageError(ANEW)
-        notes["hessdiag"] = True
-    changed = [index for index, param in enumerate(params) if param._version != versions[index]]
-    if changed:
-        shape = tuple(params[changed[0]].shape)
-        msg = f"the closure changed parameter {changed[0]} {shape} in place: leave updates to step()"
-        raise UsageError(msg)
-    return loss.reshape(())
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Torch's errors about graphs, as one line with the way out."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if "second time" in text or "inplace operation" in text:
-            raise UsageError(ANEW) from error
-        if "not implemented" in text or "once_differentiable" in text or "CudnnRNN" in text:
-            msg = f"the loss has no second derivatives: {one_line(error, 160)}; replace that layer"
-            raise MeasurementError(msg) from error
-        raise
-
-
-def _refuse_sparse(pieces: Sequence[Tensor | None]) -> None:
-    for index, piece in enumerate(pieces):
-        if piece is not None and piece.layout != torch.strided:
-            msg = (
-                f"parameter {index} {tuple(piece.shape)} has a sparse gradient: set sparse=False in its embedding"
-            )
-            raise UsageError(msg)
 
 
 @contextmanager
