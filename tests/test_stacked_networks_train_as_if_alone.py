@@ -21,13 +21,13 @@ CELLS = {
 TOLERANCE = 2e-5  # float32 in another order of summation, over 15 steps
 
 
-def data():
-    generator = torch.Generator().manual_seed(5)
+def data(seed: int = 0):
+    generator = torch.Generator().manual_seed(5 + seed)
     return torch.randn(36, 64, generator=generator), torch.randint(10, (36,), generator=generator)
 
 
 def alone(cell: Cell, seed: int) -> nn.Module:
-    x, y = data()
+    x, y = data(seed)
     torch.manual_seed(seed)
     model = network(WIDTH, cell.norm).train()
     sgd = torch.optim.SGD(model.parameters(), lr=cell.lr)
@@ -49,7 +49,7 @@ def alone(cell: Cell, seed: int) -> nn.Module:
 
 def difference(cells: tuple[Cell, ...]) -> float:
     """Largest of any weight and running statistic, over cells and seeds."""
-    runs = list(trained(cells, range(2), data(), width=WIDTH, epochs=EPOCHS, level=2.0))
+    runs = list(trained(cells, range(2), data, width=WIDTH, epochs=EPOCHS, level=2.0))
     assert len(runs) == 2 * len(cells)
     worst = 0.0
     for run in runs:
@@ -68,10 +68,10 @@ def test_each_run_is_the_one_torch_gives(cells):
 def test_a_run_stops_at_its_own_epoch_and_changes_no_other():
     """A network that has left the stack was at the level, and those that stay train on as before."""
     cells = CELLS["SGD"]
-    early = {(r.cell, r.seed): r for r in trained(cells, range(3), data(), width=WIDTH, epochs=40, level=0.6)}
+    early = {(r.cell, r.seed): r for r in trained(cells, range(3), data, width=WIDTH, epochs=40, level=0.6)}
     assert len({run.epochs for run in early.values()}) > 1
     for (cell, seed), run in early.items():
-        (single,) = trained([cell], [seed], data(), width=WIDTH, epochs=40, level=0.6)
+        (single,) = trained([cell], [seed], data, width=WIDTH, epochs=40, level=0.6)
         assert (single.epochs, single.reached) == (run.epochs, run.reached)
         for mine, other in zip(run.model.parameters(), single.model.parameters(), strict=True):
             assert (mine - other).abs().max() < 10 * TOLERANCE
@@ -80,7 +80,7 @@ def test_a_run_stops_at_its_own_epoch_and_changes_no_other():
 def test_a_diverged_run_is_told_and_leaves_the_others_alone():
     """It ends at once, not at the level, without a sharpness, and the run beside it is the one torch gives."""
     calm, wild = Cell(BATCH, 0.2), Cell(BATCH, 1e6)
-    runs = {r.cell: r for r in trained([calm, wild], [0], data(), width=WIDTH, epochs=EPOCHS * 20, level=2.0)}
+    runs = {r.cell: r for r in trained([calm, wild], [0], data, width=WIDTH, epochs=EPOCHS * 20, level=2.0)}
     assert not runs[wild].reached
     assert runs[wild].epochs < runs[calm].epochs == EPOCHS * 20
     row = measured(runs[wild], data(), data(), points=2, rtol=0.5)
@@ -91,7 +91,7 @@ def test_a_diverged_run_is_told_and_leaves_the_others_alone():
 def test_batch_statistics_are_those_of_train_mode():
     """One chunk is a batch in train mode; several are several batches."""
     x, _ = data()
-    (run, *_) = trained(CELLS["BatchNorm"], [0], data(), width=WIDTH, epochs=1, level=2.0)
+    (run, *_) = trained(CELLS["BatchNorm"], [0], data, width=WIDTH, epochs=1, level=2.0)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     whole, parts = (batch_statistics(run.model, (x,), chunk=chunk) for chunk in (36, 12))
     for name, value in run.model.state_dict().items():

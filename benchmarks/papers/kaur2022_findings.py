@@ -15,18 +15,17 @@ RATES = {25: (0.05, 0.1, 0.4), 100: (0.1, 0.4, 1.0), 1000: (0.4, 1.0, 2.0)}
 """By batch size. At 1,000 the batch is full: gradient descent at 0.4 ends far from the edge 2/lr, where the
 rate hardly matters; 2.0 must cross it."""
 PLAIN = {25: Cell(25, 0.1), 100: Cell(100, 0.4), 1000: Cell(1000, 1.0)}  # what SAM and BatchNorm are added to
-SCALED = tuple(Cell(batch, round(0.015 * batch, 3)) for batch in (20, 40, 80, 120))
+SCALED = tuple(Cell(batch, round(0.015 * batch, 3)) for batch in (20, 40, 80))
 RHOS = (0.0, 0.05, 0.2)  # 0.05 is SAM's default
-DROPOUTS = (0.0, 0.2, 0.5, 0.7)  # of the paper's list
+DROPOUTS = (0.0, 0.2, 0.5, 0.7, 0.8)  # the paper's list, and one "excessively high"
 SMALL, LARGE = 25, 1000
 MARGIN = 0.005
-"""Half a point of accuracy counts as none: 4 of 797 digits, and less than the 0.75 points that a larger rate
-brought at batch 25 in a trial on other splits."""
+"""Half a point of accuracy counts as none: 4 of 797 digits."""
 CHANGE = 1.1  # the factor by which lambda_max must differ to have changed
 FINDINGS = {
     "F1": "a larger learning rate lowers λ_max at every batch size; at large batch the gain sometimes vanishes",
     "F2": "batch size and rate scaled together change λ_max, not generalization",
-    "F3": "SAM lowers λ_max at every batch size; its gain vanishes at large batch",
+    "F3": "SAM lowers λ_max at every batch size; its gain is smaller at large batch",
     "F4": "too much dropout lowers λ_max yet hurts",
     "F5": "BatchNorm does not consistently lower λ_max yet helps",
 }
@@ -62,6 +61,13 @@ def gain(raw: pd.DataFrame, first: Cell, second: Cell) -> list[float]:
     """Test accuracy of the second cell minus that of the first, per seed."""
     both = paired(raw, first, second, "test accuracy")
     return list((both["b"] - both["a"]).astype(float))
+
+
+def less(raw: pd.DataFrame, first: tuple[Cell, Cell], second: tuple[Cell, Cell]) -> list[float]:
+    """What the first pair gains in test accuracy minus what the second gains, per seed."""
+    sides = [paired(raw, *pair, "test accuracy").diff(axis=1)["b"] for pair in (first, second)]
+    both = pd.concat(sides, axis=1, join="inner", keys=["a", "b"])
+    return list((both["a"] - both["b"]).astype(float))
 
 
 def verdict(
@@ -125,7 +131,12 @@ def _sam(raw: pd.DataFrame) -> list[Claim]:
     return [
         _lower(raw, f"F3: SAM (rho {RHOS[-1]:g}) lowers λ_max at every batch size", pairs),
         verdict(f"F3: SAM generalizes better at batch {SMALL}", gain(raw, *pairs[SMALL]), above=0.0),
-        verdict("F3: SAM's gain is gone at full batch", gain(raw, *pairs[LARGE]), below=MARGIN),
+        verdict(
+            f"F3: SAM gains less at full batch than at batch {SMALL}",
+            less(raw, pairs[SMALL], pairs[LARGE]),
+            above=0.0,
+            what="accuracy gained there minus that gained at full batch",
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Measurements of kaur2022: lambda_max at the end of a run, for BatchNorm the maximum between iterates."""
+"""Measurements of kaur2022: lambda_max at the end of a run; for BatchNorm at full batch between iterates, too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def measured(run: Run, train: Split, test: Split, points: int, rtol: float) -> R
     if not run.reached:
         return row | dict.fromkeys(("at the iterate", "lambda_max", "of 2/lr"), float("nan"))
     here = sharpness(run.model, train, run.cell.batch, rtol)
-    largest = here if not run.cell.norm else max(here, *between_iterates(run, train, points, rtol))
+    full = run.cell.batch == len(train[1])
+    largest = here if not (run.cell.norm and full) else max(here, *between_iterates(run, train, points, rtol))
     return row | {"at the iterate": here, "lambda_max": largest, "of 2/lr": largest * run.cell.lr / 2}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
@@ -40,24 +40,47 @@ class Run:
     reached: bool
 
 
-def digits(train: int) -> tuple[Split, Split]:
-    """The embedded digits, shuffled once (they are ordered by writer): ``train`` of them and the others."""
+class Pictures:
+    """Pictures of which every seed draws its own training set: seeds are then draws of the data, too.
+
+    Attributes:
+        pool: to draw from, standardized by its own mean and spread.
+        test: of every seed; None tests a seed on what it did not draw.
+        train: size of a training set.
+    """
+
+    def __init__(self, pool: Split, test: Split | None, train: int) -> None:
+        mean, std = pool[0].mean(0), pool[0].std(0).clamp(min=0.1)  # corners are black but for a few pictures
+        self.pool = ((pool[0] - mean) / std, pool[1])
+        self.test = None if test is None else ((test[0] - mean) / std, test[1])
+        self.train = train
+
+    def split(self, seed: int) -> tuple[Split, Split]:
+        """Training and test set of a seed."""
+        x, y = self.pool
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1_000_003 + seed))
+        chosen, others = order[: self.train], order[self.train :]
+        return (x[chosen], y[chosen]), self.test or (x[others], y[others])
+
+    def training(self, seed: int) -> Split:
+        """The training set of a seed."""
+        return self.split(seed)[0]
+
+
+def digits(train: int) -> Pictures:
+    """The embedded digits: every seed trains on ``train`` of them and is tested on the others."""
     parts = datasets.digits()
-    x = torch.cat([_rows(part) for part in parts])
-    y = torch.cat([part.targets for part in parts])
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    return _standardized((x[order[:train]], y[order[:train]]), (x[order[train:]], y[order[train:]]))
+    pool = (torch.cat([_rows(part) for part in parts]), torch.cat([part.targets for part in parts]))
+    return Pictures(pool, None, train)
 
 
-def mnist(folder: Path, train: int) -> tuple[Split, Split]:
-    """MNIST at 8 x 8 pixels: every k-th training picture, as the paper thins its sets, and the whole test set."""
+def mnist(folder: Path, train: int) -> Pictures:
+    """MNIST at 8 x 8 pixels: every seed trains on ``train`` of its training pictures; one test set for all."""
     first, second = (
         datasets.mnist(folder / f"{name}-images-idx3-ubyte.gz", folder / f"{name}-labels-idx1-ubyte.gz")
         for name in ("train", "t10k")
     )
-    every = len(first) // train
-    thin = (_rows(first)[::every][:train], first.targets[::every][:train])
-    return _standardized(thin, (_rows(second), second.targets))
+    return Pictures((_rows(first), first.targets), (_rows(second), second.targets), train)
 
 
 def _rows(images: datasets.Images) -> Tensor:
@@ -65,11 +88,6 @@ def _rows(images: datasets.Images) -> Tensor:
     if x.shape[-1] != SIDE:
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
     return x.flatten(1)
-
-
-def _standardized(train: Split, test: Split) -> tuple[Split, Split]:
-    mean, std = train[0].mean(0), train[0].std(0).clamp(min=0.1)  # corners are black but for a few pictures
-    return ((train[0] - mean) / std, train[1]), ((test[0] - mean) / std, test[1])
 
 
 def network(width: int, norm: bool = False) -> nn.Sequential:
@@ -152,10 +170,9 @@ class Fleet:
             value.add_(direction, alpha=factor)
 
     @torch.no_grad()
-    def accuracy(self, data: Split) -> Tensor:
-        """Per run, in eval mode."""
-        x = data[0].expand(len(self.lr), *data[0].shape)
-        right: Tensor = self.outputs(x, training=False).argmax(-1) == data[1]
+    def accuracy(self, x: Tensor, y: Tensor) -> Tensor:
+        """Per run on its own pictures (runs, n, 64), in eval mode."""
+        right: Tensor = self.outputs(x, training=False).argmax(-1) == y
         return right.float().mean(1)
 
     def finite(self) -> Tensor:
@@ -175,9 +192,18 @@ def _along(factor: Tensor, gradient: Tensor) -> Tensor:
 
 
 def trained(
-    cells: Iterable[Cell], seeds: Iterable[int], train: Split, *, width: int, epochs: int, level: float
+    cells: Iterable[Cell],
+    seeds: Iterable[int],
+    train: Callable[[int], Split],
+    *,
+    width: int,
+    epochs: int,
+    level: float,
 ) -> Iterator[Run]:
-    """Every cell with every seed up to a level of training accuracy; equal seeds share start and batches."""
+    """Every cell with every seed up to a level of training accuracy.
+
+    Equal seeds share start, training set and batches. ``train`` gives the training set of a seed, all of one size.
+    """
 
     def kind(run: tuple[Cell, int]) -> tuple[int, bool, bool, bool]:
         cell = run[0]
@@ -188,18 +214,20 @@ def trained(
 
 
 def _together(
-    fleet: Fleet, runs: list[tuple[Cell, int]], train: Split, epochs: int, level: float
+    fleet: Fleet, runs: list[tuple[Cell, int]], train: Callable[[int], Split], epochs: int, level: float
 ) -> Iterator[Run]:
     batch = runs[0][0].batch
     torch.manual_seed(0)  # of the dropout
     orders = {seed: torch.Generator().manual_seed(seed) for _, seed in runs}
+    sets = {seed: train(seed) for seed in orders}
+    x, y = (torch.stack([sets[seed][part] for _, seed in runs]) for part in (0, 1))
     for epoch in range(1, epochs + 1):
-        x, y = train
-        drawn = {seed: torch.randperm(len(y), generator=each) for seed, each in orders.items()}
+        drawn = {seed: torch.randperm(y.shape[1], generator=each) for seed, each in orders.items()}
         order = torch.stack([drawn[seed] for _, seed in runs])
         for chosen in order.split(batch, 1):  # type: ignore[no-untyped-call]
-            fleet.step(x[chosen], y[chosen])
-        reached = fleet.accuracy(train) >= level
+            own = torch.arange(len(runs))[:, None]
+            fleet.step(x[own, chosen], y[own, chosen])
+        reached = fleet.accuracy(x, y) >= level
         over = (reached | ~fleet.finite()) if epoch < epochs else torch.ones_like(reached)
         for row in over.nonzero().flatten().tolist():
             cell, seed = runs[row]
@@ -209,4 +237,5 @@ def _together(
             return
         if len(left) < len(runs):
             fleet.keep(left)
+            x, y = x[left], y[left]
             runs = [runs[row] for row in left.tolist()]
