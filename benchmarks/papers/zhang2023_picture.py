@@ -11,6 +11,9 @@ from benchmarks.papers.zhang2023_sensing import TOO_LARGE
 from hessdiag.present.axes import COLOURS
 
 PLATEAUS = {"gd": 1.8, "one-point": 2.5e-3, "nso": 6e-4}  # the authors' curves, read off a log axis
+EARLY = "early stopping"
+RIVALS = ("SGD", "weight decay", "SAM", "one-point")
+SHOWN = dict(zip(("SGD", "NSO", "SAM", "one-point", "weight decay", EARLY), COLOURS, strict=False))
 NAMES = {"gd": "gradient descent", "one-point": "one-point", "nso": "NSO"}
 
 
@@ -24,23 +27,51 @@ def variance_ratios(raw: pd.DataFrame) -> pd.DataFrame:
     return wide
 
 
-def finals(raw: pd.DataFrame) -> pd.DataFrame:
-    """One row per run of the training study, a column per measure."""
+def looks(raw: pd.DataFrame) -> pd.DataFrame:
+    """One row per look at a run of the training study, a column per measure."""
     part = raw[raw.part == "training"]
-    return part.pivot_table(index=["arm", "seed"], columns="measure", values="value", sort=False)
+    wide = part.pivot_table(index=["arm", "seed", "at"], columns="measure", values="value", sort=False)
+    return wide.reset_index().sort_values(["arm", "seed", "at"], ignore_index=True)
 
 
-def picture(raw: pd.DataFrame, chosen: dict[str, str]) -> Figure:
+def ends(raw: pd.DataFrame) -> pd.DataFrame:
+    """The last look of every run, and SGD's look of least validation error as an arm of its own."""
+    found = looks(raw)
+    last = found.groupby(["arm", "seed"], sort=False).tail(1)
+    sgd = found[found.arm == "SGD"]
+    early = sgd.loc[sgd.groupby("seed")["validation error %"].idxmin()].assign(arm=EARLY)
+    return pd.concat([last, early], ignore_index=True)
+
+
+def at_level(raw: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Trace and λ_max of every run where its training loss first falls to a level, interpolated in logarithms."""
+    rows = []
+    for (arm, seed), run in looks(raw).groupby(["arm", "seed"], sort=False):
+        below = np.flatnonzero(run["train loss"].to_numpy() <= level)
+        if not len(below) or below[0] == 0:
+            continue
+        near = run.iloc[below[0] - 1 : below[0] + 1]
+        loss = np.log(near["train loss"].to_numpy())
+        share = (loss[0] - np.log(level)) / (loss[0] - loss[1])
+        values = np.log(near[["trace", "lambda_max"]].to_numpy())
+        trace, largest = np.exp(values[0] + share * (values[1] - values[0]))
+        rows.append({"arm": arm, "seed": seed, "trace": trace, "lambda_max": largest})
+    return pd.DataFrame(rows, columns=["arm", "seed", "trace", "lambda_max"])
+
+
+def picture(raw: pd.DataFrame, level: float) -> Figure:
+    """Matrix sensing and variances above, fine-tuning below."""
     figure = Figure(figsize=(13, 7.6), layout="constrained")
     axes = figure.subplots(2, 3)
     _draw_sensing(axes[0, 0], raw)
     wide = variance_ratios(raw)
     _draw_variance(axes[0, 1], wide, "loss", "estimate of tr H")
     _draw_variance(axes[0, 2], wide, "gradient", "estimate of its gradient")
-    runs = finals(raw)
-    titles = {"trace": "trace of the Hessian", "lambda_max": "largest eigenvalue", "test error %": "test error, %"}
-    for ax, (measure, title) in zip(axes[1], titles.items(), strict=True):
-        _draw_arms(ax, runs, measure, title, chosen)
+    for ax, measure, title in zip(
+        axes[1], ("trace", "lambda_max"), ("trace of the Hessian", "largest eigenvalue"), strict=False
+    ):
+        _draw_paths(ax, looks(raw), measure, title, level)
+    _draw_errors(axes[1, 2], ends(raw))
     return figure
 
 
@@ -86,29 +117,25 @@ def _draw_variance(ax: Axes, wide: pd.DataFrame, kind: str, title: str) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def _draw_arms(ax: Axes, runs: pd.DataFrame, measure: str, title: str, chosen: dict[str, str]) -> None:
-    arms = list(dict.fromkeys(runs.index.get_level_values("arm")))
-    methods = {"SGD": COLOURS[0], "SAM": COLOURS[4], "NSO": COLOURS[2]}
-    for column, face, shift, label in (
-        (measure, None, -0.12, "end"),
-        (f"{measure} at level", "white", 0.12, "equal loss"),
-    ):
-        for place, arm in enumerate(arms) if column in runs else ():
-            values = runs.loc[arm, column].dropna()
-            colour = methods[arm.split()[0]]
-            if len(values):
-                ax.errorbar(
-                    place + shift,
-                    values.mean(),
-                    values.sem(),
-                    fmt="o",
-                    color=colour,
-                    markerfacecolor=face or colour,
-                    capsize=3,
-                )
-        ax.plot([], [], "o", color="0.3", markerfacecolor=face or "0.3", label=label)
-    ax.set_xticks(
-        range(len(arms)), [f"{arm} *" if arm in chosen.values() else arm for arm in arms], rotation=35, ha="right"
+def _draw_paths(ax: Axes, found: pd.DataFrame, measure: str, title: str, level: float) -> None:
+    for arm, part in found.groupby("arm", sort=False):
+        mean = np.exp(np.log(part[["train loss", measure]].clip(lower=1e-8)).groupby(part["at"]).mean())
+        ax.plot(mean["train loss"], mean[measure], "o-", color=SHOWN[str(arm)], markersize=3, label=arm)
+    ax.axvline(level, color="0.4", linestyle=":", linewidth=1)
+    ax.invert_xaxis()
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="training loss (dotted: where they are compared)",
+        title=f"Fine-tuning: {title}",
     )
-    ax.set(title=f"{title} (mean ± standard error)", yscale="linear" if "error" in measure else "log")
     ax.legend(frameon=False, fontsize=8)
+
+
+def _draw_errors(ax: Axes, runs: pd.DataFrame) -> None:
+    arms = list(dict.fromkeys(runs["arm"]))
+    for place, arm in enumerate(arms):
+        values = runs.loc[runs.arm == arm, "test error %"]
+        ax.errorbar(place, values.mean(), values.sem(), fmt="o", color=SHOWN[arm], capsize=3)
+    ax.set_xticks(range(len(arms)), arms, rotation=35, ha="right")
+    ax.set(title="Fine-tuning: test error, % (mean ± standard error)")

@@ -137,7 +137,7 @@ class Noise:
     samples: int = 200
     sigmas: tuple[float, ...] = (0.001, 0.005, 0.02, 0.05, 0.1)
     losses: int = 3000  # noise vectors for the loss
-    gradients: int = 250  # steps of NSO for the gradient
+    gradients: int = 2500  # steps of NSO for the gradient
 
 
 def small_network(sizes: Noise, seed: int) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:

@@ -1,15 +1,18 @@
-"""Zhang, Li and Ju: NSO against SGD and SAM on handwritten digits, all with the same number of gradients."""
+"""Zhang, Li and Ju: fine-tuning with NSO against SGD and its usual remedies, at equal numbers of gradients."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import hessdiag
 from benchmarks.papers.zhang2023_sensing import Row
@@ -19,74 +22,147 @@ from hessdiag.sources import datasets
 
 Pair = tuple[Tensor, Tensor]
 SMALL = 14  # pixels a side; MNIST is halved to it
-SAMPLES = 512  # that the curvature is measured on
+TWICE = ("SAM", "NSO")  # two gradients a step
 
 
 @dataclass(frozen=True)
 class Training:
-    """Sizes; the strengths hold the paper's (sigma .008 to .014, rho .01 to .05) and larger ones."""
+    """Sizes and grids.
 
-    seeds: int = 5
-    gradients: int = 2000
-    train: int = 2000
-    validation: int = 3000
-    width: int = 32
-    batch: int = 64
-    rate: float = 0.05
-    sigmas: tuple[float, ...] = (0.01, 0.03, 0.06)
-    rhos: tuple[float, ...] = (0.02, 0.05, 0.15)
-    level: float = 0.05  # training cross-entropy at which runs are compared too: in reach of this budget
-    looks: int = 100
+    Attributes:
+        seeds: judged; each draws its own training set.
+        tuning: seeds that rate and strength are chosen with; none of them is judged.
+        pretrain: pictures turned by 90 degrees that the network is trained on first.
+        train: upright pictures to fine-tune on.
+        level: training cross-entropy at which curvature is compared, interpolated between looks.
+    """
 
-    @property
-    def arms(self) -> list[tuple[str, float]]:
-        """Every method with every strength."""
-        return [("SGD", 0.0), *(("SAM", rho) for rho in self.rhos), *(("NSO", sigma) for sigma in self.sigmas)]
-
-
-def splits(sizes: Training, data: str | None) -> dict[str, Pair]:
-    """MNIST with its own test set, or the embedded digits; validation is disjoint from both."""
-    if data is None:
-        train, test = datasets.digits()
-    else:
-        folder = Path(data) / "mnist"
-        train, test = (
-            datasets.mnist(folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz")
-            for part in ("train", "t10k")
-        )
-    first, second = slice(0, sizes.train), slice(sizes.train, sizes.train + sizes.validation)
-    return {"train": _pair(train, first), "validation": _pair(train, second), "test": _pair(test, slice(None))}
+    seeds: int = 10
+    tuning: int = 2
+    gradients: int = 1600
+    pretrain: int = 8000
+    train: int = 400
+    validation: int = 2000
+    width: int = 48
+    batch: int = 50
+    rates: tuple[float, ...] = (0.02, 0.05, 0.1)
+    strengths: dict[str, tuple[float, ...]] = field(
+        default_factory=lambda: {
+            "SGD": (0.0,),
+            "weight decay": (1e-3, 5e-3, 2e-2),
+            "one-point": (0.03, 0.06, 0.1, 0.2),
+            "SAM": (0.05, 0.1, 0.2),
+            "NSO": (0.03, 0.06, 0.1, 0.2),
+        }
+    )
+    level: float = 0.03
+    looks: int = 25
 
 
-def _pair(images: datasets.Images, part: slice) -> Pair:
+class Digits:
+    """Pictures to pretrain on, to fine-tune on (each seed its own), to choose by, and to test on."""
+
+    def __init__(self, sizes: Training, data: str | None) -> None:
+        if data is None:
+            train, test = datasets.digits()
+        else:
+            folder = Path(data) / "mnist"
+            train, test = (
+                datasets.mnist(folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz")
+                for part in ("train", "t10k")
+            )
+        self.sizes = sizes
+        ends = np.cumsum([sizes.pretrain, sizes.validation])
+        self.before = _pair(train, slice(0, ends[0]), turned=True)
+        self.validation = _pair(train, slice(ends[0], ends[1]))
+        self.pool = _pair(train, slice(ends[1], None))
+        self.test = _pair(test, slice(None))
+
+    def training(self, seed: int) -> Pair:
+        """The training set of a seed."""
+        x, y = self.pool
+        chosen = torch.randperm(len(y), generator=Generator().manual_seed(1_000_003 + seed))[: self.sizes.train]
+        return x[chosen], y[chosen]
+
+
+def _pair(images: datasets.Images, part: slice, *, turned: bool = False) -> Pair:
     x = (images.pixels[part].float() * images.scale - images.mean) / images.std
     pooled = F.avg_pool2d(x, 2) if x.shape[-1] > SMALL else x
-    return pooled.flatten(1), images.targets[part]
+    return (pooled.rot90(1, (2, 3)) if turned else pooled).flatten(1), images.targets[part]
 
 
-def train(sizes: Training, parts: dict[str, Pair], arm: str, strength: float, seed: int) -> list[Row]:
-    """One run: curvature, losses and errors at its end, and curvature where the training loss first is `level`.
-
-    SGD takes two steps where SAM and NSO take one of two gradients; the rate falls tenfold after each third.
-    Start and order of the examples are the same in all arms of a seed.
-    """
-    x, y = parts["train"]
+def pretrained(sizes: Training, digits: Digits, seed: int = 0) -> nn.Sequential:
+    """A network that knows the turned pictures."""
     torch.manual_seed(seed)
+    x, y = digits.before
     width = sizes.width
     model = nn.Sequential(
         nn.Linear(x.shape[1], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
     )
-    base = SGD(model.parameters(), lr=sizes.rate, momentum=0.9)
-    optimizer: Optimizer = base
-    if arm != "SGD":
-        optimizer = SAM(base, strength) if arm == "SAM" else NSO(base, strength, seed=seed)
-    steps = sizes.gradients // (1 if arm == "SGD" else 2)
-    schedule = MultiStepLR(base, [steps // 3, 2 * steps // 3], 0.1)
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
     order = Generator().manual_seed(seed)
-    label = f"{arm} {strength:g}" if strength else arm
+    for _ in range(sizes.gradients):
+        chosen = torch.randint(len(x), (sizes.batch,), generator=order)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[chosen]), y[chosen]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model
+
+
+def study(sizes: Training, data: str | None) -> list[Row]:
+    """Rate and strength of every method by validation error, then the judged seeds with curvature on the way."""
+    digits = Digits(sizes, data)
+    start = pretrained(sizes, digits)
     rows: list[Row] = []
-    every = max(1, steps // sizes.looks)
-    for step in range(steps):
+    for method, strengths in sizes.strengths.items():
+        errors = {}
+        for rate in sizes.rates:
+            for strength in strengths:
+                ends = [
+                    list(finetuned(sizes, digits, start, method, rate, strength, 100 + seed, looks=1))[-1]
+                    for seed in range(sizes.tuning)
+                ]
+                errors[rate, strength] = float(np.mean([end["validation error %"] for end in ends]))
+        rate, strength = min(errors, key=lambda pair: errors[pair])
+        rows += [("chosen", -1, method, 0, "rate", rate), ("chosen", -1, method, 0, "strength", strength)]
+        for seed in range(sizes.seeds):
+            for look in finetuned(sizes, digits, start, method, rate, strength, seed, looks=sizes.looks):
+                at = look.pop("gradients")
+                rows += [("training", seed, method, at, name, value) for name, value in look.items()]
+    return rows
+
+
+def finetuned(
+    sizes: Training,
+    digits: Digits,
+    start: nn.Sequential,
+    method: str,
+    rate: float,
+    strength: float,
+    seed: int,
+    looks: int,
+) -> Iterator[dict[str, float]]:
+    """One run, looked at on the way; head, training set and order of the examples are those of the seed."""
+    x, y = digits.training(seed)
+    model = deepcopy(start)
+    torch.manual_seed(seed)
+    model[-1].reset_parameters()  # type: ignore[operator]
+    decay = strength if method == "weight decay" else 0.0
+    base = SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
+    optimizer: Optimizer = base
+    if method == "SAM":
+        optimizer = SAM(base, strength)
+    elif method in ("NSO", "one-point"):
+        optimizer = NSO(base, strength, seed=seed, two_point=method == "NSO")
+    cost = 2 if method in TWICE else 1
+    steps = sizes.gradients // cost
+    schedule = CosineAnnealingLR(base, steps)
+    order = Generator().manual_seed(seed)
+    # evenly in the logarithm: the loss falls fastest at the beginning
+    at = (
+        set(np.geomspace(max(1, steps // 50), steps, looks).round().astype(int).tolist()) if looks > 1 else {steps}
+    )
+    for step in range(1, steps + 1):
         chosen = torch.randint(len(x), (sizes.batch,), generator=order)
         batch = x[chosen], y[chosen]
         if isinstance(optimizer, SAM | NSO):
@@ -96,15 +172,13 @@ def train(sizes: Training, parts: dict[str, Pair], arm: str, strength: float, se
             F.cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         schedule.step()
-        if not rows and (step + 1) % every == 0:
-            loss, _ = scores(model, parts["train"])
-            if loss <= sizes.level:
-                rows += [
-                    ("training", seed, label, strength, f"{name} at level", value)
-                    for name, value in (curvature(model, parts["train"]) | tested(model, parts)).items()
-                ]
-    ended = curvature(model, parts["train"]) | tested(model, parts)
-    return rows + [("training", seed, label, strength, name, value) for name, value in ended.items()]
+        if step in at:
+            yield {
+                "gradients": step * cost,
+                "train loss": scores(model, (x, y))[0],
+                "validation error %": scores(model, digits.validation)[1],
+                "test error %": scores(model, digits.test)[1],
+            } | (curvature(model, (x, y)) if looks > 1 else {})
 
 
 @torch.no_grad()
@@ -114,18 +188,10 @@ def scores(model: nn.Module, data: Pair) -> tuple[float, float]:
     return float(F.cross_entropy(out, data[1])), 100 * float((out.argmax(1) != data[1]).float().mean())
 
 
-def tested(model: nn.Module, parts: dict[str, Pair]) -> dict[str, float]:
-    """Training loss, validation error and test error."""
-    loss, _ = scores(model, parts["train"])
-    return {
-        "train loss": loss,
-        "validation error %": scores(model, parts["validation"])[1],
-        "test error %": scores(model, parts["test"])[1],
-    }
-
-
 def curvature(model: nn.Module, data: Pair) -> dict[str, float]:
-    """Trace and largest eigenvalue of the training loss's Hessian over all parameters and `SAMPLES` examples."""
+    """Trace and largest eigenvalue of the training loss's Hessian, on the whole training set."""
     problem = Problem(model, {"train": data}, criterion="cross_entropy")
-    found = hessdiag.analyze(problem, ("trace", "lambda_max"), samples=min(SAMPLES, len(data[0])), rtol=0.01)
+    found = hessdiag.analyze(
+        problem, ("trace", "lambda_max"), samples=len(data[0]), rtol=0.01, second_opinion=False
+    )
     return {name: float(found.metrics[name].value) for name in ("trace", "lambda_max")}
