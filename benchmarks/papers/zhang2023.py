@@ -167,8 +167,8 @@ def _setting(sizes: Sensing, noise: Noise, training: Training, data: str | None)
         f"{training.train} upright ones (each seed its own) by SGD with momentum 0.9 and a cosine rate, "
         f"{training.gradients:,} gradients of batch {training.batch} for every method (SAM, NSO: half the steps). "
         f"Rate and strength by the error on {training.validation:,} other pictures, mean of {training.tuning} "
-        "seeds that are not judged. The paper fine-tunes ImageNet-pretrained ResNet-34 with Adam instead. Early stopping is "
-        "SGD at its look of least validation error. Trace and λ_max are those of all parameters on the whole "
+        "seeds that are not judged. The paper fine-tunes ImageNet-pretrained ResNet-34 with Adam. Early stopping "
+        "is SGD at its look of least validation error. Trace and λ_max are those of all parameters on the whole "
         "training set (hessdiag), not the paper's per-layer sums; they are compared at equal training loss, "
         "interpolated between looks in the logarithms."
     )
