@@ -51,6 +51,17 @@ def test_this_promise_would_notice(breakage):
     assert faults(outcome) != []
 
 
+def test_an_open_verdict_says_how_many_seeds_would_decide():
+    """Samples of mean 0.5 and spread 1 are told from 0 by about 16 (t quantiles fall a little with more seeds)."""
+    rng = np.random.default_rng(1)
+    four = 0.5 + (lambda x: (x - x.mean()) / x.std(ddof=1))(rng.normal(size=8))
+    open_ = judge("", four.tolist(), above=0.0)
+    assert open_.verdict == UNSURE
+    assert 16 <= int(re.search(r"about (\d+) seeds", open_.evidence)[1]) <= 23
+    assert "not even 1,000" in judge("", (four - 0.5).tolist(), above=0.001).evidence
+    assert "would decide" not in judge("", (four + 5).tolist(), above=0.0).evidence
+
+
 def test_verdicts_hold_at_their_rate():
     """A claim at its very border is called true, or false, in 2.5% of studies each."""
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from hessdiag.files import write_whole
 from hessdiag.present import png
 
 CONFIDENCE = 0.95
+MANY = 1000  # seeds that no study here can have
 HOLDS, FAILS, UNSURE = "holds", "does not hold", "cannot tell"
 
 
@@ -96,7 +97,19 @@ def judge(
         words for words in (above is not None and f"> {above:g}", below is not None and f"< {below:g}") if words
     )
     evidence = f"{what} {mean:.4g} [{low:.4g}, {high:.4g}] over {len(samples)} seeds; asked: {asked}"
+    if verdict == UNSURE:
+        evidence += f"; {would_decide(samples, floor, ceiling)}"
     return Claim(text, verdict, evidence)
+
+
+def would_decide(samples: Sequence[float], floor: float, ceiling: float) -> str:
+    """How many seeds would decide, if mean and spread stayed as they are."""
+    if len(samples) < 2:
+        return "more seeds would decide"
+    mean, low, _ = interval(samples)
+    near = min(abs(mean - bound) for bound in (floor, ceiling) if np.isfinite(bound))
+    seeds = np.ceil(len(samples) * ((mean - low) / near) ** 2) if near else np.inf
+    return f"about {seeds:,.0f} seeds would decide" if seeds <= MANY else f"not even {MANY:,} seeds would decide"
 
 
 def mean_and_error(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:

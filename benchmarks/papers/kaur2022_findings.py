@@ -8,7 +8,7 @@ from dataclasses import astuple, replace
 import numpy as np
 import pandas as pd
 
-from benchmarks.papers.claims import CONFIDENCE, FAILS, HOLDS, UNSURE, Claim, interval, judge
+from benchmarks.papers.claims import CONFIDENCE, FAILS, HOLDS, UNSURE, Claim, interval, judge, would_decide
 from benchmarks.papers.kaur2022_training import Cell
 
 RATES = {25: (0.05, 0.1, 0.4), 100: (0.1, 0.4, 1.0), 1000: (0.4, 1.0, 2.0)}
@@ -177,8 +177,11 @@ def not_always_lower(text: str, ratios: dict[int, list[float]]) -> Claim:
         for batch, each in known.items()
         for mean, low, high in [interval(each, strict)]
     ]
-    asked = f"asked: one > 1, at {100 * strict:.1f}% each"
-    return Claim(text, whole, "; ".join([*told, asked]))
+    told.append(f"asked: one > 1, at {100 * strict:.1f}% each")
+    if whole == UNSURE:
+        needed = [would_decide(each, -np.inf, 1.0) for each in known.values() if interval(each, strict)[2] > 1]
+        told += [f"open ones: {'; '.join(needed)}"] if needed else []
+    return Claim(text, whole, "; ".join(told))
 
 
 def summary(found: list[Claim], names: Sequence[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.papers.claims import UNSURE, Claim, Outcome, interval, judge, mean_and_error
+from benchmarks.papers.claims import UNSURE, Claim, Outcome, interval, judge, mean_and_error, would_decide
 from hessdiag.analysis import hessian
 from hessdiag.problem import Problem
 from hessdiag.regularizers import HSR, SAM
@@ -347,6 +347,8 @@ def compared(
         f"ratio {mean:.3g} [{low:.3g}, {high:.3g}] over {len(logs)} seeds, where {by.replace('_', ' ')} is "
         f"{np.median(levels):.3g} (median); asked: < {below:g}"
     )
+    if found.verdict == UNSURE:
+        evidence += f"; {would_decide(logs, -np.inf, float(np.log(below)))}"
     return Claim(text, found.verdict, evidence)
 
 
