@@ -272,8 +272,9 @@ def figure(raw: pd.DataFrame, curves: dict[tuple[str, int], dict[str, ShiftCurve
         panels[0, 0].plot(np.full(len(part), place), part["rho"], "o", color=colour, alpha=0.6)
         panels[0, 1].plot(part["rho"], 100 * part["test accuracy"], "o", color=colour, label=arm)
         of = [curves[arm, seed] for seed in seeds]
-        one = np.array([[point.score for point in each["T1"].points] for each in of])
-        shifts = np.array([point.shift for point in of[0]["T1"].points])
+        by_shift = [{point.shift: point.score for point in each["T1"].points} for each in of]
+        shifts = np.array(sorted(set.intersection(*map(set, by_shift))))  # where every seed has examples enough
+        one = np.array([[scores[shift] for shift in shifts] for scores in by_shift])
         base = raw[raw["arm"] == arm].set_index("seed").loc[seeds, "test accuracy"].to_numpy(float)
         order = np.array_split(np.argsort(shifts), min(10, len(shifts) // 2))
         lost = np.array([(one[:, bin].mean(1) - base) for bin in order]) * 100
