@@ -16,8 +16,9 @@ from hessdiag.schemes.known import examples, plugin, schemes
 from hessdiag.schemes.losses import loss_of
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.factory import Built, build_problem
+from hessdiag.sources.hyperparameters import SWAPPED, averaged
 from hessdiag.sources.saved_optimizer import SavedOptimizer
-from hessdiag.sources.weights import load_into, read_weights
+from hessdiag.sources.weights import Weights, load_into, read_weights
 
 TRAIN = "train"
 
@@ -33,6 +34,8 @@ def build(recipe: Recipe, checkpoint: str | None = None) -> Built:
         HessdiagError: a name leads nowhere, or what is there does not fit together; one line.
     """
     recipe.check(checkpoint)
+    if recipe.use_ema:
+        checkpoint = _averages_of(recipe, checkpoint)
     if recipe.factory is None:
         built = _assemble(recipe, checkpoint)
     else:
@@ -44,7 +47,7 @@ def build(recipe: Recipe, checkpoint: str | None = None) -> Built:
             trust_pickle=recipe.trust_pickle,
         )
     where = checkpoint or (built.weights.file if built.weights else None)
-    if where is not None and built.problem.optimizer is None:
+    if where is not None and built.problem.optimizer is None and not _are_averages(built.weights):
         built.problem.optimizer = SavedOptimizer(where, recipe.trust_pickle)  # read where it is asked for
     return built
 
@@ -83,18 +86,42 @@ def _assemble(recipe: Recipe, checkpoint: str | None) -> Built:
     )
     resolved.append(Resolved("loss", problem.loss_name, loss_source))
     notes, weights = list(named.notes), named.weights
-    if named.loaded:
-        notes += weights.notes if weights is not None else ()
-    elif checkpoint is None:
-        notes.append("no checkpoint given: the model as it is initialised")
-    else:
+    if weights is None and checkpoint is not None and not named.loaded:
         weights = read_weights(checkpoint, trust_pickle=recipe.trust_pickle)
-        notes += weights.notes + load_into(problem.bare_model(), weights)
+    if weights is not None:
+        notes += weights.notes
+        notes += _of_averages(weights)
+        notes += () if named.loaded else load_into(problem.bare_model(), weights)
+    elif not named.loaded:
+        notes.append("no checkpoint given: the model as it is initialised")
     if weights is not None:
         resolved.append(
             Resolved("weights", weights.file + (f"::{weights.key}" if weights.key else ""), "as asked")
         )
     return Built(problem, weights, tuple(notes), tuple(resolved))
+
+
+def _averages_of(recipe: Recipe, checkpoint: str | None) -> str:
+    if checkpoint is None:
+        msg = "`use_ema=True` takes the averaged weights of a checkpoint: give it, -c FILE"
+        raise UsageError(msg)
+    return averaged(checkpoint, trust_pickle=recipe.trust_pickle)
+
+
+def _are_averages(weights: Weights | None) -> bool:
+    """Whether they are averages: the optimizer's state beside them is that of the weights it moved, not theirs."""
+    return weights is not None and weights.key in weights.averages
+
+
+def _of_averages(weights: Weights) -> list[str]:
+    names = ", ".join(name.removesuffix("::module.") for name in weights.averages)
+    if not names:
+        return []
+    if not _are_averages(weights):
+        return [f"{weights.file} also holds averaged weights ({names}): `use_ema=True` takes them"]
+    last = SWAPPED[1] if weights.key == "state_dict" else ""
+    way_out = f"; the last ones are -c {weights.file}::{last}" if last else ""
+    return [f"averaged weights, with BatchNorm's statistics as the file holds them for the averages{way_out}"]
 
 
 def read_data(recipe: Recipe) -> dict[str, Rows]:

@@ -64,7 +64,7 @@ class NamedModel:
     Attributes:
         model: built; with its weights if ``loaded``, else as it was initialised.
         loaded: whether the scheme put the weights in.
-        weights: read by the scheme, for their sha256, facts and notes; None where it had none.
+        weights: read by the scheme, and put in strictly unless ``loaded``; None leaves the checkpoint to be read.
         criterion: as `Problem.criterion`; None where ``loss`` is given or the user must say it.
         loss: as `Problem.loss`.
         forward: as `Problem.forward`.

@@ -1,68 +1,90 @@
-"""What a training script keeps beside the weights, read without running anything: its arguments, its averages."""
+"""What a training script keeps beside the weights: its arguments, and averages of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from torch import Tensor
 
 from hessdiag.errors import LoadError
 from hessdiag.sources import archive
-from hessdiag.sources.entries import has_tensors
+from hessdiag.sources.entries import ENTRIES, has_tensors
+from hessdiag.sources.facts import NESTED
 from hessdiag.sources.spec import split_key
 
+OF_DATA = "datamodule_hyper_parameters"
+"""Where Lightning puts those of the data module."""
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "averaged_model", "swa_model")
 """Where training scripts keep averaged weights: timm's name first, then torchvision's."""
 COUNT = "n_averaged"  # torch's AveragedModel holds it beside its ``module.``
+SWAPPED = ("averaging_state", "current_model_state")
+"""Lightning's WeightAveraging puts the averages in the place of the weights, and the weights here."""
 
 
-def hyperparameters(checkpoint: str, names: Sequence[str], *, trust_pickle: bool = False) -> dict[str, Any]:
-    """The first of some mappings beside the weights: ``args`` of timm, ``hyper_parameters`` of Lightning.
+def kept(content: Any) -> dict[str, dict[str, Any]]:
+    """The mappings of hyper-parameters in a checkpoint, by their entry.
 
     Args:
-        checkpoint: file, or ``file::entry``.
-        names: of the mappings.
-        trust_pickle: let the file run code.
-
-    Returns:
-        Plain values by name; empty where the file holds no such mapping.
-
-    Raises:
-        LoadError: the file cannot be read.
+        content: what the file was read as.
     """
-    content = _content(checkpoint, trust_pickle)
-    if isinstance(content, Mapping):
-        for name in names:
-            if isinstance(content.get(name), Mapping):
-                return {str(key): value for key, value in content[name].items()}
-    return {}
+    held = content if isinstance(content, Mapping) else {}
+    found = {}
+    for name in (*NESTED, OF_DATA):
+        value = held.get(name)
+        value = vars(value) if isinstance(value, Namespace | SimpleNamespace) else value  # of a trusted pickle
+        if isinstance(value, Mapping):
+            found[name] = {str(key): item for key, item in value.items()}
+    return found
+
+
+def averages(content: Any) -> tuple[str, ...]:
+    """The averaged weights in a checkpoint, as what follows ``file::``.
+
+    Args:
+        content: what the file was read as.
+    """
+    held = content if isinstance(content, Mapping) else {}
+    found = [name for name in EMA if has_tensors(held.get(name))]
+    found = [f"{name}::module." if COUNT in held[name] else name for name in found]
+    found += [f"{n}::module." for n in ENTRIES if isinstance(held.get(n), Mapping) and COUNT in held[n]]
+    if COUNT in held:
+        found.append("module.")
+    if all(name in held for name in SWAPPED):
+        found.append("state_dict")
+    return tuple(found)
 
 
 def averaged(checkpoint: str, *, trust_pickle: bool = False) -> str:
     """The averaged weights of a checkpoint, as ``file::entry``.
 
+    Args:
+        checkpoint: file.
+        trust_pickle: let the file run code.
+
     Raises:
-        LoadError: it has none, or the entry is named already.
+        LoadError: it cannot be read, has no averages, or they were never updated; or the entry is named already.
     """
-    file, entry = split_key(checkpoint)
+    path, entry = split_key(checkpoint)
     if entry:
-        msg = f"{checkpoint} names its entry, and `use_ema` another: drop one of the two"
+        msg = f"{checkpoint} names its entry, and `use_ema=True` asks for another: drop one of the two"
         raise LoadError(msg)
-    content = _content(checkpoint, trust_pickle)
-    held = content if isinstance(content, Mapping) else {}
-    for name in EMA:
-        if has_tensors(held.get(name)):
-            return f"{file}::{name}" + ("::module." if COUNT in held[name] else "")
-    if COUNT in held:
-        return f"{file}::module."
-    msg = f"{file} holds no averaged weights (looked for {', '.join(EMA)}): drop `use_ema`"
-    raise LoadError(msg)
-
-
-def _content(checkpoint: str, trust_pickle: bool) -> Any:
-    file = Path(split_key(checkpoint)[0])
+    file = archive.locate(Path(path))
     try:
-        return archive.read_object(archive.locate(file), trust_pickle=trust_pickle)
+        content = archive.read_object(file, trust_pickle=trust_pickle)
     except OSError as error:
         msg = f"{file} cannot be read: {error.strerror or error}"
         raise LoadError(msg) from error
+    found = averages(content)
+    if not found:
+        msg = f"{file} holds no averaged weights (looked for {', '.join(EMA)}, {COUNT}): drop `use_ema`"
+        raise LoadError(msg)
+    inner = content if found[0] in ("module.", "state_dict") else content[found[0].partition("::")[0]]
+    count = inner.get(COUNT)
+    if isinstance(count, Tensor) and count.numel() == 1 and float(count) == 0:
+        msg = f"{file}: its averages were never updated ({COUNT} is 0), they are another model: drop `use_ema`"
+        raise LoadError(msg)
+    return f"{path}::{found[0]}"

@@ -19,6 +19,7 @@ from hessdiag.sources import archive, extra
 from hessdiag.sources.entries import choose, has_tensors, is_numbers, some
 from hessdiag.sources.facts import Fact, facts
 from hessdiag.sources.fit import fit
+from hessdiag.sources.hyperparameters import averages, kept
 from hessdiag.sources.spec import split_key
 from hessdiag.sources.stand_ins import Array
 from hessdiag.sources.storages import Odd
@@ -40,6 +41,8 @@ class Weights:
         stripped: prefixes removed from every name, outermost first.
         notes: one-line facts for the user.
         facts: what the file says of its run: epoch, learning rate, hyper-parameters.
+        kept: mappings of hyper-parameters in the file, by their entry, with values of every plain kind.
+        averages: averaged weights that the file also holds, as what follows ``file::``.
     """
 
     state: dict[str, Tensor]
@@ -49,6 +52,8 @@ class Weights:
     stripped: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     facts: Mapping[str, Fact] = field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    averages: tuple[str, ...] = ()
 
 
 def read_weights(
@@ -82,7 +87,17 @@ def read_weights(
     state = _tensors(chosen, file, notes, trusted=trust_pickle)
     _refuse_non_finite(state, file)
     state, stripped = _strip(state, notes)
-    return Weights(state, str(file), sha256, found_key, stripped, tuple(notes), facts(content, file))
+    return Weights(
+        state,
+        str(file),
+        sha256,
+        found_key,
+        stripped,
+        tuple(notes),
+        facts(content, file),
+        kept(content),
+        averages(content),
+    )
 
 
 def load_into(model: nn.Module, weights: Weights) -> tuple[str, ...]:

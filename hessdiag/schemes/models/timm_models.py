@@ -3,139 +3,211 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
-import timm
-from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from hessdiag.errors import UsageError, one_line
+from hessdiag.errors import LoadError, UsageError, one_line
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import NamedModel, Resolved, Rows, plainly
+from hessdiag.schemes.known import require
 from hessdiag.schemes.models.classes import check_classes, classes_of
-from hessdiag.schemes.models.transformed import Transformed
+from hessdiag.schemes.models.timm_training import loss_of_args
+from hessdiag.schemes.models.transformed import MODES, Transformed, on_one_line
 from hessdiag.schemes.recipe import Recipe
-from hessdiag.sources.hyperparameters import hyperparameters
-from hessdiag.sources.weights import read_weights
+from hessdiag.sources.weights import Weights, load_into, read_weights
 
 ARGS = "args of the checkpoint"
 OF_DATA = ("input_size", "img_size", "in_chans", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 """What timm's training script takes its transforms from, beside the model's own configuration."""
-OF_MODEL = {"num_classes": "num_classes", "in_chans": "in_chans", "gp": "global_pool"}
-MIXED = ("mixup", "cutmix", "jsd_loss", "bce_loss")
+OF_MODEL = {"num_classes": "num_classes", "in_chans": "in_chans", "gp": "global_pool", "bn_eps": "bn_eps"}
+"""Arguments of timm's training script that change the function, and what `timm.create_model` calls them."""
+ELSEWHERE = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Arguments of `timm.create_model` that would load weights by themselves."""
+CLASSES = "num_classes"
 
 
 def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedModel:
-    """The model of a name, with timm's own transforms.
+    """The model of a name, with timm's own transforms for tests.
+
+    Args:
+        address: ``timm:resnet18``, or ``timm:`` where the checkpoint's ``args`` say it.
+        recipe: options are keyword arguments of ``timm.create_model``.
+        checkpoint: as timm's training script saves it, or weights alone.
 
     Raises:
         UsageError: no such model, or options that it does not take.
+        LoadError: the checkpoint cannot be read.
     """
-    args = hyperparameters(checkpoint, ("args",), trust_pickle=recipe.trust_pickle) if checkpoint else {}
+    weights = None if checkpoint is None else read_weights(checkpoint, trust_pickle=recipe.trust_pickle)
+    args = {} if weights is None else dict(weights.kept.get("args", {}))
     name = address.place or str(args.get("model") or "")
     if not name:
         where = f"{checkpoint} holds no args with a model" if checkpoint else "no checkpoint is given"
         msg = f"{address.text}: {where}; name the model, timm:resnet18"
         raise UsageError(msg)
     _require_known(name)
-    options = {to: args[of] for of, to in OF_MODEL.items() if args.get(of) is not None}
-    options |= args.get("model_kwargs") or {}
-    options |= {**address.options, **recipe.options}
-    pretrained = checkpoint is None and recipe.allow_download
-    model = _created(name, options, pretrained)
-    resolved = [Resolved("model", f"timm {name}", address.text if address.place else ARGS)]
-    if checkpoint is not None and "num_classes" not in options:
-        found = classes_of(read_weights(checkpoint, trust_pickle=recipe.trust_pickle).state, model)
-        if found is not None:
-            options["num_classes"] = found
-            model = _created(name, options, pretrained)
-            resolved.append(Resolved("classes", str(found), "last layer of the checkpoint"))
-    asked = {*recipe.options, *address.options}
-    resolved += [Resolved(key, str(value), "as asked" if key in asked else ARGS) for key, value in options.items()]
-    notes = _notes(args, name, pretrained)
-    loss, source = _loss(args)
-    resolved.append(Resolved("label smoothing", f"{loss.label_smoothing:g}", source))
-    own = {key: args[key] for key in OF_DATA if args.get(key) is not None}
-
-    def prepare(rows: Rows) -> Any:
-        if rows.kind != "images":
-            return plainly(rows)
-        check_classes(rows, int(model.num_classes), f"timm {name}")  # type: ignore[arg-type]
-        return Transformed(rows.rows, _transform(model, own, rows.options))
-
-    config = resolve_data_config(own, model=model)
-    resolved.append(Resolved("transforms", _one_line(_transform(model, own, {})), "timm's data config"))
-    return NamedModel(
+    asked = {**address.options, **recipe.options}
+    pretrained = _pretrained(asked, recipe, checkpoint)
+    model, options, source = _model(name, args, asked, weights, pretrained=pretrained)
+    loss, loss_source, notes = loss_of_args(args)
+    notes += [f"timm's own weights of {_tagged(name, model)}"] if pretrained else []
+    notes += [] if weights is None else _loaded(model, weights, name)
+    named = NamedModel(
         model=model,
-        loaded=pretrained,
+        loaded=pretrained or weights is not None,
+        weights=weights,
         criterion=loss,
-        prepare=prepare,
         notes=tuple(notes),
-        resolved=tuple(resolved),
-        meta={"input_size": str(tuple(config["input_size"]))},
+        resolved=(
+            Resolved("model", f"timm {name}", address.text if address.place else ARGS),
+            *(Resolved(key, str(value), source[key]) for key, value in options.items()),
+            Resolved("training loss", loss_source, ARGS if args else "default"),
+        ),
     )
+    return _prepared(named, name, {key: args[key] for key in OF_DATA if args.get(key) is not None})
+
+
+def _timm() -> ModuleType:
+    return require("timm", "timm", "timm:NAME")
 
 
 def _require_known(name: str) -> None:
-    if timm.is_model(name.partition(".")[0]):
+    known = _timm()
+    if known.is_model(name.partition(".")[0]):
         return
-    near = get_close_matches(name, timm.list_models(), 3)
-    hint = (
-        f"did you mean {', '.join(near)}?"
-        if near
-        else "python -c 'import timm; print(timm.list_models())' lists them"
-    )
+    near = get_close_matches(name, known.list_models(), 3)
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
     msg = f"timm has no model {name!r}; {hint}"
     raise UsageError(msg)
 
 
-def _created(name: str, options: Mapping[str, Any], pretrained: bool) -> nn.Module:
+def _pretrained(asked: dict[str, Any], recipe: Recipe, checkpoint: str | None) -> bool:
+    wanted = asked.pop("pretrained", False)
+    if wanted is True and checkpoint is not None:
+        msg = f"pretrained=true and {checkpoint}: the weights are those of one of the two, drop the other"
+        raise UsageError(msg)
+    if wanted is True and not recipe.allow_download:
+        msg = "pretrained=true may fetch weights: give `allow_download=True` as well, or a file with -c"
+        raise UsageError(msg)
+    if own := [key for key in asked if key in ELSEWHERE]:
+        msg = f"{own[0]} is not taken here: weights are given with -c FILE"
+        raise UsageError(msg)
+    return bool(wanted)
+
+
+def _model(
+    name: str, args: Mapping[str, Any], asked: Mapping[str, Any], weights: Weights | None, *, pretrained: bool
+) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
+    """The model, its options, and where each is from."""
+    own = {to: args[of] for of, to in OF_MODEL.items() if args.get(of) is not None}
+    inner = args.get("model_kwargs")
+    own |= {k: v for k, v in inner.items() if k not in (*ELSEWHERE, "pretrained")} if isinstance(inner, dict) else {}
+    size = _size(args)
+    if size is not None and "img_size" not in own and getattr(_cfg(name), "fixed_input_size", False):
+        own["img_size"] = size
+    options = own | dict(asked)
+    source = dict.fromkeys(own, ARGS) | dict.fromkeys(asked, "as asked")
+    model = _created(name, options, pretrained=pretrained)
+    if weights is not None and CLASSES not in asked:
+        found = classes_of(weights.state, model)
+        if found is not None:
+            options[CLASSES], source[CLASSES] = found, "last layer of the checkpoint"
+            model = _created(name, options, pretrained=pretrained)
+    return model, options, source
+
+
+def _size(args: Mapping[str, Any]) -> Any:
+    whole = args.get("input_size")
+    return whole[-1] if isinstance(whole, list | tuple) and len(whole) == 3 else args.get("img_size")
+
+
+def _cfg(name: str) -> Any:
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return _timm().get_pretrained_cfg(name)
+    except Exception:  # a tag that is none; building the model says so
+        return None
+
+
+def _tagged(name: str, model: nn.Module) -> str:
+    return f"{name.partition('.')[0]}.{getattr(model, 'pretrained_cfg', {}).get('tag') or 'default'}"
+
+
+def _created(name: str, options: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
+    try:
+        model: nn.Module = _timm().create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # a model's constructor raises what it likes
         given = ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
         msg = f"timm {name} with {given}: {type(error).__name__}: {one_line(error, 160)}"
         raise UsageError(msg) from error
+    return model
 
 
-def _transform(model: nn.Module, args: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """The transforms of a test; an address's size, mean and std come before the checkpoint's."""
-    given = {
-        **args,
-        **{key: value for key, value in options.items() if value is not None and key in ("mean", "std")},
-    }
+def _loaded(model: nn.Module, weights: Weights, name: str) -> list[str]:
+    """Put the weights in; a misfit says which model the checkpoint's own arguments name."""
+    said = str(weights.kept.get("args", {}).get("model") or name)
+    other = said.partition(".")[0] != name.partition(".")[0]
+    try:
+        return [*load_into(model, weights), *([f"the checkpoint's args say it is a {said}"] if other else [])]
+    except LoadError as error:
+        if not other:
+            raise
+        msg = f"{weights.file} is of a {said}, by its args, not of a {name}: give `model='timm:'`; {error}"
+        raise LoadError(msg) from error
+
+
+def _prepared(named: NamedModel, name: str, own: Mapping[str, Any]) -> NamedModel:
+    """The model with timm's transforms for its images."""
+    model, said = named.model, dict[str, None]()
+
+    def prepare(rows: Rows) -> Any:
+        classes: Any = getattr(model, CLASSES, 0)
+        if classes and (note := check_classes(rows, classes, f"timm {name}")):
+            said[note] = None
+        if rows.kind != "images":
+            said[f"{rows.text}: taken as it is, without timm's transforms"] = None
+            return plainly(rows)
+        config = _config(model, own, rows)
+        return Transformed(rows.rows, _transform(config), MODES.get(config["input_size"][0], "RGB"))
+
+    def settle(data: Mapping[str, Any]) -> NamedModel:
+        used = [one.transform for one in data.values() if isinstance(one, Transformed)]
+        resolved = [Resolved("transforms", on_one_line(one), "timm's data config") for one in used[:1]]
+        return replace(named, notes=(*named.notes, *said), resolved=(*named.resolved, *resolved))
+
+    return replace(named, prepare=prepare, settle=settle)
+
+
+def _config(model: nn.Module, own: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """Timm's data configuration; an address's size, mean and std come before the checkpoint's."""
+    said = {key: rows.options[key] for key in ("mean", "std") if rows.options.get(key) is not None}
+    given: dict[str, Any] = {**own, **said}
+    given.setdefault("in_chans", _channels(model))
     for key in ("mean", "std"):
         if key in given and not isinstance(given[key], list | tuple):
-            given[key] = (given[key],)
-    if options.get("size") is not None:
-        given = {key: value for key, value in given.items() if key != "input_size"} | {"img_size": options["size"]}
-    config = resolve_data_config(given, model=model)
-    return create_transform(**config, is_training=False)
+            given[key] = [given[key]]
+    if rows.options.get("size") is not None:
+        given.pop("input_size", None)
+        given["img_size"] = rows.options["size"]
+    try:
+        found: dict[str, Any] = _timm().data.resolve_data_config(given, model=model)
+    except AssertionError as error:
+        shown = ", ".join(f"{key}={value}" for key, value in given.items())
+        msg = f"{rows.text}: {shown} are no data of this model: one mean and std for each channel, size=224"
+        raise UsageError(msg) from error
+    channels = found["input_size"][0]
+    for key in ("mean", "std"):
+        found[key] = tuple(found[key]) if len(found[key]) == channels else tuple(found[key][:1]) * channels
+    return found
 
 
-def _loss(args: Mapping[str, Any]) -> tuple[nn.CrossEntropyLoss, str]:
-    """The loss that was minimised, as far as it is one of outputs and classes."""
-    smoothing = args.get("smoothing")
-    known = isinstance(smoothing, float | int) and not any(args.get(name) for name in MIXED)
-    return nn.CrossEntropyLoss(label_smoothing=float(smoothing) if known else 0.0), ARGS if known else "default"
+def _channels(model: nn.Module) -> int:
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return 3 if first is None else first.in_channels
 
 
-def _notes(args: Mapping[str, Any], name: str, pretrained: bool) -> list[str]:
-    notes = [f"timm's own weights of {name}"] if pretrained else []
-    mixed = [f"{key}={args[key]}" for key in MIXED if args.get(key)]
-    if mixed:
-        notes.append(f"trained with {', '.join(mixed)}: measured is plain cross-entropy; `loss` takes another")
-    elif args.get("smoothing"):
-        notes.append(
-            f"label smoothing {args['smoothing']:g}, as it was trained with; `loss='cross_entropy'` has none"
-        )
-    said = args.get("model")
-    if said and said != name:
-        notes.append(f"the checkpoint says it is a {said}")
-    return notes
-
-
-def _one_line(transform: Any) -> str:
-    parts = getattr(transform, "transforms", [transform])
-    return ", ".join(" ".join(str(part).split()) for part in parts)
+def _transform(config: Mapping[str, Any]) -> Any:
+    return _timm().data.create_transform(**config, is_training=False)

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+MODES = {1: "L", 3: "RGB"}
+"""Of Pillow, by channels."""
+
 
 class Transformed(Dataset[tuple[Any, Any]]):
     """Images and targets, each image through a function when it is asked for.
@@ -14,14 +17,20 @@ class Transformed(Dataset[tuple[Any, Any]]):
     Attributes:
         rows: map-style, (PIL image, target).
         transform: image -> tensor; it must draw no random numbers.
+        mode: of Pillow, that images are converted to.
     """
 
-    def __init__(self, rows: Sequence[Any], transform: Callable[[Any], Any]) -> None:
-        self.rows, self.transform = rows, transform
+    def __init__(self, rows: Sequence[Any], transform: Callable[[Any], Any], mode: str = "RGB") -> None:
+        self.rows, self.transform, self.mode = rows, transform, mode
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, target = self.rows[index]
-        return self.transform(image.convert("RGB")), target
+        return self.transform(image.convert(self.mode)), target
+
+
+def on_one_line(transform: Any) -> str:
+    """What is done to an image, for `print_config`."""
+    return ", ".join(" ".join(str(part).split()) for part in getattr(transform, "transforms", [transform]))
