@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-import torchvision
-
 from hessdiag.errors import LoadError, UsageError, one_line
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import Rows
+from hessdiag.schemes.known import require
 from hessdiag.schemes.pictures import OPTIONS
 from hessdiag.schemes.recipe import Recipe
 
@@ -58,9 +57,10 @@ def read(address: Address, recipe: Recipe) -> Mapping[str | None, Rows]:
 
 
 def _class_of(address: Address) -> Any:
-    names = [name for name in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, name))]
+    known = require("torchvision", "vision", "torchvision:CIFAR10?root=DIR").datasets
+    names = [name for name in known.__all__ if inspect.isclass(getattr(known, name))]
     if address.place in names:
-        return getattr(torchvision.datasets, address.place)
+        return getattr(known, address.place)
     near = get_close_matches(address.place, names, 3)
     hint = f"did you mean {', '.join(near)}?" if near else "CIFAR10 is one"
     msg = f"{address.text}: torchvision has no data set {address.place!r}; {hint}"

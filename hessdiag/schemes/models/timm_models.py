@@ -105,7 +105,9 @@ def _model(
     """The model, its options, and where each is from."""
     own = {to: args[of] for of, to in OF_MODEL.items() if args.get(of) is not None}
     inner = args.get("model_kwargs")
-    own |= {k: v for k, v in inner.items() if k not in (*ELSEWHERE, "pretrained")} if isinstance(inner, dict) else {}
+    own |= (
+        {k: v for k, v in inner.items() if k not in (*ELSEWHERE, "pretrained")} if isinstance(inner, dict) else {}
+    )
     size = _size(args)
     if size is not None and "img_size" not in own and getattr(_cfg(name), "fixed_input_size", False):
         own["img_size"] = size

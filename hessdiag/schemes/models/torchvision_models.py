@@ -2,157 +2,228 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from hessdiag.errors import LoadError, UsageError, one_line
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import NamedModel, Resolved, Rows, plainly
+from hessdiag.schemes.known import require
 from hessdiag.schemes.models.classes import check_classes, classes_of
-from hessdiag.schemes.models.segmentation import AUXILIARY, IGNORED, auxiliary_loss, masks
-from hessdiag.schemes.models.transformed import Transformed
+from hessdiag.schemes.models.segmentation import Masked, loss_of_segmentation
+from hessdiag.schemes.models.torchvision_training import ARGS, Training, training_of
+from hessdiag.schemes.models.transformed import Converted, Transformed, on_one_line
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.weights import Weights, read_weights
 
 WAY_OUT = "write a factory that returns a Problem with loss=f(model, batch)"
-OTHERS = {"detection": "detections", "video": "clips", "optical_flow": "flows", "quantization": "integers"}
-TRAINED_ONLY = ("!AuxLogits*", "!aux1*", "!aux2*")  # heads of Inception and GoogLeNet that evaluation leaves out
+OTHERS = {"detection": "detection", "video": "video", "optical_flow": "optical flow", "quantization": "integers"}
+HEADS = {"googlenet": "aux1.", "inception_v3": "AuxLogits."}
+"""Models with a head that takes part in training alone, and how its names begin."""
+TRAINED_ONLY = ("!AuxLogits.*", "!aux1.*", "!aux2.*")
+CLASSES = "num_classes"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the address says.
+
+    Attributes:
+        name: of the model.
+        enum: one of torchvision's sets of weights, None where none is named.
+        segmenting: whether it segments; else it classifies.
+    """
+
+    name: str
+    enum: Any
+    segmenting: bool
 
 
 def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedModel:
     """The model of a name.
 
+    Args:
+        address: ``torchvision:resnet18``; ``torchvision:`` where the checkpoint's ``args`` say it, as torchvision's
+            reference scripts save them.
+        recipe: options are keyword arguments of the model.
+        checkpoint: weights; the number of classes is taken from their last layer.
+
     Raises:
-        UsageError: no such model or weights, or one that does not classify.
-        LoadError: its own weights are not in the cache.
+        UsageError: no such model or weights, or one that does neither classify nor segment.
+        LoadError: the checkpoint cannot be read, or the model's own weights are not in the cache.
     """
-    name, _, enum = address.place.partition("@")
-    segmenting = _kind(name)
-    own = _own_weights(name, enum, recipe) if enum else None
+    weights = None if checkpoint is None else read_weights(checkpoint, trust_pickle=recipe.trust_pickle)
+    args = {} if weights is None else weights.kept.get("args", {})
+    place, _, enum = address.place.partition("@")
+    name = place or str(args.get("model") or "")
+    if not name:
+        where = f"{checkpoint} holds no args with a model" if checkpoint else "no checkpoint is given"
+        msg = f"{address.text}: {where}; name the model, torchvision:resnet18"
+        raise UsageError(msg)
+    segmenting = _segments(name)
+    which = Named(name, _enum(name, enum) if enum else None, segmenting)
     options: dict[str, Any] = {**address.options, **recipe.options}
-    resolved = [Resolved("model", f"torchvision {name}", address.text)]
-    file = checkpoint or (own and own[1])
-    weights = read_weights(file, trust_pickle=recipe.trust_pickle) if file else None
-    model, more = _fitted(name, options, weights, segmenting=segmenting)
-    resolved += more
+    resolved = [Resolved("model", f"torchvision {name}", address.text if place else ARGS)]
     notes: list[str] = []
-    transform = own[0].transforms() if own is not None else None
-    if transform is None:
-        notes.append("images are scaled to [0, 1] and not normalised, unless the data say mean= and std=")
+    if weights is None and which.enum is not None:
+        file = _cached(which.enum, recipe)
+        model = _created(which, {**options, "weights": which.enum})
+        weights = read_weights(file)
+        notes.append(f"torchvision's own weights {which.enum.name}")
     else:
-        resolved.append(Resolved("transforms", " ".join(str(transform).split()), enum))
-    if own is not None and checkpoint is None:
-        notes.append(f"torchvision's own weights {enum}")
-    loss = _segmentation(model) if segmenting else {"criterion": "cross_entropy"}
-    aside = tuple(
-        glob for glob in TRAINED_ONLY if any(n.startswith(glob[1:-1]) for n, _ in model.named_parameters())
-    )
-    if aside:
-        notes.append("auxiliary heads take no part in evaluation and are left out")
-    return NamedModel(
+        model, more = _fitted(which, options, weights)
+        resolved += more
+    training = training_of(args, segmenting=segmenting)
+    named = NamedModel(
         model=model,
-        prepare=_preparation(model, transform, segmenting=segmenting),
-        weights=weights if checkpoint is None else None,
-        params=aside or ("*",),
-        notes=tuple(notes),
+        weights=weights,
+        loaded=checkpoint is None and weights is not None,
+        params=_measured(model, name, notes),
+        notes=(*notes, *training.notes),
         resolved=tuple(resolved),
-        **loss,
+        **(loss_of_segmentation(model) if segmenting else {"criterion": training.loss}),
     )
+    return _prepared(named, which, training)
 
 
-def _kind(name: str) -> bool:
+def _torchvision() -> ModuleType:
+    return require("torchvision", "vision", "torchvision:NAME")
+
+
+def _segments(name: str) -> bool:
     """Whether it segments; a model that neither segments nor classifies is refused."""
-    models = torchvision.models
+    models = _torchvision().models
     if name in models.list_models(module=models.segmentation):
         return True
-    if name in models.list_models(module=models):
+    known = models.list_models(module=models)
+    if name in known:
         return False
     for room, what in OTHERS.items():
         if name in models.list_models(module=getattr(models, room)):
-            msg = f"torchvision {name} is of {what}: classification and segmentation have names here; {WAY_OUT}"
+            msg = f"torchvision {name} is a model of {what}, whose loss has no name here: {WAY_OUT}"
             raise UsageError(msg)
     near = get_close_matches(name, models.list_models(), 3)
-    hint = f"did you mean {', '.join(near)}?" if near else "resnet18 is one"
+    hint = f"did you mean {', '.join(near)}?" if near else "torchvision.models.list_models() lists them"
     msg = f"torchvision has no model {name!r}; {hint}"
     raise UsageError(msg)
 
 
-def _own_weights(name: str, enum: str, recipe: Recipe) -> tuple[Any, str]:
-    """One of torchvision's sets of weights, and its file in the cache."""
-    known = torchvision.models.get_model_weights(name)
+def _enum(name: str, enum: str) -> Any:
+    known = _torchvision().models.get_model_weights(name)
     if enum not in known.__members__:
         msg = f"torchvision {name} has no weights {enum!r}; allowed: {', '.join(known.__members__) or 'none'}"
         raise UsageError(msg)
-    chosen = known[enum]
-    file = Path(torch.hub.get_dir(), "checkpoints", chosen.url.rpartition("/")[2])
+    return known[enum]
+
+
+def _cached(enum: Any, recipe: Recipe) -> str:
+    """The file of a set of weights."""
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(enum.url).path).name)
     if not file.exists() and recipe.allow_download:
-        torch.hub.load_state_dict_from_url(chosen.url, progress=False, check_hash=True, weights_only=True)
+        torch.hub.load_state_dict_from_url(enum.url, progress=False, check_hash=True, weights_only=True)
     if not file.exists():
-        msg = f"{file} is not there: the weights {enum} are fetched with `allow_download=True` only"
+        msg = f"{file} is not there: the weights {enum.name} are fetched with `allow_download=True` only"
         raise LoadError(msg)
-    return chosen, str(file)
+    return str(file)
 
 
-def _fitted(
-    name: str, options: Mapping[str, Any], weights: Weights | None, *, segmenting: bool
-) -> tuple[nn.Module, list[Resolved]]:
+def _fitted(which: Named, options: Mapping[str, Any], weights: Weights | None) -> tuple[nn.Module, list[Resolved]]:
     """The model with as many classes as the checkpoint's last layer, and its auxiliary head where it has one."""
     given, resolved = dict(options), list[Resolved]()
-    if weights is not None and segmenting and "aux_loss" not in given:
-        given["aux_loss"] = any(key.startswith(AUXILIARY) for key in weights.state)
-        resolved.append(Resolved("auxiliary loss", str(given["aux_loss"]).lower(), "names in the checkpoint"))
-    model = _created(name, given, segmenting=segmenting)
-    if weights is not None and "num_classes" not in given:
+    head = "aux_classifier." if which.segmenting else HEADS.get(which.name)
+    option = "aux_loss" if which.segmenting else "aux_logits"
+    if weights is not None and head and option not in given:
+        given[option] = any(f".{head}" in f".{key}" for key in weights.state)
+        resolved.append(Resolved(option, str(given[option]).lower(), "names in the checkpoint"))
+    model = _created(which, given)
+    if weights is not None and CLASSES not in given:
         found = classes_of(weights.state, model)
         if found is not None:
-            model = _created(name, {**given, "num_classes": found}, segmenting=segmenting)
-            resolved.append(Resolved("classes", str(found), "last layer of the checkpoint"))
+            model = _created(which, {**given, CLASSES: found})
+            resolved.append(Resolved(CLASSES, str(found), "last layer of the checkpoint"))
     return model, resolved
 
 
-def _created(name: str, options: Mapping[str, Any], *, segmenting: bool) -> nn.Module:
-    quiet = {"weights_backbone": None} if segmenting else {}
-    if name in ("googlenet", "inception_v3"):
-        quiet["init_weights"] = False  # a warning otherwise
+def _created(which: Named, options: Mapping[str, Any]) -> nn.Module:
+    given: dict[str, Any] = {"weights": None, **options}
+    if isinstance(given["weights"], str):
+        msg = f"weights={given['weights']} is not taken here: name them, torchvision:{which.name}@WEIGHTS"
+        raise UsageError(msg)
+    if which.segmenting:
+        given["weights_backbone"] = None
+    if which.name in HEADS and given["weights"] is None:
+        given["init_weights"] = False  # it warns that its initialisation is slow, and takes minutes
     try:
-        model: nn.Module = torchvision.models.get_model(name, weights=None, **{**quiet, **options})
+        model: nn.Module = _torchvision().models.get_model(which.name, **given)
     except Exception as error:  # a model's constructor raises what it likes
-        given = ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
-        msg = f"torchvision {name} with {given}: {type(error).__name__}: {one_line(error, 160)}"
+        shown = ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
+        msg = f"torchvision {which.name} with {shown}: {type(error).__name__}: {one_line(error, 160)}"
         raise UsageError(msg) from error
     return model
 
 
-def _segmentation(model: nn.Module) -> dict[str, Any]:
-    if getattr(model, "aux_classifier", None) is not None:
-        return {"loss": auxiliary_loss, "weight": lambda batch: float((batch[1] != IGNORED).sum())}
-    return {"criterion": nn.CrossEntropyLoss(ignore_index=IGNORED), "forward": _out}
+def _measured(model: nn.Module, name: str, notes: list[str]) -> tuple[str, ...]:
+    """Globs on the parameters that take part; a head that only training asks has no curvature."""
+    if name not in HEADS:
+        return ("*",)
+    if not getattr(model, "transform_input", True):
+        notes.append("transform_input=false; give -P transform_input=true if torchvision's weights were refined")
+    names = [parameter for parameter, _ in model.named_parameters()]
+    aside = [glob for glob in TRAINED_ONLY if any(one.startswith(glob[1:-1]) for one in names)]
+    if aside:
+        notes.append("the loss is that of the main output; the auxiliary heads take part in training alone")
+    return tuple(aside) or ("*",)
 
 
-def _out(model: nn.Module, batch: Any) -> Tensor:
-    result: Tensor = model(batch[0])["out"]
-    return result
+def _prepared(named: NamedModel, which: Named, training: Training) -> NamedModel:
+    """The model with the transforms of its weights, or of its training script; else pixels in [0, 1] and a note."""
+    said = dict[str, None]()
+    source, transform = ARGS, training.transform
+    if which.enum is not None:
+        source, transform = which.enum.name, which.enum.transforms()
 
-
-def _preparation(
-    model: nn.Module, transform: Callable[[Any], Any] | None, *, segmenting: bool
-) -> Callable[[Rows], Any]:
     def prepare(rows: Rows) -> Any:
+        note = (
+            check_classes(rows, _classes(named.model), f"torchvision {which.name}")
+            if not which.segmenting
+            else None
+        )
+        said.update({note: None} if note else {})
         if rows.kind != "images":
             return plainly(rows)
-        if segmenting:
-            return masks(rows)
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        check_classes(
-            rows, getattr(linear[-1], "out_features", getattr(linear[-1], "out_channels", 0)), "the model"
-        )
-        said = any(rows.options.get(key) is not None for key in ("size", "mean", "std"))
-        return plainly(rows) if transform is None or said else Transformed(rows.rows, transform)
+        asked = [key for key in ("size", "mean", "std") if rows.options.get(key) is not None]
+        if which.segmenting:
+            return Masked(rows, transform if not asked else None, said)
+        if transform is not None and not asked:
+            return Transformed(rows.rows, transform)
+        if not {"mean", "std"} & set(asked):
+            said[UNKNOWN.format(rows.text)] = None
+        return plainly(replace(rows, rows=Converted(rows.rows)))
 
-    return prepare
+    def settle(data: Mapping[str, Any]) -> NamedModel:
+        used = [one.transform for one in data.values() if getattr(one, "transform", None) is not None]
+        resolved = [Resolved("transforms", on_one_line(one), source) for one in used[:1]]
+        return replace(named, notes=(*named.notes, *said), resolved=(*named.resolved, *resolved))
+
+    return replace(named, prepare=prepare, settle=settle)
+
+
+UNKNOWN = (
+    "{}: no normalisation is known, pixels are in [0, 1]; give that of training: ?mean=[0.485,0.456,0.406]&"
+    "std=[0.229,0.224,0.225] is ImageNet's"
+)
+
+
+def _classes(model: nn.Module) -> int:
+    """Outputs of the last layer; 0 where it is none of the usual."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    last = layers[-1] if layers else None
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels if last is not None else 0

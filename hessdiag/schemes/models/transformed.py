@@ -34,3 +34,17 @@ class Transformed(Dataset[tuple[Any, Any]]):
 def on_one_line(transform: Any) -> str:
     """What is done to an image, for `print_config`."""
     return ", ".join(" ".join(str(part).split()) for part in getattr(transform, "transforms", [transform]))
+
+
+class Converted(Sequence[tuple[Any, Any]]):
+    """Images in colours, whatever they are in the file, as torchvision's models take them."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        image, target = self.rows[index]
+        return image.convert("RGB"), target
