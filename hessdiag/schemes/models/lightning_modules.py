@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from hessdiag.errors import LoadError, ProblemError, UsageError
+from hessdiag.errors import UsageError
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import NamedModel, Resolved
-from hessdiag.schemes.models.stand_in_trainer import StandInTrainer, silent
+from hessdiag.schemes.known import require
+from hessdiag.schemes.models.lightning_data import loaders, shown
+from hessdiag.schemes.models.lightning_loss import OWN, hooks_of, loss_of_module, overrides
+from hessdiag.schemes.models.stand_in_trainer import FAMILIES, WAY_OUT, StandInTrainer, attach, is_lightning
 from hessdiag.schemes.recipe import Recipe
-from hessdiag.sources.factory import find_function
-from hessdiag.sources.hyperparameters import hyperparameters
+from hessdiag.sources.factory import find_function, importable
+from hessdiag.sources.hyperparameters import OF_DATA
+from hessdiag.sources.spec import split_spec
+from hessdiag.sources.stand_ins import Foreign, Stateful
+from hessdiag.sources.storages import Odd
+from hessdiag.sources.weights import Weights, read_weights
 
-LOSS = "hessdiag_loss"
-WAY_OUT = f"give the class a method {LOSS}(self, batch) that returns the mean loss, or `loss='cross_entropy'`"
-HYPER, OF_DATA = "hyper_parameters", "datamodule_hyper_parameters"
-INTERNAL = ("_instantiator", "_class_path")
-LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
+HYPER = "hyper_parameters"
+NAMES = {HYPER: "hparams_name", OF_DATA: "datamodule_hparams_name"}
+"""Where Lightning says which argument all of them were given as; "kwargs" if they were given by name."""
+INTERNAL = ("_instantiator", "_class_path")  # of LightningCLI
+DATA = "datamodule"
+FROM_FILE = "hyper-parameters of the checkpoint"
 
 
 def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedModel:
     """The module, its loss and its own data.
+
+    Args:
+        address: ``lightning:package.module:Class`` or ``lightning:path/file.py:Class``.
+        recipe: options are arguments of the class, before those of the checkpoint; ``datamodule`` names another
+            class, whose loaders are the data.
+        checkpoint: as ``trainer.save_checkpoint`` writes it.
 
     Raises:
         UsageError: the class is no LightningModule, or lacks arguments.
@@ -32,143 +48,130 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
         ProblemError: its training step needs more than a batch.
     """
     options = {**address.options, **recipe.options}
-    datamodule = options.pop("datamodule", None)
-    kind = find_function(address.place, recipe.app_dir)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "training_step")):
-        msg = f"{address.place} is no LightningModule: name the class, lightning:package.module:Class"
-        raise UsageError(msg)
-    kept = _kept(checkpoint, HYPER, recipe)
-    model, used = _made(kind, kept, options, address.place)
-    trainer = StandInTrainer()
-    model._trainer = trainer  # what `self.trainer` gives, and `self.current_epoch` and `self.logger` ask
-    model.log = model.log_dict = silent
-    resolved = [Resolved("model", kind.__name__, address.text)]
-    resolved += [
-        Resolved(name, str(value), "as asked" if name in options else "hyper-parameters of the checkpoint")
-        for name, value in used.items()
-    ]
-    data = _data(model)
-    if datamodule is not None:
-        module_of_data = find_function(str(datamodule), recipe.app_dir)
-        made, _ = _made(module_of_data, _kept(checkpoint, OF_DATA, recipe), {}, str(datamodule))
-        data = _set_up(made, recipe)
-        trainer.datamodule = made
+    kind = _class(address.place, recipe, "LightningModule")
+    main = sys.modules.get(kind.__module__)
+    weights = None if checkpoint is None else read_weights(checkpoint, trust_pickle=recipe.trust_pickle, main=main)
+    trainer = StandInTrainer({} if weights is None else weights.facts)
+    named_data = options.pop(DATA, None)
+    with importable(split_spec(address.place)[0], recipe.app_dir):
+        model, used = _made(kind, _kept(weights, HYPER), options, address.place)
+        attach(model, trainer)
+        if overrides(model, "configure_model"):
+            model.configure_model()
+    notes, data = list[str](), dict[str, Any]()
+    if not recipe.data:
+        source = model
+        if named_data is not None:
+            source = trainer.datamodule = _data_module(str(named_data), weights, recipe, trainer)
+        with importable(split_spec(address.place)[0], recipe.app_dir):
+            data, notes = loaders(source, allow_download=recipe.allow_download)
+        if not data:
+            _refuse_without_data(address, _kept(weights, HYPER)[0].get(DATA))
+    named = {} if recipe.loss is not None else {"loss": loss_of_module(model, trainer)}
+    prepared = hooks_of(model, trainer)
     return NamedModel(
         model=model,
-        loss=_own_loss if hasattr(kind, LOSS) else _step_of(model, kind, recipe),
+        weights=weights,
         data=data or None,
-        notes=_notes(kind, recipe),
+        forward=(lambda model, batch: model(prepared(model, batch)[0])) if recipe.loss is not None else None,
+        notes=(*notes, *_notes(kind, recipe)),
         resolved=(
-            *resolved,
-            *(Resolved(f"data[{split}]", _shown(loader), "its own loader") for split, loader in data.items()),
+            Resolved("model", kind.__name__, address.text),
+            *(Resolved(name, str(value), source) for name, (value, source) in used.items()),
+            *(Resolved(f"data[{split}]", shown(loader), "its own loader") for split, loader in data.items()),
         ),
+        **named,
     )
 
 
-def _kept(checkpoint: str | None, name: str, recipe: Recipe) -> dict[str, Any]:
-    if checkpoint is None:
-        return {}
-    found = hyperparameters(checkpoint, (name,), trust_pickle=recipe.trust_pickle)
-    return {key: value for key, value in found.items() if key not in INTERNAL}
+def _class(place: str, recipe: Recipe, parent: str) -> Any:
+    form = f"lightning:package.module:Class or lightning:path/file.py:Class, of a {parent}"
+    if find_spec("pytorch_lightning") is None and find_spec("lightning") is None:
+        require("pytorch_lightning", "lightning", "lightning:package.module:Class")
+    where, _, name = place.rpartition(":")
+    if not where or not name.isidentifier():
+        msg = f"lightning:{place} names no class: give {form}"
+        raise UsageError(msg)
+    if where.endswith(".py") and not Path(where).is_file():
+        msg = f"{where}: no such Python file; give {form}"
+        raise UsageError(msg)
+    kind: Any = find_function(place, recipe.app_dir)
+    if not isinstance(kind, type) or not is_lightning(kind, parent):
+        msg = f"{place} is no {parent}: give {form}"
+        raise UsageError(msg)
+    return kind
+
+
+def _kept(weights: Weights | None, entry: str) -> tuple[dict[str, Any], str]:
+    """Hyper-parameters by name, and the argument that takes all of them; "" where each is an argument."""
+    found = {} if weights is None else weights.kept.get(entry, {})
+    plain = {key: value for key, value in found.items() if key not in INTERNAL and not _is_left_out(value)}
+    bag = "" if weights is None else str(weights.facts.get(NAMES[entry], ""))
+    return plain, "" if bag == "kwargs" else bag
+
+
+def _is_left_out(value: Any) -> bool:
+    """Whether a value is a stand-in for what a safe reading does not make."""
+    return isinstance(value, Foreign | Odd) or (isinstance(value, Stateful) and not isinstance(value, dict))
 
 
 def _made(
-    kind: Any, kept: Mapping[str, Any], options: Mapping[str, Any], place: str
-) -> tuple[Any, dict[str, Any]]:
-    """An object of a class, by what is kept of its arguments and what is asked; what it does not take is left out."""
-    parameters = {n: p for n, p in inspect.signature(kind.__init__).parameters.items() if n != "self"}
+    kind: Any, kept: tuple[Mapping[str, Any], str], options: Mapping[str, Any], place: str
+) -> tuple[Any, dict[str, tuple[Any, str]]]:
+    """An object of a class, by what is asked and what is kept of its arguments, and where each is from."""
+    held, bag = kept
+    parameters = {name: p for name, p in inspect.signature(kind.__init__).parameters.items() if name != "self"}
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [name for name in options if name not in parameters and not takes_any]
+    bag = bag if bag in named else "hparams" if "hparams" in named and "hparams" not in held else ""
+    unknown = [name for name in options if name not in named and not takes_any and not bag]
     if unknown:
-        msg = f"{place} takes no argument {unknown[0]!r}; allowed: {', '.join(parameters) or 'none'}"
+        msg = f"{place} takes no argument {unknown[0]!r}; allowed: {', '.join(named) or 'none'}"
         raise UsageError(msg)
-    given = {name: value for name, value in kept.items() if takes_any or name in parameters} | dict(options)
-    if "hparams" in parameters and "hparams" not in given:
-        given["hparams"] = dict(kept)
-    lacking = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and name not in given and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    source = {name: (value, FROM_FILE) for name, value in held.items() if takes_any or bag or name in named}
+    used = source | {name: (value, "as asked") for name, value in options.items()}
+    given = {name: value for name, (value, _) in used.items()}
+    if bag:
+        inside = {name: value for name, value in given.items() if name not in named}
+        given = {name: value for name, value in options.items() if name in named}
+        given.setdefault(bag, _attributes(kind, inside))
+    lacking = [n for n, p in named.items() if p.default is p.empty and n not in given]
     if lacking:
-        msg = (
-            f"{place} needs {lacking[0]!r}, which the checkpoint's hyper-parameters lack: give -P {lacking[0]}=..."
-        )
-        raise UsageError(f"{msg} (save_hyperparameters() keeps it)")
-    return kind(**given), given
+        msg = f"{place} needs {lacking[0]!r}, which is not among the checkpoint's hyper-parameters "
+        msg += f"({', '.join(held) or 'it has none'}): give -P {lacking[0]}=..., or let the class save_hyperparameters()"
+        raise UsageError(msg)
+    return kind(**given), used
 
 
-def _own_loss(model: nn.Module, batch: Any) -> Tensor:
-    return _scalar(getattr(model, LOSS)(batch), LOSS)
+def _attributes(kind: type, values: Mapping[str, Any]) -> Any:
+    """Hyper-parameters as Lightning keeps them, read by ``hparams.width`` and ``hparams["width"]`` alike."""
+    family = next(name for name in FAMILIES if any(one.__module__.startswith(name) for one in kind.__mro__))
+    return import_module(f"{family}.utilities.parsing").AttributeDict(values)
 
 
-def _step_of(model: Any, kind: type, recipe: Recipe) -> Any:
-    """The training step as a loss of model and batch; refused where it moves the weights by itself."""
-    if not getattr(model, "automatic_optimization", True) and recipe.loss is None:
-        msg = f"{kind.__name__} optimizes by itself (automatic_optimization=False): its step is no loss; {WAY_OUT}"
-        raise ProblemError(msg)
-    names = [n for n in inspect.signature(kind.training_step).parameters if n != "self"]  # type: ignore[attr-defined]
-    rest = [0] * (len(names) - 1)  # batch_idx, dataloader_idx
-
-    def step(model: nn.Module, batch: Any) -> Tensor:
-        result = model.training_step(batch, *rest)  # type: ignore[operator]
-        loss = result.get("loss") if isinstance(result, Mapping) else result
-        return _scalar(loss, "training_step")
-
-    step.__qualname__ = f"{kind.__name__}.training_step"  # how results name the loss
-    return step
+def _data_module(place: str, weights: Weights | None, recipe: Recipe, trainer: StandInTrainer) -> Any:
+    kind = _class(place, recipe, "LightningDataModule")
+    with importable(split_spec(place)[0], recipe.app_dir):
+        made, _ = _made(kind, _kept(weights, OF_DATA), {}, place)
+    made.trainer = trainer
+    return made
 
 
-def _scalar(loss: Any, what: str) -> Tensor:
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss
-    kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-    msg = f"{what} returned {kind}, no loss of the batch: {WAY_OUT}"
-    raise ProblemError(msg)
-
-
-def _data(model: Any) -> dict[str, Any]:
-    """The loaders that the class itself defines."""
-    found = {}
-    for split, name in LOADERS.items():
-        function = getattr(type(model), name, None)
-        if function is None or (function.__module__ or "").split(".")[0] in ("pytorch_lightning", "lightning"):
-            continue
-        found[split] = _one(getattr(model, name)(), f"{type(model).__name__}.{name}")
-    return found
-
-
-def _set_up(module: Any, recipe: Recipe) -> dict[str, Any]:
-    """The loaders of a data module, set up as for training and testing; it fetches nothing unless told to."""
-    if recipe.allow_download:
-        module.prepare_data()
-    for stage in ("fit", "test"):
-        module.setup(stage)
-    return _data(module)
-
-
-def _one(loader: Any, what: str) -> Any:
-    if isinstance(loader, list | tuple) and len(loader) == 1:
-        return loader[0]
-    if isinstance(loader, list | tuple | Mapping) or loader is None:
-        msg = f"{what} gives {type(loader).__name__}, not one loader: name the data with `data`"
-        raise LoadError(msg)
-    return loader
-
-
-def _shown(loader: Any) -> str:
-    kind = type(getattr(loader, "dataset", loader)).__name__
-    return (
-        f"{kind} of {len(loader.dataset):,}"
-        if hasattr(loader, "dataset") and hasattr(loader.dataset, "__len__")
-        else kind
+def _refuse_without_data(address: Address, said: Any) -> None:
+    """Code is named by the user alone: what the checkpoint calls its data module is shown, and not imported."""
+    hint = (
+        f"; its hyper-parameters name {said}, if you trust it: -P {DATA}={said}" if isinstance(said, str) else ""
     )
+    msg = f"{address.text} has no loaders of its own: give `data`, or -P {DATA}=package.module:Data{hint}"
+    raise UsageError(msg)
 
 
-def _notes(kind: type, recipe: Recipe) -> tuple[str, ...]:
-    if recipe.loss is not None or hasattr(kind, LOSS):
-        return ()
-    return (
+def _notes(kind: type, recipe: Recipe) -> list[str]:
+    if recipe.loss is not None:
+        return []
+    if hasattr(kind, OWN):
+        return [f"the loss is {kind.__name__}.{OWN}, in evaluation mode"]
+    return [
         "the loss is training_step in evaluation mode: no dropout, running statistics, nothing logged",
         f"G and exact traces need a known loss of the outputs: {WAY_OUT}",
-    )
+    ]
