@@ -137,8 +137,8 @@ def _made(
         given.setdefault(bag, _attributes(kind, inside))
     lacking = [n for n, p in named.items() if p.default is p.empty and n not in given]
     if lacking:
-        msg = f"{place} needs {lacking[0]!r}, which is not among the checkpoint's hyper-parameters "
-        msg += f"({', '.join(held) or 'it has none'}): give -P {lacking[0]}=..., or let the class save_hyperparameters()"
+        has = f"the checkpoint's hyper-parameters are {', '.join(held)}" if held else "no checkpoint says it"
+        msg = f"{place} needs {lacking[0]!r}, {has}: give -P {lacking[0]}=... (save_hyperparameters() keeps it)"
         raise UsageError(msg)
     return kind(**given), used
 
@@ -159,9 +159,8 @@ def _data_module(place: str, weights: Weights | None, recipe: Recipe, trainer: S
 
 def _refuse_without_data(address: Address, said: Any) -> None:
     """Code is named by the user alone: what the checkpoint calls its data module is shown, and not imported."""
-    hint = (
-        f"; its hyper-parameters name {said}, if you trust it: -P {DATA}={said}" if isinstance(said, str) else ""
-    )
+    named = isinstance(said, str) and said.isprintable()
+    hint = f"; its hyper-parameters name {said}: -P {DATA}={said}, if you trust that" if named else ""
     msg = f"{address.text} has no loaders of its own: give `data`, or -P {DATA}=package.module:Data{hint}"
     raise UsageError(msg)
 

@@ -51,8 +51,8 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
     """The model of a name.
 
     Args:
-        address: ``torchvision:resnet18``; ``torchvision:`` where the checkpoint's ``args`` say it, as torchvision's
-            reference scripts save them.
+        address: ``torchvision:resnet18``; ``torchvision:`` where the checkpoint's ``args`` say it, as those of
+            torchvision's reference scripts do.
         recipe: options are keyword arguments of the model.
         checkpoint: weights; the number of classes is taken from their last layer.
 
@@ -184,7 +184,7 @@ def _measured(model: nn.Module, name: str, notes: list[str]) -> tuple[str, ...]:
 
 
 def _prepared(named: NamedModel, which: Named, training: Training) -> NamedModel:
-    """The model with the transforms of its weights, or of its training script; else pixels in [0, 1] and a note."""
+    """The model with the transforms of its weights or its training script; else pixels in [0, 1] and a note."""
     said = dict[str, None]()
     source, transform = ARGS, training.transform
     if which.enum is not None:
