@@ -1,9 +1,10 @@
-"""LightningModules and data modules as people write them, tiny; and checkpoints that Lightning's trainer writes."""
+"""LightningModules and data modules as people write them, tiny; and checkpoints of Lightning's trainer."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 import pytorch_lightning as lightning
 import torch
@@ -85,11 +86,11 @@ class Dropped(Plain):
         return {"loss": F.cross_entropy(self(batch[0]), batch[1], label_smoothing=0.1), "n": len(batch[0])}
 
 
-class Bag(Plain):
+class Bag(lightning.LightningModule):
     """All hyper-parameters in one argument, read by attribute and by key; the net is made late."""
 
     def __init__(self, config) -> None:
-        lightning.LightningModule.__init__(self)
+        super().__init__()
         self.save_hyperparameters(config)
         self.width, self.net = config.width, None
         assert config["lr"] == self.hparams.lr
@@ -99,7 +100,10 @@ class Bag(Plain):
             self.net = nn.Sequential(nn.Linear(4, self.width), nn.Tanh(), nn.Linear(self.width, CLASSES))
 
     def training_step(self, batch, *places):
-        return F.mse_loss(self(batch[0]), F.one_hot(batch[1], CLASSES).float())
+        return F.mse_loss(self.net(batch[0]), F.one_hot(batch[1], CLASSES).float())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
 
 class Warm(Plain):
@@ -121,14 +125,15 @@ class Scaled(Plain):
 
 
 class Outer(Plain):
-    """A module of Lightning in another, which logs too."""
+    """A module of Lightning in another, which asks for its trainer too."""
 
     def __init__(self, width: int = 5, lr: float = 0.25) -> None:
         super().__init__(width, lr)
         self.net = Plain(width)
 
     def training_step(self, batch, batch_idx):
-        return self.net.training_step(batch, batch_idx)
+        self.net.print(end="")
+        return F.cross_entropy(self.net(batch[0]), batch[1]) * (self.net.trainer.world_size + 1)
 
 
 class Manual(Plain):
@@ -187,7 +192,7 @@ class Closed(Plain):
 
     def __init__(self, width: int = 5, lr: float = 0.25) -> None:
         super().__init__(width, lr)
-        with open(os.devnull, "w") as self.file:
+        with Path(os.devnull).open("w") as self.file:
             pass
 
     def training_step(self, batch, batch_idx):

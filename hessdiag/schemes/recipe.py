@@ -90,8 +90,8 @@ class Recipe:
 
     def identity(self) -> str:
         """What a kept result depends on besides the checkpoint and the samples: JSON text."""
-        where = split_spec(self.factory)[0] if self.factory else ""
-        code = sha256(Path(where).read_bytes()).hexdigest() if where.endswith(".py") else ""
+        where = (self.factory or self.model_address.place).rpartition(":")[0]
+        code = sha256(Path(where).read_bytes()).hexdigest() if where.endswith(".py") and exists(where) else ""
         return json.dumps([self.keys(), code], sort_keys=True, default=str)
 
     @property
@@ -123,7 +123,10 @@ class Recipe:
         return found
 
     def found(self, place: str) -> str:
-        """A relative file or folder under ``root`` where it lies there; else as it is."""
+        """A relative file or folder under ``root`` where it lies there, ``file.py:Class`` too; else as it is."""
+        file, colon, name = place.rpartition(":")
+        if colon and file.endswith(".py"):
+            return f"{self.found(file)}:{name}"
         under = str(Path(self.root or "", place))
         return under if self.root and place and exists(under) else place
 

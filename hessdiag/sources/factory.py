@@ -177,15 +177,16 @@ def _find(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
+            kind, of = ("classes", inspect.isclass) if part[0].isupper() else ("functions", inspect.isfunction)
             available = [
                 key
                 for key, value in vars(found).items()
-                if not key.startswith("_") and inspect.isfunction(value) and value.__module__ == module.__name__
+                if not key.startswith("_") and of(value) and value.__module__ == module.__name__
             ]
             near = get_close_matches(part, available, 1)
             listed = ", ".join(available[:10]) + (" ..." if len(available) > 10 else "")
             hint = f"; did you mean {near[0]}?" if near else ""
-            msg = f"{spec}: no {part!r} there; functions are {listed or 'none'}{hint}"
+            msg = f"{spec}: no {part!r} there; {kind} are {listed or 'none'}{hint}"
             raise UsageError(msg)
         found = getattr(found, part)
     if not callable(found):

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hessdiag.errors import UsageError
+from hessdiag.errors import HessdiagError, RaisedError, UsageError, one_line
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import NamedModel, Resolved
 from hessdiag.schemes.known import require
@@ -18,6 +18,7 @@ from hessdiag.schemes.models.lightning_data import loaders, shown
 from hessdiag.schemes.models.lightning_loss import OWN, hooks_of, loss_of_module, overrides
 from hessdiag.schemes.models.stand_in_trainer import FAMILIES, WAY_OUT, StandInTrainer, attach, is_lightning
 from hessdiag.schemes.recipe import Recipe
+from hessdiag.shown import cut
 from hessdiag.sources.factory import find_function, importable
 from hessdiag.sources.hyperparameters import OF_DATA
 from hessdiag.sources.spec import split_spec
@@ -62,7 +63,7 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
     if not recipe.data:
         source = model
         if named_data is not None:
-            source = trainer.datamodule = _data_module(str(named_data), weights, recipe, trainer)
+            source = trainer.datamodule = _data_module(recipe.found(str(named_data)), weights, recipe, trainer)
         with importable(split_spec(address.place)[0], recipe.app_dir):
             data, notes = loaders(source, allow_download=recipe.allow_download)
         if not data:
@@ -140,7 +141,14 @@ def _made(
         has = f"the checkpoint's hyper-parameters are {', '.join(held)}" if held else "no checkpoint says it"
         msg = f"{place} needs {lacking[0]!r}, {has}: give -P {lacking[0]}=... (save_hyperparameters() keeps it)"
         raise UsageError(msg)
-    return kind(**given), used
+    try:
+        return kind(**given), used
+    except (HessdiagError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the user's constructor can raise anything
+        shown_as = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        msg = f"{cut(f'{place}({shown_as})', 200)} raised {type(error).__name__}: {one_line(error, 200)}"
+        raise RaisedError(msg) from error
 
 
 def _attributes(kind: type, values: Mapping[str, Any]) -> Any:
