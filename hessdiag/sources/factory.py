@@ -178,11 +178,8 @@ def _find(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     for part in name.split("."):
         if not hasattr(found, part):
             kind, of = ("classes", inspect.isclass) if part[0].isupper() else ("functions", inspect.isfunction)
-            available = [
-                key
-                for key, value in vars(found).items()
-                if not key.startswith("_") and of(value) and value.__module__ == module.__name__
-            ]
+            own = [key for key, value in vars(found).items() if of(value) and value.__module__ == module.__name__]
+            available = [key for key in own if not key.startswith("_")]
             near = get_close_matches(part, available, 1)
             listed = ", ".join(available[:10]) + (" ..." if len(available) > 10 else "")
             hint = f"; did you mean {near[0]}?" if near else ""
