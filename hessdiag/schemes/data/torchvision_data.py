@@ -32,11 +32,12 @@ def read(address: Address, recipe: Recipe) -> Mapping[str | None, Rows]:
     kind = _class_of(address)
     parameters = inspect.signature(kind).parameters
     given = dict(address.options)
-    pictures = {key: given.pop(key, default) for key, default in OPTIONS.items()}
-    given["root"] = recipe.found(str(given.get("root", ".")))
+    pictures = {key: given.pop(key, default) for key, default in OPTIONS.items() if key not in parameters}
+    if "root" in parameters:
+        given["root"] = recipe.found(str(given.get("root", ".")))
     unknown = [key for key in given if key not in parameters]
     if unknown:
-        allowed = ", ".join((*(p for p in parameters if "transform" not in p and p != "download"), *OPTIONS))
+        allowed = ", ".join((*(p for p in parameters if "transform" not in p and p != "download"), *pictures))
         msg = f"{address.text}: {address.place} takes no option {unknown[0]!r}; allowed: {allowed}"
         raise UsageError(msg)
     if "download" in parameters:

@@ -77,7 +77,7 @@ def _timm() -> ModuleType:
 
 def _require_known(name: str) -> None:
     known = _timm()
-    if known.is_model(name.partition(".")[0]):
+    if known.is_model(_base(name)):
         return
     near = get_close_matches(name, known.list_models(), 3)
     hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
@@ -104,6 +104,8 @@ def _model(
 ) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
     """The model, its options, and where each is from."""
     own = {to: args[of] for of, to in OF_MODEL.items() if args.get(of) is not None}
+    if _base(args.get("model") or name) != _base(name):  # what another model takes besides is not for this one
+        args = {}
     inner = args.get("model_kwargs")
     own |= (
         {k: v for k, v in inner.items() if k not in (*ELSEWHERE, "pretrained")} if isinstance(inner, dict) else {}
@@ -134,8 +136,13 @@ def _cfg(name: str) -> Any:
         return None
 
 
+def _base(name: Any) -> str:
+    """A model's name without the tag of its weights: "resnet50" of "resnet50.a1_in1k"."""
+    return str(name).partition(".")[0]
+
+
 def _tagged(name: str, model: nn.Module) -> str:
-    return f"{name.partition('.')[0]}.{getattr(model, 'pretrained_cfg', {}).get('tag') or 'default'}"
+    return f"{_base(name)}.{getattr(model, 'pretrained_cfg', {}).get('tag') or 'default'}"
 
 
 def _created(name: str, options: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
@@ -151,7 +158,7 @@ def _created(name: str, options: Mapping[str, Any], *, pretrained: bool) -> nn.M
 def _loaded(model: nn.Module, weights: Weights, name: str) -> list[str]:
     """Put the weights in; a misfit says which model the checkpoint's own arguments name."""
     said = str(weights.kept.get("args", {}).get("model") or name)
-    other = said.partition(".")[0] != name.partition(".")[0]
+    other = _base(said) != _base(name)
     try:
         return [*load_into(model, weights), *([f"the checkpoint's args say it is a {said}"] if other else [])]
     except LoadError as error:

@@ -32,7 +32,7 @@ def loss_of_args(args: Mapping[str, Any]) -> tuple[Any, str, list[str]]:
         options |= {"sum_classes": bool(args.get("bce_sum")), "pos_weight": args.get("bce_pos_weight")}
         given = {name: value for name, value in options.items() if value is not None}
         given = {name: value for name, value in given.items() if name == "target_threshold" or value}
-        loss = require("timm", "timm", "timm:NAME").loss.BinaryCrossEntropy(smoothing=smoothing, **given)
+        loss = require("timm.loss", "timm", "timm:NAME").BinaryCrossEntropy(smoothing=smoothing, **given)
         notes.append(f"binary cross-entropy of each class, as it was trained with; {PLAIN}")
         shown = "".join(f", {name}={value}" for name, value in given.items())
         return loss, f"BinaryCrossEntropy(smoothing={smoothing:g}{shown})", notes
