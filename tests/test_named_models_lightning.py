@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shlex
 import warnings
 from inspect import signature
 from pathlib import Path
@@ -274,6 +276,18 @@ def test_the_module_is_left_silent_and_as_it_was(tmp_path, capfd):
     assert "step" not in "".join(capfd.readouterr())
     assert problem.model.training == mode
     assert all(torch.equal(before[name], tensor) for name, tensor in problem.model.state_dict().items())
+
+
+def test_the_lines_of_the_page_run(tmp_path):
+    page = Path(hessdiag.__file__).parent / "docs" / "schemes_vision.md"
+    lines = re.findall(r"^    \$ hessdiag (.* lightning:.*)$", page.read_text(), re.MULTILINE)
+    tiny.saved(tmp_path, tiny.Loaders(width=6))
+    text = Path(tiny.__file__).read_text().replace("class Loaders(", "class Classifier(")
+    (tmp_path / "mine.py").write_text(text)
+    assert len(lines) == 2
+    for line in lines:
+        code, _, err = call(*shlex.split(line), "--samples", "4", "--quantities", "lambda_max", "-q")
+        assert code == 0, err
 
 
 # bad input

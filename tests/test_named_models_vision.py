@@ -7,10 +7,13 @@ library's: its model, its transforms, its loss on the same images, and a dense H
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import socket
 from dataclasses import replace
 from fnmatch import fnmatch
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,6 +363,27 @@ def check_segmentation(family, folder):
 
     assert problem.has_outputs == (family == "without")
     check_equal(problem, dense(written_out(model), loss, part), part, traced=False)
+
+
+PAGE = Path(hessdiag.__file__).parent / "docs" / "schemes_vision.md"
+LINES = re.findall(r"^    \$ hessdiag (.*)$", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_lines_of_the_page_run(tmp_path):
+    make.pictures(tmp_path / "images", size=32)
+    make.timm_checkpoint(tmp_path / "run", make.timm_args())
+    resnet = timm.create_model("resnet18", num_classes=3)
+    torch.save(resnet.state_dict(), "weights.pth")
+    squeeze = make.torchvision_model("squeezenet1_1", num_classes=3).state_dict()
+    torch.save(squeeze, "model.pth")
+    torch.save({"model": squeeze, "args": make.torchvision_args()}, "checkpoint.pth")
+    lines = [line for line in LINES if "lightning:" not in line]
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)
+        quick = ["--measures", "trace", "--no-guard"] if words[0] == "gap" else ["--print-config"]
+        code, _, err = call(*words, *quick, "--samples", "4", "-q")
+        assert code == 0, err
 
 
 # data sets of torchvision
