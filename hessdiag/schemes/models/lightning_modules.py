@@ -68,7 +68,6 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
             data, notes = loaders(source, allow_download=recipe.allow_download)
         if not data:
             _refuse_without_data(address, _kept(weights, HYPER)[0].get(DATA))
-    named = {} if recipe.loss is not None else {"loss": loss_of_module(model, trainer)}
     prepared = hooks_of(model, trainer)
     return NamedModel(
         model=model,
@@ -81,7 +80,7 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
             *(Resolved(name, str(value), source) for name, (value, source) in used.items()),
             *(Resolved(f"data[{split}]", shown(loader), "its own loader") for split, loader in data.items()),
         ),
-        **named,
+        loss=None if recipe.loss is not None else loss_of_module(model, trainer),
     )
 
 
