@@ -16,7 +16,7 @@ from hessdiag.schemes.contract import NamedModel, Resolved
 from hessdiag.schemes.known import require
 from hessdiag.schemes.models.lightning_data import loaders, shown
 from hessdiag.schemes.models.lightning_loss import OWN, hooks_of, loss_of_module, overrides
-from hessdiag.schemes.models.stand_in_trainer import FAMILIES, WAY_OUT, StandInTrainer, attach, is_lightning
+from hessdiag.schemes.models.stand_in_trainer import FAMILIES, StandInTrainer, attach, is_lightning
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.shown import cut
 from hessdiag.sources.factory import find_function, importable
@@ -68,19 +68,20 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
             data, notes = loaders(source, allow_download=recipe.allow_download)
         if not data:
             _refuse_without_data(address, _kept(weights, HYPER)[0].get(DATA))
+    own = recipe.loss is None
     prepared = hooks_of(model, trainer)
     return NamedModel(
         model=model,
         weights=weights,
         data=data or None,
-        forward=(lambda model, batch: model(prepared(model, batch)[0])) if recipe.loss is not None else None,
+        loss=loss_of_module(model, trainer) if own else None,
+        forward=None if own else lambda model, batch: model(prepared(model, batch)[0]),
         notes=(*notes, *_notes(kind, recipe)),
         resolved=(
             Resolved("model", kind.__name__, address.text),
             *(Resolved(name, str(value), source) for name, (value, source) in used.items()),
             *(Resolved(f"data[{split}]", shown(loader), "its own loader") for split, loader in data.items()),
         ),
-        loss=None if recipe.loss is not None else loss_of_module(model, trainer),
     )
 
 
@@ -179,5 +180,5 @@ def _notes(kind: type, recipe: Recipe) -> list[str]:
         return [f"the loss is {kind.__name__}.{OWN}, in evaluation mode"]
     return [
         "the loss is training_step in evaluation mode: no dropout, running statistics, nothing logged",
-        f"G and exact traces need a known loss of the outputs: {WAY_OUT}",
+        "`loss='cross_entropy'` of what forward returns has G and exact traces too, if the step minimises that",
     ]
