@@ -369,6 +369,7 @@ BAD = {
         "--allow-download calls its prepare_data() before",
         {"data": None, "extra": ["-P", f"datamodule={MODULE}:Missing"]},
     ),
+    "data of two kinds": ("Plain", none, "drop one", {"extra": ["-P", f"datamodule={MODULE}:Data"]}),
     "several loaders": (
         "Plain",
         none,

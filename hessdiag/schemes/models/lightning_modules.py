@@ -54,6 +54,11 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
     weights = None if checkpoint is None else read_weights(checkpoint, trust_pickle=recipe.trust_pickle, main=main)
     trainer = StandInTrainer({} if weights is None else weights.facts)
     named_data = options.pop(DATA, None)
+    if named_data is not None and recipe.data:
+        msg = (
+            f"-P {DATA}={named_data} and `data={recipe.data[0]!r}`: the data are those of one of the two, drop one"
+        )
+        raise UsageError(msg)
     with importable(split_spec(address.place)[0], recipe.app_dir):
         model, used = _made(kind, _kept(weights, HYPER), options, address.place)
         attach(model, trainer)
