@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         wolkowicz_styan,
         wolkowicz_styan_of,
     )
+    from hessdiag.track.tracker import Tracker
 
 _WHERE = {
     "analyze": "hessdiag.analysis",
@@ -71,6 +72,7 @@ _WHERE = {
     "trace": "hessdiag.spectral",
     "wolkowicz_styan": "hessdiag.spectral",
     "wolkowicz_styan_of": "hessdiag.spectral",
+    "Tracker": "hessdiag.track.tracker",
 }
 
 present_with("hessdiag.present")
@@ -84,6 +86,7 @@ __all__ = [  # noqa: RUF022  (by what they are for)
     # Measuring
     "analyze",
     "hessian",
+    "Tracker",
     # What it gives
     "Analysis",
     "Bound",

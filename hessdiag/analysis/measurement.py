@@ -28,6 +28,7 @@ from hessdiag.engine.products.preconditioned import preconditioner_for
 from hessdiag.formatting import format_seconds
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost, Fingerprint, Metric
+from hessdiag.samples import SampleSet
 from hessdiag.settings import Settings
 from hessdiag.spectral.warm import Warm, ending
 
@@ -39,6 +40,11 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total)
 class Measurement:
     """A problem with its settings, checked and ready: `forecast` says what `run` will cost.
 
+    Args:
+        problem: what to measure.
+        settings: as asked.
+        samples: drawn before; None draws them.
+
     Attributes:
         checked: the preflight, with the operator.
         settings: as asked.
@@ -47,9 +53,9 @@ class Measurement:
         repeatable: whether the last `run` would give the same again: neither a clock nor an interrupt ended it.
     """
 
-    def __init__(self, problem: Problem, settings: Settings) -> None:
+    def __init__(self, problem: Problem, settings: Settings, samples: SampleSet | None = None) -> None:
         self._begun = time.perf_counter()
-        self.settings, self.samples = settings, sample_set(problem, settings)
+        self.settings, self.samples = settings, samples or sample_set(problem, settings)
         if settings.params is not None:
             problem = replace(problem, params=tuple(settings.params))
         self._spending: Spending | None = None

@@ -42,17 +42,37 @@ def load_run(path: str | Path) -> Analysis:
     ...     hessdiag.load_run(folder)["trace"].value == found["trace"].value
     True
     """
-    from pydantic import TypeAdapter, ValidationError
-
     file = Path(path)
     complete(file if file.is_dir() else file.parent)
     file = file / "run.json" if file.is_dir() else file
     try:
-        content = json.loads(file.read_text())
+        text = file.read_text()
+    except (OSError, ValueError) as error:
+        raise UsageError(_no_run(file, error)) from error
+    return read_run(text, str(file))
+
+
+def _no_run(file: str | Path, error: Exception) -> str:
+    return f"{file} is not a run.json ({type(error).__name__}): give the folder that analyze -o wrote"
+
+
+def read_run(text: str, file: str) -> Analysis:
+    """The analysis that a ``run.json`` holds.
+
+    Args:
+        text: of the file.
+        file: its name, for refusals.
+
+    Raises:
+        UsageError: it is no run.json, or of a newer schema.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        content = json.loads(text)
         schema = content.pop("schema")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        msg = f"{file} is not a run.json ({type(error).__name__}): give the folder that analyze -o wrote"
-        raise UsageError(msg) from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UsageError(_no_run(file, error)) from error
     if schema != SCHEMA:
         msg = f"{file} has schema {schema}, this hessdiag reads {SCHEMA}: update hessdiag or measure again"
         raise UsageError(msg)

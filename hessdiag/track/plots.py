@@ -12,7 +12,7 @@ from hessdiag.errors import UsageError
 from hessdiag.present.axes import COLOURS, Array, ink, plain_ticks, styled
 from hessdiag.present.density import Smooth, shared_grid, within
 from hessdiag.results import Analysis, Spectrum
-from hessdiag.shown import plain
+from hessdiag.track.places import by_step, edges, name_places, places
 from hessdiag.track.trajectory import Point, Rate, Trajectory
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_TICKS = 16  # names below the picture
 WIDEST = 10.0  # largest over smallest value that a linear axis still shows well
 PRECONDITIONED = "λ_max(P⁻¹H)\n/ threshold"
 PANELS = {"lambda_max": "λ_max", "preconditioned": PRECONDITIONED, "trace": "trace", "loss": "loss"}
@@ -85,11 +84,10 @@ def heat(trajectory: Trajectory, ax: Axes) -> Axes:
     shades = LinearSegmentedColormap.from_list("shades", mpl.colormaps["viridis"](np.linspace(0.12, 0.97, 256)))
     units = smooth.units
     middle = (units[1:] + units[:-1]) / 2
-    edges = smooth.scale.backward([units[0], *middle, units[-1]])
+    levels = smooth.scale.backward([units[0], *middle, units[-1]])
     values = np.ma.masked_invalid(columns)
     norm = LogNorm(smooth.floor, max(float(values.max()), 10 * smooth.floor))
-    places = np.arange(len(trajectory.points) + 1) + 0.5
-    mesh = ax.pcolormesh(places, edges, values, norm=norm, cmap=shades, rasterized=True)
+    mesh = ax.pcolormesh(edges(trajectory), levels, values, norm=norm, cmap=shades, rasterized=True)
     ax.grid(visible=False)
     bottom, top = smooth.scale.backward(_reach(trajectory, smooth)).tolist()
     smooth.scale.apply(ax, bottom, top, axis="y")
@@ -107,7 +105,7 @@ def heat(trajectory: Trajectory, ax: Axes) -> Axes:
     bar.set_label("share of eigenvalues per decade", color=ink(ax), fontsize=8.5)
     plain_ticks(bar.ax.yaxis)
     ax.set_ylabel("eigenvalue λ")
-    return _checkpoints(ax, trajectory)
+    return name_places(ax, trajectory)
 
 
 def panel(trajectory: Trajectory, of: str, ax: Axes) -> Axes:
@@ -120,6 +118,8 @@ def panel(trajectory: Trajectory, of: str, ax: Axes) -> Axes:
     """
     x, value, lo, hi = _series(trajectory, of)
     colour = COLOURS[1] if of == "lambda_max" else COLOURS[0]
+    if by_step(trajectory):
+        ax.fill_between(x, lo, hi, color=colour, linewidth=0, alpha=0.3, gid="band")
     ax.vlines(x, lo, hi, color=colour, linewidth=2.2, alpha=0.45)
     ax.plot(x, value, "o-", color=colour, linewidth=1.1, markersize=3.2, gid=of)
     ends = [*value, *lo, *hi]
@@ -134,7 +134,7 @@ def panel(trajectory: Trajectory, of: str, ax: Axes) -> Axes:
     if of == "preconditioned" and ax.get_ylim()[1] > NEAR:
         ax.axhline(1.0, color=ink(ax), linewidth=1.0, linestyle="--", gid="threshold")
     ax.set_ylabel(PANELS[of])
-    return _checkpoints(ax, trajectory)
+    return name_places(ax, trajectory)
 
 
 def panel_frame(trajectory: Trajectory, of: str) -> pd.DataFrame:
@@ -182,8 +182,7 @@ def _series(trajectory: Trajectory, of: str) -> tuple[Array, Array, Array, Array
     """Positions (from 1), values and intervals; NaN, a gap in the line, where there are none."""
     rows = [_numbers(point, point.analysis, of) or (math.nan,) * 3 for point in trajectory.points]
     table: Array = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    places: Array = np.arange(1, len(rows) + 1, dtype=np.float64)
-    return places, table[:, 0], table[:, 1], table[:, 2]
+    return places(trajectory), table[:, 0], table[:, 1], table[:, 2]
 
 
 def _numbers(point: Point, analysis: Analysis | None, of: str) -> tuple[float, float, float] | None:
@@ -204,13 +203,13 @@ def _limit(ax: Axes, trajectory: Trajectory, *, named: bool = True) -> None:
     known = [(i, point.rate) for i, point in enumerate(trajectory.points) if point.rate is not None]
     if not known:
         return
-    edges = np.arange(len(levels) + 1) + 0.5
-    ax.stairs(levels, edges, baseline=None, color=ink(ax), linewidth=1.0, linestyle="--", gid="limit")
+    ends = edges(trajectory)
+    ax.stairs(levels, ends, baseline=None, color=ink(ax), linewidth=1.0, linestyle="--", gid="limit")
     first, rate = known[0]
     low, high = ax.get_ylim()
     if named and low <= rate.limit <= high:
         place = {"textcoords": "offset points", "ha": "left", "fontsize": 8.5, "color": ink(ax)}
-        ax.annotate(limit_names(trajectory.points), (edges[first], rate.limit), (3, 3), **place)
+        ax.annotate(limit_names(trajectory.points), (ends[first], rate.limit), (3, 3), **place)
 
 
 def _zones(ax: Axes, trajectory: Trajectory) -> None:
@@ -219,10 +218,9 @@ def _zones(ax: Axes, trajectory: Trajectory) -> None:
     ends = np.array([math.nan if spectrum is None else spectrum.unresolved or math.nan for spectrum in spectra])
     if np.isnan(ends).all():
         return
-    edges = np.arange(len(ends) + 1) + 0.5
     style: dict[str, Any] = {"color": ink(ax), "linestyle": (0, (1, 1.5))}
     for levels in (ends, -ends):
-        ax.stairs(levels, edges, baseline=None, linewidth=1.2, gid="unresolved", **style)
+        ax.stairs(levels, edges(trajectory), baseline=None, linewidth=1.2, gid="unresolved", **style)
 
 
 def _legend(ax: Axes, trajectory: Trajectory) -> None:
@@ -232,19 +230,3 @@ def _legend(ax: Axes, trajectory: Trajectory) -> None:
     lines: dict[str, Artist] = {PANELS["lambda_max"]: ax.get_lines()[-1], **patches}
     style = {"frameon": False, "fontsize": 8.5, "labelcolor": ink(ax), "borderpad": 0.1, "ncols": 3}
     ax.legend([*lines.values()], [*lines], loc="lower right", bbox_to_anchor=(1.0, 1.0), **style)
-
-
-def _checkpoints(ax: Axes, trajectory: Trajectory) -> Axes:
-    names = [plain(point.name) for point in trajectory.points]
-    places = list(range(1, len(names) + 1, math.ceil(len(names) / MOST_TICKS)))
-    longest = max(len(names[place - 1]) for place in places)
-    turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if longest * len(places) > 70 else {}
-    ax.set_xticks(places)
-    ax.set_xticklabels([_short(names[place - 1]) for place in places], parse_math=False, fontsize=8, **turned)
-    ax.set_xlim(0.5, len(names) + 0.5)
-    ax.set_xlabel("checkpoint")
-    return ax
-
-
-def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]

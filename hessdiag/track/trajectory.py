@@ -57,6 +57,7 @@ class Point:
         rate: the optimizer's step; None where it is not known.
         warm: whether the extremes started near the checkpoint before.
         reused: whether it was measured by an earlier, interrupted or shorter, run.
+        at: training step at which it was measured; None where that is not known.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Point:
     rate: Rate | None = None
     warm: bool = False
     reused: bool = False
+    at: int | None = None
 
     def value(self, fact: str) -> float:
         """A number of the measurement's surroundings ("loss", "gradient_norm"); NaN without one."""
@@ -88,6 +90,7 @@ class Point:
     def to_dict(self) -> dict[str, Any]:
         """Plain types: the numbers, without density and history (those are in the checkpoint's own file)."""
         out: dict[str, Any] = {"name": self.name, "path": self.path, "error": self.error or None}
+        out |= {} if self.at is None else {"training_step": self.at}
         if self.analysis is None:
             return out
         whole = self.analysis.to_dict()

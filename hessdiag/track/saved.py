@@ -1,0 +1,78 @@
+"""The folder of a tracker: a run.json per measured step, and what holds them together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hessdiag.errors import UsageError
+from hessdiag.folders import complete, write_together
+from hessdiag.results import load_run
+from hessdiag.track.trajectory import Point, Rate, Trajectory
+
+TRAJECTORY, HISTORY = "trajectory.json", "history.csv"
+
+
+def save(folder: str | Path, trajectory: Trajectory, history: str) -> Path:
+    """Write a run folder per measured point, then ``trajectory.json`` and ``history.csv``.
+
+    Args:
+        folder: made if missing; runs that are in it already are not written again.
+        trajectory: its points' names become those of the run folders.
+        history: CSV text.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    folder, points = Path(folder), []
+    for point in trajectory.points:
+        if point.analysis is not None:
+            place = folder / point.name
+            if not _holds(place / "run.json", point.analysis.to_json()):
+                point.analysis.save(place)
+        points.append(replace(point, path=point.name if point.analysis is not None else ""))
+    named = replace(trajectory, points=tuple(points))
+    return write_together(folder, {TRAJECTORY: named.to_json(), HISTORY: history})
+
+
+def load(folder: str | Path) -> Trajectory:
+    """Read the folder back.
+
+    Raises:
+        UsageError: it is none that a tracker wrote, or one of its runs is missing.
+    """
+    folder = Path(folder)
+    complete(folder)
+    try:
+        content = json.loads((folder / TRAJECTORY).read_text(encoding="utf-8"))
+        points = tuple(_point(folder, entry) for entry in content["checkpoints"])
+        return Trajectory(points=points, notes=tuple(content["notes"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{folder} is no folder of a tracker ({type(error).__name__}): give the one of tracker.save(folder)"
+        raise UsageError(msg) from error
+
+
+def _point(folder: Path, entry: dict[str, Any]) -> Point:
+    step = entry.get("step")
+    rate = None if step is None else Rate(**{name: step[name] for name in ("lr", "momentum", "nesterov", "origin")})
+    return Point(
+        name=entry["name"],
+        path=entry["path"],
+        analysis=load_run(folder / entry["path"]) if "metrics" in entry else None,
+        error=entry["error"] or "",
+        rate=rate,
+        warm=entry.get("warm_start", False),
+        at=entry["training_step"],
+    )
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except OSError:
+        return False
