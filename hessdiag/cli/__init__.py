@@ -27,6 +27,7 @@ VERBS = {
     "baseline": "Record what a check compares with.",
     "init": "Set up the check: write budgets and a first baseline.",
     "gap": "Hold sharpness against generalization over many checkpoints.",
+    "track": "Show what a hessdiag.Tracker saved during training.",
     "shift": "Test checkpoints on data that move away from training.",
     "demo": "Train two small networks on digits, measure and compare them.",
     "ls": "List the models, data, losses and measures that have a name.",

@@ -58,12 +58,12 @@ def analyze(
         require_writable(folder)
     quiet = quiet or as_json
     if tracked:
-        from hessdiag.cli.track import track
+        from hessdiag.cli.following import follow
 
         def one(path: str) -> Any:
             return load(recipe, path)
 
-        return track(checkpoints, one, asked, folder=folder, lr=lr, as_json=as_json, quiet=quiet)
+        return follow(checkpoints, one, asked, folder=folder, lr=lr, as_json=as_json, quiet=quiet)
     reserve()
     built = load(recipe, checkpoint)
     if print_config:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 from hessdiag.errors import UsageError
 from hessdiag.folders import complete, write_together
 from hessdiag.results import load_run
+from hessdiag.results.analysis import SAVED
 from hessdiag.track.trajectory import Point, Rate, Trajectory
 
 TRAJECTORY, HISTORY = "trajectory.json", "history.csv"
+RUN = re.compile(r"step-[0-9]+")
 
 
 def save(folder: str | Path, trajectory: Trajectory, history: str) -> Path:
@@ -29,7 +33,7 @@ def save(folder: str | Path, trajectory: Trajectory, history: str) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    folder, points = Path(folder), []
+    folder, points, before = Path(folder), list[Point](), _runs_in(Path(folder))
     for point in trajectory.points:
         if point.analysis is not None:
             place = folder / point.name
@@ -37,7 +41,21 @@ def save(folder: str | Path, trajectory: Trajectory, history: str) -> Path:
                 point.analysis.save(place)
         points.append(replace(point, path=point.name if point.analysis is not None else ""))
     named = replace(trajectory, points=tuple(points))
-    return write_together(folder, {TRAJECTORY: named.to_json(), HISTORY: history})
+    write_together(folder, {TRAJECTORY: named.to_json(), HISTORY: history})
+    for left in before - {point.path for point in points}:  # of an earlier training: none of it stays beside these
+        write_together(folder / left, {}, SAVED)
+        with suppress(OSError):  # a file of the user's is in it
+            (folder / left).rmdir()
+    return folder
+
+
+def _runs_in(folder: Path) -> set[str]:
+    """Run folders that an earlier save into this folder made."""
+    try:
+        entries = json.loads((folder / TRAJECTORY).read_text(encoding="utf-8"))["checkpoints"]
+        return {one["path"] for one in entries if RUN.fullmatch(one["path"]) and (folder / one["path"]).is_dir()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def load(folder: str | Path) -> Trajectory:
