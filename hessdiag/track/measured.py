@@ -107,5 +107,5 @@ class Measured:
 
 
 def name_of(step: int) -> str:
-    """What a point is called, and the folder of its run."""
-    return f"step-{step:07d}"
+    """What a point is called."""
+    return f"step {step}"

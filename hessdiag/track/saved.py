@@ -24,7 +24,7 @@ def save(folder: str | Path, trajectory: Trajectory, history: str) -> Path:
 
     Args:
         folder: made if missing; runs that are in it already are not written again.
-        trajectory: its points' names become those of the run folders.
+        trajectory: of points at training steps; these name the run folders.
         history: CSV text.
 
     Returns:
@@ -35,11 +35,10 @@ def save(folder: str | Path, trajectory: Trajectory, history: str) -> Path:
     """
     folder, points, before = Path(folder), list[Point](), _runs_in(Path(folder))
     for point in trajectory.points:
-        if point.analysis is not None:
-            place = folder / point.name
-            if not _holds(place / "run.json", point.analysis.to_json()):
-                point.analysis.save(place)
-        points.append(replace(point, path=point.name if point.analysis is not None else ""))
+        path = "" if point.analysis is None else f"step-{point.at:07d}"
+        if point.analysis is not None and not _holds(folder / path / "run.json", point.analysis.to_json()):
+            point.analysis.save(folder / path)
+        points.append(replace(point, path=path))
     named = replace(trajectory, points=tuple(points))
     write_together(folder, {TRAJECTORY: named.to_json(), HISTORY: history})
     for left in before - {point.path for point in points}:  # of an earlier training: none of it stays beside these
