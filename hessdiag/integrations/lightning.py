@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hessdiag.integrations.one_rank import OneRank
+from hessdiag.integrations.one_rank import OneRank, made
 from hessdiag.integrations.training_step import loss_of_module
 from hessdiag.schemes.known import require
 
@@ -49,12 +49,12 @@ def _keep(trainer: Any, values: Mapping[str, float]) -> None:
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
 
-def __getattr__(name: str) -> Any:
-    if name != "SharpnessCallback":
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+def _bases() -> tuple[type, ...]:
     homes = [home for package, home in HOMES.items() if find_spec(package)]
     if not homes:
         require("pytorch_lightning", "lightning", "SharpnessCallback")
-    bases = (_Sharpness, *dict.fromkeys(import_module(home).Callback for home in homes))
-    return globals().setdefault(name, type(name, bases, {"__module__": __name__, "__doc__": _Sharpness.__doc__}))
+    return (_Sharpness, *dict.fromkeys(import_module(home).Callback for home in homes))
+
+
+def __getattr__(name: str) -> Any:
+    return globals().setdefault(name, made(__name__, name, _bases))

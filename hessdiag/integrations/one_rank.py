@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch.distributed as dist
+
 from hessdiag.track import pacing
 from hessdiag.track.tracker import Tracker
+
+CALLBACK = "SharpnessCallback"
 
 
 class OneRank:
@@ -40,14 +44,14 @@ class OneRank:
     ) -> None:
         super().__init__()
         self.loss, self.data, self.every, self.trainer, self.options = loss, data, every, trainer, options
-        self.log = log if isinstance(log, list) else [] if log is None else [log]
+        self.loggers = log if isinstance(log, list) else [] if log is None else [log]
         self.tracker: Tracker | None = None
         self.state: Mapping[str, Any] | None = None
         self._last: int | None = None
 
     def start(self, model: Any, loss: Any, data: Any, *, optimizer: Any, log: list[Any]) -> None:
         """Make the tracker, and let it go on from a state that was loaded."""
-        given = {"every": self.every, "optimizer": optimizer, "log": [*self.log, *log], **self.options}
+        given = {"every": self.every, "optimizer": optimizer, "log": [*self.loggers, *log], **self.options}
         data = data if self.data is None else self.data
         self.tracker = Tracker(model, loss, data, **given)
         if self.state:
@@ -72,3 +76,27 @@ class OneRank:
             yield
         finally:
             barrier()
+
+
+def barrier() -> None:
+    """Wait for the other ranks, where there are some."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def made(module: str, name: str, bases: Callable[[], tuple[type, ...]]) -> type:
+    """The class `SharpnessCallback` of a module.
+
+    Args:
+        module: where it is looked up.
+        name: that is looked up.
+        bases: of the class; imports the library.
+
+    Raises:
+        AttributeError: another name was looked up.
+    """
+    if name != CALLBACK:
+        msg = f"module {module!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    found = bases()
+    return type(name, found, {"__module__": module, "__doc__": found[0].__doc__})

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from hessdiag.integrations.one_rank import OneRank
+from hessdiag.integrations.one_rank import OneRank, barrier, made
 from hessdiag.schemes.known import require
 
 STATE = "hessdiag_tracker.pt"  # in each checkpoint of the trainer
@@ -20,7 +19,7 @@ class _Sharpness(OneRank):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Draw the samples and measure the first weights, on rank 0."""
-        with self.waiting(_barrier):
+        with self.waiting(barrier):
             if state.is_world_process_zero:
                 places = [args.resume_from_checkpoint, f"{args.output_dir}/checkpoint-{state.global_step}"]
                 kept = [Path(one) / STATE for one in places if isinstance(one, str) and state.global_step]
@@ -34,7 +33,7 @@ class _Sharpness(OneRank):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Measure where it is due."""
         if self.due(state.global_step):
-            with self.waiting(_barrier):
+            with self.waiting(barrier):
                 self.step(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -45,26 +44,23 @@ class _Sharpness(OneRank):
 
     def _log(self, values: dict[str, float], step: int) -> None:
         if self.trainer is None:
-            self._of.log_history.append({**values, "step": step})
-            return
+            return self._of.log_history.append({**values, "step": step})
         due = self._control.should_log  # the trainer takes what it reports for the log that is due
         self.trainer.log(values)
         self._control.should_log = self.trainer.control.should_log = due
+        return None
 
 
 def _loss(model: Any) -> Any:
-    known = CRITERIA.get(getattr(model, "loss_type", None) or "")
+    """A criterion where the model's own loss is known to be it, else that loss."""
+    classes = getattr(model.config, "problem_type", None) in (None, "single_label_classification")
+    known = CRITERIA.get(getattr(model, "loss_type", None) or "") if classes and model.config.num_labels > 1 else None
     return known or (lambda model, batch: model(**batch).loss)
 
 
-def _barrier() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+def _bases() -> tuple[type, ...]:
+    return _Sharpness, require("transformers", "hf", "SharpnessCallback").TrainerCallback
 
 
 def __getattr__(name: str) -> Any:
-    if name != "SharpnessCallback":
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    bases = (_Sharpness, require("transformers", "hf", name).TrainerCallback)
-    return globals().setdefault(name, type(name, bases, {"__module__": __name__, "__doc__": _Sharpness.__doc__}))
+    return globals().setdefault(name, made(__name__, name, _bases))
