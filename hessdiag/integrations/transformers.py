@@ -54,7 +54,9 @@ class _Sharpness(OneRank):
 def _loss(model: Any) -> Any:
     """A criterion where the model's own loss is known to be it, else that loss."""
     classes = getattr(model.config, "problem_type", None) in (None, "single_label_classification")
-    known = CRITERIA.get(getattr(model, "loss_type", None) or "") if classes and model.config.num_labels > 1 else None
+    known = (
+        CRITERIA.get(getattr(model, "loss_type", None) or "") if classes and model.config.num_labels > 1 else None
+    )
     return known or (lambda model, batch: model(**batch).loss)
 
 

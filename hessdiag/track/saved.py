@@ -76,7 +76,9 @@ def load(folder: str | Path) -> Trajectory:
 
 def _point(folder: Path, entry: dict[str, Any]) -> Point:
     step = entry.get("step")
-    rate = None if step is None else Rate(**{name: step[name] for name in ("lr", "momentum", "nesterov", "origin")})
+    rate = (
+        None if step is None else Rate(**{name: step[name] for name in ("lr", "momentum", "nesterov", "origin")})
+    )
     return Point(
         name=entry["name"],
         path=entry["path"],

@@ -248,4 +248,3 @@ class Tracker:
             self._watch.tell(f"the trajectory cannot be drawn: {one_line(error)}", key="figure")
         self._figure_cost = pacing.clock() - begun
         self._drawing += self._figure_cost
-
