@@ -150,17 +150,17 @@ def budget_is_held(monkeypatch, caplog):
     clock = Counting(monkeypatch)
     run = Run(budget="20%", quantities=["lambda_max"], every=5)
     shares, measured, first = [], [], None
-    for step in range(1500):
+    for step in range(1000):
         clock.steps = step
         if run.tracker.step(step) is not None:
             measured.append(step)
             first = first or clock.products
         if step >= 10 * first:
             shares.append(clock.products / (clock.products + step))
-    # the next one's cost is not known before: it may take a product more than the last
-    assert max(shares) <= 0.202, max(shares)
+            # the next one's cost is not known before: it may take a product more than the last
+            assert shares[-1] <= 0.202
     assert shares[-1] > 0.15, "it could have measured more"
-    assert all(step % 5 == 0 for step in measured) and 5 < len(measured) < 300
+    assert all(step % 5 == 0 for step in measured) and 5 < len(measured) < 200
     said = [record.message for record in caplog.records]
     assert len(said) == 1 and "budget='20%'" in said[0] and "rather than every 5" in said[0]
     return measured
@@ -200,7 +200,7 @@ def warm_start_saves():
     asked = {"quantities": ["lambda_max"], "effort": "normal"}
     tracker = hessdiag.Tracker(model, nn.CrossEntropyLoss(), (x, y), every=5, budget=None, **asked)
     spent = {"warm": 0, "cold": 0}
-    for step in range(60):
+    for step in range(31):
         found = tracker.step(step)
         if found is not None and step > 0:
             cold = hessdiag.analyze(model, nn.CrossEntropyLoss(), (x, y), **asked)
