@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hessdiag.integrations.one_rank import OneRank, made
-from hessdiag.integrations.training_step import loss_of_module
+from hessdiag.integrations.own_loss import loss_of_module
 from hessdiag.schemes.known import require
 
 HOMES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}

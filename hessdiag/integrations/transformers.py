@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from hessdiag.integrations.one_rank import OneRank, barrier, made
+from hessdiag.integrations.own_loss import loss_of_transformer
 from hessdiag.schemes.known import require
 
 STATE = "hessdiag_tracker.pt"  # in each checkpoint of the trainer
-CRITERIA = {"ForCausalLM": "causal_lm", "ForSequenceClassification": "cross_entropy"}
 
 
 class _Sharpness(OneRank):
@@ -24,7 +24,7 @@ class _Sharpness(OneRank):
                 places = [args.resume_from_checkpoint, f"{args.output_dir}/checkpoint-{state.global_step}"]
                 kept = [Path(one) / STATE for one in places if isinstance(one, str) and state.global_step]
                 self.state = next((torch.load(f, weights_only=True) for f in kept if f.is_file()), None)
-                loss, optimizer = self.loss or _loss(given["model"]), given.get("optimizer")
+                loss, optimizer = self.loss or loss_of_transformer(given["model"]), given.get("optimizer")
                 optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
                 self.start(given["model"], loss, given["train_dataloader"], optimizer=optimizer, log=[self._log])
                 self._control, self._of = control, state
@@ -49,15 +49,6 @@ class _Sharpness(OneRank):
         self.trainer.log(values)
         self._control.should_log = self.trainer.control.should_log = due
         return None
-
-
-def _loss(model: Any) -> Any:
-    """A criterion where the model's own loss is known to be it, else that loss."""
-    classes = getattr(model.config, "problem_type", None) in (None, "single_label_classification")
-    known = (
-        CRITERIA.get(getattr(model, "loss_type", None) or "") if classes and model.config.num_labels > 1 else None
-    )
-    return known or (lambda model, batch: model(**batch).loss)
 
 
 def _bases() -> tuple[type, ...]:

@@ -1,4 +1,4 @@
-"""The loss of a LightningModule in training: its own, without logging."""
+"""The loss that a training minimises, out of its module: that of a LightningModule, that of a transformer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hessdiag.errors import ProblemError
 
+CRITERIA = {"ForCausalLM": "causal_lm", "ForSequenceClassification": "cross_entropy"}
 OWN = "hessdiag_loss"
 WAY_OUT = f"give SharpnessCallback(loss), or the module a method {OWN}(self, batch) that returns the mean loss"
 
@@ -46,6 +47,16 @@ def loss_of_module(module: Any) -> Callable[[Any, Any], Tensor]:
 
     loss.__qualname__ = f"{name}.training_step"  # how results name the loss
     return loss
+
+
+def loss_of_transformer(model: Any) -> Any:
+    """A criterion where the model's own loss is known to be it, else ``f(model, batch)`` that is that loss."""
+    config = model.config
+    single = (
+        getattr(config, "problem_type", None) in (None, "single_label_classification") and config.num_labels > 1
+    )
+    known = CRITERIA.get(getattr(model, "loss_type", None) or "") if single else None
+    return known or (lambda model, batch: model(**batch).loss)
 
 
 def _silent(*_: Any, **__: Any) -> None:
