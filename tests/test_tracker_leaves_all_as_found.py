@@ -1,4 +1,4 @@
-"""Promise: a Tracker leaves model, optimizer, loader and random states as found, also when it fails or is stopped."""
+"""Promise: a Tracker leaves model, optimizer, loader and random states as found, also where it fails. (12 s)"""
 
 from __future__ import annotations
 

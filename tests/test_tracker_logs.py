@@ -1,6 +1,6 @@
-"""Promise: a Tracker hands its numbers and figures to the loggers people have, and none of them can end a training.
+"""Promise: a Tracker hands numbers and figures to the loggers people have; none of them ends a training. (17 s)
 
-Oracles: TensorBoard's own reader of event files; recorded W&B runs and MLflow clients with the signatures of theirs.
+Oracles: TensorBoard's own reader of event files; recorded W&B runs and MLflow clients with their signatures.
 """
 
 from __future__ import annotations

@@ -30,13 +30,13 @@ class _Sharpness(OneRank):
                 self._control, self._of = control, state
             self.step(state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Measure where it is due."""
         if self.due(state.global_step):
             with self.waiting(barrier):
                 self.step(state.global_step)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Put the tracker's state beside the weights."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.tracker is not None and folder.is_dir():

@@ -216,7 +216,7 @@ class Tracker:
             UsageError: the state is of other samples, or of a newer version.
         """
         if state.get("version") != STATE:
-            msg = f"a tracker's state of version {state.get('version')}, this hessdiag reads {STATE}: update hessdiag"
+            msg = f"a tracker's state of version {state.get('version')}, hessdiag reads {STATE}: update hessdiag"
             raise UsageError(msg)
         if state["samples"] != self.samples.digest:
             msg = "the state is of a tracker with other samples: give it the same data, `samples` and `seed`"

@@ -1,4 +1,4 @@
-"""One measurement of a live model: refusals become a point with their reason, the next one starts near this one."""
+"""A live model, measured again and again: each time near the last answer; a refusal is a point with its reason."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Watch:
         self._first = self._first or found
         if found.params_sha256 != self._first.params_sha256:
             msg = (
-                f"{found.n_params:,} parameters count now, {self._first.n_params:,} at first: a trajectory is about "
+                f"{found.n_params:,} parameters count now, {self._first.n_params:,} at first: a trajectory has "
                 "one set of them; name those that stay with `params`, or start another tracker"
             )
             raise MeasurementError(msg)
