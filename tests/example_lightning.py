@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hessdiag.integrations.lightning import SharpnessCallback
 from hessdiag.regularizers import NSO
 from hessdiag.sources.datasets import digits
 
@@ -39,6 +40,9 @@ class Digits(lightning.LightningModule):
         loss = self.optimizers().step(lambda: F.cross_entropy(self.model(x), y))
         self.log("loss", loss, on_step=False, on_epoch=True)
 
+    def hessdiag_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(self.model(batch[0]), batch[1])  # what SharpnessCallback measures
+
     def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         x, y = batch
         self.log("accuracy", (self.model(x).argmax(1) == y).float().mean())
@@ -50,7 +54,7 @@ def loader(split: int) -> DataLoader:
 
 
 if __name__ == "__main__":
-    trainer = lightning.Trainer(max_epochs=5, accelerator="cpu")
+    trainer = lightning.Trainer(max_epochs=5, accelerator="cpu", callbacks=[SharpnessCallback(every=20)])
     module = Digits()
     trainer.fit(module, loader(0))
     trainer.test(module, loader(1))

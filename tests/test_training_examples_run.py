@@ -43,6 +43,7 @@ def trainer(folder: Path, epochs: int):
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        callbacks=[example_lightning.SharpnessCallback(every=20)],
     )
 
 
@@ -59,17 +60,19 @@ def weights(model: nn.Module) -> list[Tensor]:
 
 
 def test_the_plain_loop_learns(tmp_path: Path) -> None:
-    model, losses = example_plain_loop.train(epochs=2)
+    model, losses, tracker = example_plain_loop.train(epochs=2)
     assert losses[1] < losses[0] / 2
     assert example_plain_loop.accuracy(model) > LEARNED
+    assert tracker.history.step.tolist()[:1] == [20]
 
 
 def test_the_plain_loop_resumes(tmp_path: Path) -> None:
-    whole, _ = example_plain_loop.train(epochs=3)
+    whole, _, _ = example_plain_loop.train(epochs=3)
     file = tmp_path / "run.pt"
     example_plain_loop.train(epochs=1, file=file, total=3)
-    model, losses = example_plain_loop.train(epochs=3, file=file)
+    model, losses, tracker = example_plain_loop.train(epochs=3, file=file)
     assert len(losses) == 2
+    assert tracker.state_dict()["last"] == 3 * 12
     assert same(weights(model), weights(whole))
 
 

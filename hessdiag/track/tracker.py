@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hessdiag.analysis.asked import options_asked, problem_of
+from hessdiag.analysis.asked import options_asked, problem_of, sample_set
 from hessdiag.errors import UsageError, one_line
 from hessdiag.option import Fault, refuse
 from hessdiag.results import Analysis
-from hessdiag.samples import SampleSet, draw
+from hessdiag.samples import SampleSet
 from hessdiag.settings import Settings
 from hessdiag.shown import csv_text
 from hessdiag.track import pacing, saved
@@ -103,12 +103,8 @@ class Tracker:
         found = problem_of(problem, loss_fn, data, "hessdiag.Tracker")
         self.problem = found if optimizer is None else replace(found, optimizer=optimizer)
         self._loggers: list[Logger] = loggers_of(log, self._table)
-        s = self.settings
-        source = self.problem.split(s.split)
-        self.samples: SampleSet = draw(
-            source, split=s.split, samples=s.samples, seed=s.seed, batch_size=s.batch_size
-        )
-        self._watch = Watch(self.problem, s, self.samples)
+        self.samples: SampleSet = sample_set(self.problem, self.settings)
+        self._watch = Watch(self.problem, self.settings, self.samples)
         self._found: list[Measured] = []
         self._last: int | None = None
         self._live, self._drawing, self._figure_cost = Live(), 0.0, 0.0
