@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Browser:
         self._number += 1
         number, command = self._number, {"id": self._number, "method": method, "params": parameters}
         told = json.dumps(command | ({"sessionId": self._session} if self._session else {}))
-        os.write(self._out, told.encode() + b"\0")
+        with suppress(BrokenPipeError):  # reading tells that it has ended
+            os.write(self._out, told.encode() + b"\0")
         answer = self._until(lambda said: said.get("id") == number, method)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
