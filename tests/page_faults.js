@@ -43,7 +43,7 @@
   const parse = (text) => {
     const parts = (text.match(/[\d.]+(e-?\d+)?/g) || []).map(Number);
     const scale = text.startsWith("color(") ? 255 : 1;
-    return parts.length < 3 ? null : [...parts.slice(0, 3).map((x) => x * scale), parts.length > 3 ? parts[3] : 1];
+    return text.startsWith("url") || parts.length < 3 ? null : [...parts.slice(0, 3).map((x) => x * scale), parts.length > 3 ? parts[3] : 1];
   };
   const over = (top, under) => [0, 1, 2].map((i) => top[i] * top[3] + under[i] * (1 - top[3])).concat(1);
   const luminance = (colour) => {
@@ -89,7 +89,7 @@
     const above = over([...colour.slice(0, 3), colour[3] * opacity(e) * (inside ? Number(style(e).fillOpacity) : 1)], under);
     const [dark, light] = [luminance(above), luminance(under)].sort((a, b) => a - b);
     const ratio = (light + 0.05) / (dark + 0.05);
-    const scale = inside ? e.getScreenCTM().a || Math.abs(e.getScreenCTM().b) : 1;
+    const scale = inside ? Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b) : 1; // turned or not
     const size = parseFloat(style(e).fontSize) * scale;
     const large = size >= 24 || (size >= 18.66 && Number(style(e).fontWeight) >= 700);
     if (ratio < (large ? 3 : 4.5)) found.push(`contrast ${ratio.toFixed(2)}: ${name(e)}`);

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hessdiag.formatting import power, with_minus
 from hessdiag.present.vector import INK
-from hessdiag.shown import plain
+from hessdiag.shown import ending, plain
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -81,7 +81,7 @@ def legend_above(ax: Axes) -> None:
 
 def legend_beside(ax: Axes, lines: Sequence[Artist], names: Sequence[str], most: int = 20) -> None:
     """Right of the axes; at most ``most`` names, and of each its last 24 characters."""
-    shown = [plain(name) if len(name) <= 24 else "…" + plain(name)[-23:] for name in names[:most]]
+    shown = [ending(plain(name), 24) for name in names[:most]]
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False, "fontsize": 8}
     legend = ax.legend(list(lines[:most]), shown, labelcolor=ink(ax), **place)
     if len(names) > most:

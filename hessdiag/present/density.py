@@ -26,7 +26,7 @@ from hessdiag.present.axes import (
 from hessdiag.present.inputs import Source, brief, facts, left_open, spectra, sweep, threshold
 from hessdiag.present.signs import negative_mass, zone_in_caption, zone_in_density
 from hessdiag.results import Analysis, Quadrature, Spectrum
-from hessdiag.shown import plain
+from hessdiag.shown import ending, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,7 +226,7 @@ def _legend(ax: Axes, names: list[str]) -> None:
         lines, numbers, frameon=False, fontsize=8, labelcolor=ink(ax), loc="upper right", handlelength=3.2
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=plain(name), parse_math=False)
+        text.set(text=ending(plain(name), 44), parse_math=False)
 
 
 def _marks(ax: Axes, analysis: Analysis, spectrum: Spectrum) -> None:

@@ -11,7 +11,7 @@ from hessdiag.errors import UsageError
 from hessdiag.present.axes import COLOURS, LINES, Array, heading, ink, legend_beside, prepare
 from hessdiag.shift.experiments import ShiftCurve
 from hessdiag.shift.report import ShiftReport
-from hessdiag.shown import plain
+from hessdiag.shown import ending, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def _slopes(curves: Mapping[str, ShiftCurve], title: str, ax: Axes | None) -> Ax
             ax.errorbar([value], [row], xerr=ends, fmt="o", markersize=4, elinewidth=0.9, color=COLOURS[0])
     ax.axvline(0.0, color=ink(ax), linewidth=0.8)
     ax.set_ylim(len(curves) - 0.4, -0.6)
-    names = [plain(name) if len(name) <= 24 else "…" + plain(name)[-23:] for name in curves]
+    names = [ending(plain(name), 24) for name in curves]
     ax.set_yticks(range(len(curves)), names, fontsize=8, parse_math=False)
     ax.set_xlabel(f"slope: accuracy per unit of {next(iter(curves.values())).parameter}")
     heading(ax, title)
