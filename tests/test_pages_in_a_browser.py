@@ -73,15 +73,15 @@ def track() -> str:
 def shift() -> str:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(300, 1, 6, 6, generator=generator) for _ in range(2)]
-    data = {
-        split: (x, x.flatten(1)[:, :3].argmax(1)) for split, x in zip(("train", "test"), inputs, strict=True)
-    }
+    data = {split: (x, x.flatten(1)[:, :3].argmax(1)) for split, x in zip(("train", "test"), inputs, strict=True)}
     settings = ShiftSettings(tests=("covariate", "augmented", "distance"), shifts=20)
     curves = {}
     for name in ("one", LONG):
         torch.manual_seed(len(name))
         problem = hessdiag.Problem(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), data, criterion="cross_entropy")
-        curves[name] = {test: curve for test, curve in shift_curves(problem, settings) if isinstance(curve, ShiftCurve)}
+        curves[name] = {
+            test: curve for test, curve in shift_curves(problem, settings) if isinstance(curve, ShiftCurve)
+        }
         assert curves[name].keys() == set(settings.tests)
     return shift_page(ShiftReport(curves, failures={"two": f"{LONG}: no such file"}, settings=settings), COMMAND)
 
@@ -134,7 +134,9 @@ def complaints(tab: browser.Browser, file: Path) -> list[str]:
     for method, said in tab.heard:
         if method == "Network.requestWillBeSent":
             address = said["request"]["url"]
-            found += [] if address == file.as_uri() or address.startswith("data:") else [f"asks for {address[:80]}"]
+            found += (
+                [] if address == file.as_uri() or address.startswith("data:") else [f"asks for {address[:80]}"]
+            )
         elif method == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning", "assert"):
             found.append(f"console.{said['type']}: {said['args'][:1]}")
         elif method == "Runtime.exceptionThrown":
@@ -194,11 +196,14 @@ BREAKAGES = {
     "an exception": ("<script>nothing.at.all</script>", "exception"),
     "a picture from elsewhere": ('<img alt="" width="9" height="9" src="https://example.org/a.png">', "asks for"),
     "a second choice that spills": (
-        '<style>.b { display: none; width: 2000px } #b:checked ~ .b { display: block }</style>'
+        "<style>.b { display: none; width: 2000px } #b:checked ~ .b { display: block }</style>"
         '<input type="radio" name="r" id="a" checked><input type="radio" name="r" id="b"><p class="b">wide</p>',
         "the page is",
     ),
-    "in a closed part": ('<details><summary>more</summary><p style="width: 2000px">wide</p></details>', "the page is"),
+    "in a closed part": (
+        '<details><summary>more</summary><p style="width: 2000px">wide</p></details>',
+        "the page is",
+    ),
 }
 
 
@@ -220,5 +225,3 @@ def test_where_there_is_no_browser_the_reason_is_said(monkeypatch):
 def test_a_browser_that_ends_is_no_page(tmp_path):
     with pytest.raises(RuntimeError, match="said nothing more"):
         browser.Browser("/bin/true", tmp_path)
-
-

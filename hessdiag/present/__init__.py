@@ -17,6 +17,7 @@ from hessdiag.results import Analysis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Plots", "brief", "line", "notebook", "page", "png", "reading", "svg", "terminal_table"]
 
@@ -35,6 +36,12 @@ class Plots:
     def density(self, ax: Axes | None = None, **options: Any) -> Axes:
         """The smoothed spectrum; see `hessdiag.present.density.density`."""
         return self._draw("density", ax, options)
+
+    def apart(self, **options: Any) -> Figure:
+        """Bulk and outliers in two panels, on linear axes; see `hessdiag.present.apart.apart`."""
+        figure: Figure = import_module("hessdiag.present.apart").apart(self._analysis, **options)
+        figure._repr_svg_ = partial(svg, figure, title="bulk and outliers")  # type: ignore[attr-defined]
+        return figure
 
     def cumulative(self, ax: Axes | None = None, **options: Any) -> Axes:
         """The raw staircase; see `hessdiag.present.cumulative.cumulative`."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
 Array = npt.NDArray[np.float64]
@@ -116,6 +117,12 @@ def caption(ax: Axes, text: str, width: int = 108) -> None:
         parse_math=False,
         annotation_clip=False,
     )
+
+
+def below(figure: Figure, text: str, width: int = 118) -> None:
+    """Small print below a figure of several axes, wrapped to ``width`` characters."""
+    style: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 7, "linespacing": 1.35, "parse_math": False}
+    figure.supxlabel(textwrap.fill(plain(text), width), color=INK, **style)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 from hessdiag.errors import UsageError
 from hessdiag.formatting import format_metric
 from hessdiag.pages import meanings, pages
+from hessdiag.present.apart import apart, apart_caption, apart_frame
 from hessdiag.present.convergence import convergence, convergence_caption, convergence_frame
 from hessdiag.present.cumulative import cumulative, cumulative_caption, cumulative_frame
 from hessdiag.present.density import density, density_caption, density_frame
@@ -37,6 +38,7 @@ class Run:
     reading: list[str]
     notes: list[str]
     warnings: list[str]
+    density: list[tuple[str, Picture]]  # the same on a linear and on a logarithmic axis
     spectrum: list[Picture]
     layers: list[Picture]
     convergence: list[Picture]
@@ -104,13 +106,6 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
     if analysis.spectrum is not None:
         spectrum = [
             picture(
-                density(analysis, show_caption=False),
-                density_caption(analysis),
-                density_frame(analysis)[_columns(analysis, ("eigenvalue", "mean", "lo", "hi"))],
-                f"{key}-density",
-                "spectrum.csv",
-            ),
-            picture(
                 cumulative(analysis, show_caption=False),
                 cumulative_caption(analysis),
                 cumulative_frame(analysis),
@@ -136,12 +131,29 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
         reading=reading(analysis)[:-1],
         notes=[plain(note) for note in analysis.notes],
         warnings=[plain(warning) for warning in analysis.warnings],
+        density=_density(key, analysis) if spectrum else [],
         spectrum=spectrum,
         layers=bars,
         convergence=settled,
         facts=reproduce(analysis),
         csv=data_address(csv_text(analysis.to_frame())),
     )
+
+
+def _density(key: str, analysis: Analysis) -> list[tuple[str, Picture]]:
+    drawn = apart(analysis, show_caption=False).axes[0]
+    frame = apart_frame(analysis)
+    name = "Bulk and outliers"
+    linear = picture(drawn, apart_caption(analysis), frame, f"{key}-apart", "spectrum.csv", name)
+    columns = _columns(analysis, ("eigenvalue", "mean", "lo", "hi"))
+    logarithmic = picture(
+        density(analysis, show_caption=False),
+        density_caption(analysis),
+        density_frame(analysis)[columns],
+        f"{key}-density",
+        "spectrum.csv",
+    )
+    return [("linear: bulk and outliers", linear), ("logarithmic: all in one", logarithmic)]
 
 
 def _histories(analysis: Analysis) -> list[Any]:

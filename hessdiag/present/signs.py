@@ -102,7 +102,7 @@ def zone_in_density(ax: Axes, drawn: Sequence[Spectrum], *, alone: bool) -> None
     """
     if not widest(drawn):
         return
-    (low, high), label = _hatch(ax, drawn), _label(drawn)
+    (low, high), label = hatch(ax, drawn), _label(drawn)
     if not alone:
         middle = min(max((low + high) / 2, 0.18), 0.82)
         _note(ax, middle, 1.015, label.replace("\n", ": "), "center", "bottom")
@@ -116,7 +116,7 @@ def zone_in_stairs(ax: Axes, drawn: Spectrum) -> None:
     """The same where a staircase rises from the lower left to the upper right."""
     if not drawn.unresolved:
         return
-    (low, high), label = _hatch(ax, [drawn]), _label([drawn])
+    (low, high), label = hatch(ax, [drawn]), _label([drawn])
     if low > 0.25:
         _note(ax, low - 0.012, 0.965, label, "right", "top")
     elif high < 0.72:
@@ -125,7 +125,7 @@ def zone_in_stairs(ax: Axes, drawn: Spectrum) -> None:
         _note(ax, high - 0.012, 0.035, label, "right", "bottom")
 
 
-def _hidden(drawn: Sequence[Spectrum]) -> tuple[str, str]:
+def hidden(drawn: Sequence[Spectrum]) -> tuple[str, str]:
     """What the zone hides, and where it is."""
     width = rounded_up(widest(drawn))
     if all(spectrum.semidefinite for spectrum in drawn):
@@ -134,10 +134,10 @@ def _hidden(drawn: Sequence[Spectrum]) -> tuple[str, str]:
 
 
 def _label(drawn: Sequence[Spectrum]) -> str:
-    return "\n".join(_hidden(drawn))
+    return "\n".join(hidden(drawn))
 
 
-def _hatch(ax: Axes, drawn: Sequence[Spectrum]) -> tuple[float, float]:
+def hatch(ax: Axes, drawn: Sequence[Spectrum]) -> tuple[float, float]:
     """The ends of what is hatched, as fractions of the axes."""
     high = widest(drawn)
     low = 0.0 if all(spectrum.semidefinite for spectrum in drawn) else -high
@@ -156,6 +156,6 @@ def zone_in_caption(drawn: Sequence[Spectrum]) -> str:
     """What the hatched zone stands for, a sentence with a space after it; empty where there is none."""
     if not widest(drawn):
         return ""
-    what, where = _hidden(drawn)
+    what, where = hidden(drawn)
     whose = ", of the least resolved" if len(drawn) > 1 else ""
     return f"Hatched: {what.replace('signs not', 'signs are not')}, {where}{whose}. "
