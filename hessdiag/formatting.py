@@ -102,6 +102,19 @@ def with_minus(number: str) -> str:
     return number.replace("-", "−")
 
 
+def clock(seconds: float) -> str:
+    """``41 s``, ``2:05 min``, ``1:20 h``: time that passes."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def to_go(seconds: float, done: float, total: float) -> str:
+    """``, about 40 s to go``: as fast as so far; empty where nothing is done yet or nothing is left."""
+    return f", about {clock(seconds * (total - done) / done)} to go" if 0 < done < total else ""
+
+
 def power(exponent: int) -> str:
     """``10⁻³`` in plain characters: no mathtext, so SVG text stays text."""
     if exponent in (0, 1):

@@ -1,8 +1,8 @@
-"""Promise: every page is read without scrolling sideways, in light and dark, on a phone, a tablet and a desk. (40 s)
+"""Promise: pages are read without scrolling sideways, in light and dark, on a phone, a tablet and a desk. (40 s)
 
 A headless Chromium opens what hessdiag writes. A script in the page (page_faults.js) computes what is cut off, what
-spills, and the contrast of every text; the browser tells what the page asked for and complained about. Where there
-is no Chromium nothing can be said, and the tests are skipped.
+spills, and the contrast of every text; the browser tells what the page asked for and complained about. Without a
+Chromium nothing can be said, and the tests are skipped.
 """
 
 from __future__ import annotations
@@ -91,10 +91,9 @@ def in_a_notebook() -> str:
     style = "color-scheme: light dark; font: 14px/1.5 sans-serif; margin: 1em"
     body = "@media (prefers-color-scheme: dark) { body { background: #111; color: #eee } }"
     fragment = notebook(example_analysis.build_own())
-    return (
-        f'<!DOCTYPE html><html lang="en" style="color-scheme: light dark"><head><meta charset="utf-8"><title>n</title>'
-        f'<style>body {{ {style} }} {body}</style></head><body><div style="overflow-x: auto">{fragment}</div></body></html>'
-    )
+    head = f"<meta charset='utf-8'><title>n</title><style>body {{ {style} }} {body}</style>"
+    start = '<!DOCTYPE html><html lang="en" style="color-scheme: light dark">'
+    return f"{start}<head>{head}</head><body>{fragment}</body></html>"
 
 
 PAGES = {make.__name__: make for make in (analyze, compare, gap, track, shift, in_a_notebook)}
@@ -158,13 +157,16 @@ def test_every_template_is_opened():
     assert TEMPLATES.keys() <= PAGES.keys()
 
 
-PLAIN = (
-    '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-    "<style>:root { --paper: #fff; --ink: #000 } @media (prefers-color-scheme: dark) { :root { --paper: #111; --ink: "
-    "#eee } } body { background: var(--paper); color: var(--ink) } svg { color: var(--ink) } "
-    "svg text { fill: currentColor; font-size: 12px }</style><title>t</title></head><body><main><p>Text.</p>"
-    '<svg width="300" height="100" viewBox="0 0 300 100"><text x="10" y="20">legend</text></svg></main></body></html>'
-)
+PLAIN = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>t</title><style>
+:root { --paper: #fff; --ink: #000 }
+@media (prefers-color-scheme: dark) { :root { --paper: #111; --ink: #eee } }
+body { background: var(--paper); color: var(--ink) }
+svg { color: var(--ink) }
+svg text { fill: currentColor; font-size: 12px }
+</style></head><body><main><p>Text.</p>
+<svg width="300" height="100" viewBox="0 0 300 100"><text x="10" y="20">legend</text></svg>
+</main></body></html>"""
 """Nothing on it is wrong."""
 BREAKAGES = {
     "an element of 2000 px": ('<div style="width: 2000px">wide</div>', "the page is"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.files import CACHE
 from hessdiag.folders import write_together
+from hessdiag.formatting import clock, to_go
 from hessdiag.results import Store
 from hessdiag.settings import Settings
 from hessdiag.shown import csv_text
@@ -78,11 +80,13 @@ def _followed(
 
     follower = Follower(asked, lr, store.recall, store.keep, sayer(quiet=quiet))
     points: list[Point] = []
-    ended = False
+    ended, begun = False, time.monotonic()
 
     def run(measurement: Measurement, /, *, warm: Warm | None) -> Analysis:
         nonlocal ended
-        title = f"{len(points) + 1} of {len(files)}"
+        passed, done = time.monotonic() - begun, len(points)
+        whole = f", all of them {clock(passed)}{to_go(passed, done, len(files))}" if done else ""
+        title = f"{done + 1} of {len(files)}: {files[done].name}{whole}"
         analysis, ended = measured(measurement, quiet=quiet, title=title, warm=warm)
         return analysis
 

@@ -151,6 +151,7 @@ def _measure(
     records, failures, kept = {}, {}, 0
     reserve()
     with display(quiet=quiet) as report:
+        report(f"checkpoints: {files[0][0]}", 0, len(files))
         found = survey(files, how, jobs=jobs, report=report, say=_once(quiet=quiet))
         try:
             with closing(found):
@@ -164,7 +165,8 @@ def _measure(
                         kept += not one.reason
                     say([_progress(one, number, len(files))], quiet=quiet)
                     say(_left(one, number, len(files), jobs), quiet=quiet)
-                    report("checkpoints", number, len(files))
+                    following = files[number][0] if number < len(files) and jobs == 1 else ""
+                    report(f"checkpoints: {following}", number, len(files))
         except KeyboardInterrupt:
             again = "the same command" + " without --fresh" * how.fresh
             say([f"{kept} of {len(files)} are kept: {again} goes on from there"], quiet=quiet)

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars on a terminal, now and then a line elsewhere."""
+"""Progress of long work on stderr, one line: what is done now, how long it has taken, how long it will take."""
 
 from __future__ import annotations
 
@@ -6,42 +6,117 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from hessdiag.cli.stdout import message
+from hessdiag.formatting import clock, to_go
+from hessdiag.shown import ending, plain
 
 if TYPE_CHECKING:  # its room loads torch
     from hessdiag.analysis.measurement import Progress
 
 EVERY = 30.0  # seconds between two lines where there is no terminal: a log shows that work goes on
+OUTER = ("checkpoints",)
+"""Stages within which others run; what they have left is what all has."""
+MOST = 18  # characters of what is done now: the line shall fit a terminal of 80
 
 
 def silent(stage: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
+@dataclass
+class Stage:
+    """Part of the work.
+
+    Attributes:
+        done: steps.
+        total: of them.
+        now: what the current step is; empty where it has no name.
+        begun: when, by `time.monotonic`.
+        stepped: when the last step was done.
+    """
+
+    done: int
+    total: int
+    now: str
+    begun: float
+    stepped: float
+
+
+@dataclass
+class Course:
+    """What was reported, as a line."""
+
+    begun: float = field(default_factory=time.monotonic)
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Take a report; ``"measures: trace"`` is the stage measures, in whose next step the trace is taken."""
+        name, _, now = stage.partition(": ")
+        moment, before = time.monotonic(), self.stages.pop(name, None)
+        if before is None or done < before.done or total != before.total:  # it runs again
+            before = Stage(done, total, now, moment, moment)
+        stepped = before.stepped if done == before.done else moment
+        if name in OUTER:  # what runs within one begins anew in the next
+            self.stages.clear() if done != before.done else None
+        self.stages[name] = Stage(done, total, now, before.begun, stepped)
+
+    def line(self) -> str:
+        """``checkpoints 2/6 (seed2), measures 45/61 (trace): 12 s, about 40 s to go``."""
+        moment = time.monotonic()
+        outer = [name for name in self.stages if name in OUTER]
+        others = [name for name in self.stages if name not in OUTER]
+        shown = outer + others[-1:]  # of those within, the one heard of last
+        parts = [self._part(name) for name in shown]
+        return f"{', '.join(parts)}: {clock(moment - self.begun)}{self._left(shown[0])}" if parts else ""
+
+    @property
+    def share(self) -> float:
+        """Done of all, as far as stages tell."""
+        outer = [one for name, one in self.stages.items() if name in OUTER] or list(self.stages.values())[-1:]
+        return outer[0].done / outer[0].total if outer and outer[0].total else 0.0
+
+    def _part(self, name: str) -> str:
+        one = self.stages[name]
+        now = f" ({ending(plain(one.now), MOST)})" if one.now else ""
+        return f"{name} {one.done}/{one.total}{now}" if one.total > 1 else f"{name}{now}"
+
+    def _left(self, name: str) -> str:
+        one = self.stages[name]
+        return to_go(one.stepped - one.begun, one.done, one.total)
+
+
 @contextmanager
 def display(*, quiet: bool) -> Iterator[Progress]:
-    """A function to report (stage, done, total) to; bars with remaining time on a terminal, lines elsewhere."""
+    """A function to report (stage, done, total) to; one line on a terminal, a line now and then elsewhere."""
     if quiet:
         yield silent
-        return
-    if not sys.stderr.isatty():
+    elif not sys.stderr.isatty():
         yield _beats()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    else:
+        from rich.console import Console
+        from rich.live import Live
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, int] = {}
+        course = Course()
+        with Live(
+            get_renderable=lambda: _row(course), console=Console(stderr=True), transient=True, refresh_per_second=4
+        ):
+            yield course.report
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
-        yield report
+def _row(course: Course) -> Any:
+    """A short bar and the line."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    row = Table.grid(padding=(0, 1, 0, 0))
+    row.add_column(width=10)
+    row.add_column(no_wrap=True, overflow="ellipsis")
+    row.add_row(ProgressBar(total=1.0, completed=course.share, width=10), Text(course.line()))
+    return row if course.stages else Text("")
 
 
 class Beat:
@@ -60,10 +135,11 @@ class Beat:
 
 
 def _beats() -> Progress:
-    beat = Beat()
+    beat, course = Beat(), Course()
 
     def report(stage: str, done: int, total: int) -> None:
-        if (seconds := beat.due()) is not None:
-            message(f"  {stage}: {done} of {total}, {seconds:.0f} s")
+        course.report(stage, done, total)
+        if beat.due() is not None:
+            message(f"  {course.line()}")
 
     return report

@@ -20,6 +20,7 @@ from hessdiag.shift.settings import TESTS, ShiftSettings
 from hessdiag.shown import csv_text
 
 if TYPE_CHECKING:
+    from hessdiag.shift.experiments import ShiftCurve
     from hessdiag.shift.report import ShiftReport
 
 TESTING = (
@@ -68,17 +69,23 @@ def shift(
     prepared = Prepared()
     reserve()
     with display(quiet=quiet) as report:
-        for number, one in enumerate(files, start=1):
+        for number, one in enumerate(files):
+            report(f"checkpoints: {one.name}", number, len(files))
             try:
                 built = load(recipe, one.path)
-                found = dict(shift_curves(built.problem, settings, prepared, say=sayer(quiet=quiet)))
+                found: dict[str, ShiftCurve | Refused] = {}
+                report(f"tests: {settings.tests[0]}", 0, len(settings.tests))
+                for test, curve in shift_curves(built.problem, settings, prepared, say=sayer(quiet=quiet)):
+                    found[test] = curve
+                    following = settings.tests[len(found) :][:1]
+                    report(f"tests: {''.join(following)}", len(found), len(settings.tests))
             except HessdiagError as error:
                 failures[one.name] = one_line(error)
                 say([f"{one.name}: {failures[one.name]}"], quiet=quiet)
                 continue
             curves[one.name] = {test: curve for test, curve in found.items() if not isinstance(curve, Refused)}
             refused[one.name] = {test: why.reason for test, why in found.items() if isinstance(why, Refused)}
-            report("checkpoints", number, len(files))
+        report("checkpoints", len(files), len(files))
     result = ShiftReport(curves, refused, failures, reference, settings)
     if not any(curves.values()):
         reasons = [*failures.values(), *(why for found in refused.values() for why in found.values())]

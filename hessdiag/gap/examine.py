@@ -123,9 +123,9 @@ def examine(
     )
     readings = {}
     for index, (key, one) in enumerate(measures.items()):
-        watch("measures", index, len(measures))
+        watch(f"measures: {key}", index, len(measures))
         readings[key] = attempted(one, checkpoint)
-    watch("guard", 0, 1)
+    watch("guard" if asked.guard else "performance", 0, 1)
     twin = _rescaled(checkpoint, measures, readings) if asked.guard else _Twin("the guard was not asked for")
     found, evaluated, said = _performance(problem, asked, operator)
     return CheckpointRecord(

@@ -6,7 +6,6 @@ On one linear axis a bulk a thousand times narrower than λ_max is a line at zer
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +14,7 @@ from hessdiag.formatting import format_number
 from hessdiag.present.axes import (
     COLOURS,
     GREY,
-    Array,
     below,
-    bootstrap,
     caption,
     heading,
     ink,
@@ -26,40 +23,15 @@ from hessdiag.present.axes import (
     prepare,
     styled,
 )
+from hessdiag.present.bulk import MOST_ROWS, bulk_nodes, bulk_of, chosen
 from hessdiag.present.inputs import Measured, facts, left_open, spectra, sweep
 from hessdiag.present.signs import hatch, hidden, negative_mass, zone_in_caption
-from hessdiag.results import Quadrature, Spectrum
+from hessdiag.results import Spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-TAIL = 0.005  # of the bulk on either side that its panel leaves to the other one
-ROOM = 3.0  # times the zone of unresolved signs that the panel shows at least
-POINTS = 320
-MOST_ROWS = 20  # outliers that have a row: as many labels as can be read
-
-
-@dataclass(frozen=True, slots=True)
-class Bulk:
-    """What its panel draws.
-
-    Attributes:
-        eigenvalues: the grid, (points,), uniform.
-        counts: eigenvalues per ``unit``, (points,); NaN where less than a tenth of one is, or nothing is resolved.
-        band: of several probes, twice (points,); None for one start.
-        sigma: width of the kernel, in eigenvalues.
-        unit: the length that counts are of: a lone eigenvalue peaks near 1.
-        beyond: eigenvalues of the bulk outside of the panel, about.
-    """
-
-    eigenvalues: Array
-    counts: Array
-    band: tuple[Array, Array] | None
-    sigma: float
-    unit: float
-    beyond: float
 
 
 def apart(analysis: Measured, *, show_caption: bool = True) -> Figure:
@@ -111,10 +83,10 @@ def bulk(analysis: Measured, ax: Axes | None = None, *, show_caption: bool = Tru
     ((_, (_, spectrum)),) = spectra(analysis).items()
     drawn, ax = bulk_of(spectrum), prepare(ax)
     x, y = drawn.eigenvalues, drawn.counts
-    floor = _floor(drawn)
+    floor = drawn.floor
     if drawn.band is not None:
-        ax.fill_between(x, *(np.where(np.isnan(y), np.nan, np.maximum(e, floor)) for e in drawn.band), color=COLOURS[0],
-                        alpha=0.3, linewidth=0)  # fmt: skip
+        ends = (np.where(np.isnan(y), np.nan, np.maximum(end, floor)) for end in drawn.band)
+        ax.fill_between(x, *ends, color=COLOURS[0], alpha=0.3, linewidth=0)
     ax.fill_between(x, floor, y, color=COLOURS[0], alpha=0.12, linewidth=0)
     ax.plot(x, y, color=COLOURS[0], linewidth=1.6, gid="bulk")
     ax.set_xlim(x[0], x[-1])
@@ -144,9 +116,9 @@ def outliers(analysis: Measured, ax: Axes | None = None) -> Axes:
     """
     ((_, (_, spectrum)),) = spectra(analysis).items()
     ax = prepare(ax)
-    shown, left = _chosen(spectrum.outliers)
+    shown, left = chosen(spectrum.outliers)
     rows = np.arange(len(shown))
-    nodes = _bulk_nodes(spectrum)
+    nodes = bulk_nodes(spectrum)
     low, high = min([*nodes, 0.0]), max([*nodes, 0.0])
     ax.axvspan(low, high, color=GREY, alpha=0.25, linewidth=0, gid="reach of the bulk")
     ax.hlines(rows, np.where(np.array(shown) > 0, high, low), shown, color=COLOURS[0], linewidth=1.1)
@@ -185,7 +157,7 @@ def apart_frame(analysis: Measured) -> pd.DataFrame:
     import pandas as pd
 
     ((_, (_, spectrum)),) = spectra(analysis).items()
-    drawn, (shown, _) = bulk_of(spectrum), _chosen(spectrum.outliers)
+    drawn, (shown, _) = bulk_of(spectrum), chosen(spectrum.outliers)
     rows = [("outliers", value, 1.0) for value in shown]
     rows += [("bulk", x, y) for x, y in zip(drawn.eigenvalues, drawn.counts, strict=True)]
     frame = pd.DataFrame(rows, columns=["panel", "eigenvalue", "count"])
@@ -205,43 +177,9 @@ def apart_caption(analysis: Measured) -> str:
         beyond = f"The bulk has about {drawn.beyond:,.0f} more eigenvalues beyond the panel. "
     return (
         f"{origin}. {counted}{band} {zone_in_caption([spectrum])}Negative mass: "
-        f"{negative_mass(whole, spectrum)}. {beyond}Gaussian kernel of {_digits(drawn.sigma)}, for the eye only: a "
-        f"lone eigenvalue peaks near 1."
+        f"{negative_mass(whole, spectrum)}. {beyond}Gaussian kernel of {_digits(drawn.sigma)}, for the eye only: "
+        "a lone eigenvalue peaks near 1."
     )
-
-
-def bulk_of(spectrum: Spectrum) -> Bulk:
-    """The bulk smoothed on a linear grid."""
-    parts = [_without(spectrum.known, spectrum.outliers), *spectrum.probes]
-    nodes = _bulk_nodes(spectrum)
-    lo, hi = _window(spectrum)
-    inside = sum(lo <= node <= hi for node in nodes)
-    sigma = (hi - lo) / float(np.clip(inside, 24, 80))
-    x = np.linspace(lo, hi, POINTS)
-    unit = _round(sigma * math.sqrt(2 * math.pi))
-    scale = spectrum.dimension * unit
-    lines = scale * (_smooth(x, sigma, parts[0]) + np.stack([_smooth(x, sigma, probe) for probe in parts[1:]]))
-    counts = lines.mean(axis=0)
-    beyond = (x > max(nodes, default=hi)) | (x < min(nodes, default=lo)) if len(set(nodes)) > 1 else False
-    hidden_here = (np.abs(x) < spectrum.unresolved) | beyond  # the kernel spreads mass to where none is
-    counts = np.where(hidden_here | (counts < 0.1 * unit / (sigma * math.sqrt(2 * math.pi))), np.nan, counts)
-    away = 1 - spectrum.mass(lo, hi) - sum(not lo <= one <= hi for one in spectrum.outliers) / spectrum.dimension
-    return Bulk(x, counts, bootstrap(lines), sigma, unit, max(away, 0.0) * spectrum.dimension)
-
-
-def _window(spectrum: Spectrum) -> tuple[float, float]:
-    """Where all of the bulk is but its tails, and the zone of unresolved signs with room on either side."""
-    pairs = [(n, w) for n, w in spectrum.merged() if n not in set(spectrum.outliers)] or [(0.0, 1.0)]
-    nodes, weights = np.array(pairs).T
-    shares = np.cumsum(weights) / weights.sum()
-    lo = float(nodes[np.searchsorted(shares, TAIL)])
-    hi = float(nodes[min(np.searchsorted(shares, 1 - TAIL), len(nodes) - 1)])
-    zone = ROOM * spectrum.unresolved
-    lo, hi = min(lo, -zone, 0.0), max(hi, zone, 0.0)
-    if lo == hi:
-        lo, hi = -1.0, 1.0
-    margin = 0.04 * (hi - lo)
-    return lo - margin, hi + margin
 
 
 def _zone(ax: Axes, spectrum: Spectrum) -> None:
@@ -256,43 +194,6 @@ def _zone(ax: Axes, spectrum: Spectrum) -> None:
     at = (1 if right else -1) * (spectrum.unresolved + 0.015 * (high - low))
     style = {"ha": "left" if right else "right", "va": "top", "linespacing": 1.35, "gid": "unresolved label"}
     note(ax, at, 0.975, text, ax.get_xaxis_transform(), **style)
-
-
-def _chosen(values: tuple[float, ...]) -> tuple[list[float], int]:
-    """The outliers that have a row, descending: the furthest out where there are too many; and how many are left."""
-    kept = sorted(values, key=abs, reverse=True)[:MOST_ROWS]
-    return sorted(kept, reverse=True), len(values) - len(kept)
-
-
-def _without(known: Quadrature, counted: tuple[float, ...]) -> Quadrature:
-    kept = [pair for pair in zip(known.nodes, known.weights, strict=True) if pair[0] not in set(counted)]
-    return Quadrature(nodes=tuple(n for n, _ in kept), weights=tuple(w for _, w in kept))
-
-
-def _bulk_nodes(spectrum: Spectrum) -> list[float]:
-    return [
-        node
-        for node, weight in spectrum.merged()
-        if node not in set(spectrum.outliers) and weight * spectrum.dimension >= 0.05
-    ]
-
-
-def _smooth(x: Array, sigma: float, rule: Quadrature) -> Array:
-    """Density per unit of λ, (points,)."""
-    distance = (x[:, None] - np.array(rule.nodes, dtype=np.float64)[None, :]) / sigma
-    weights = np.array(rule.weights, dtype=np.float64)
-    return np.asarray(np.exp(-0.5 * distance**2) @ weights / (sigma * math.sqrt(2 * math.pi)))
-
-
-def _floor(drawn: Bulk) -> float:
-    """A tenth of a lone eigenvalue's peak."""
-    return 0.1 * drawn.unit / (drawn.sigma * math.sqrt(2 * math.pi))
-
-
-def _round(size: float) -> float:
-    """The nearest of 1, 2 and 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(size))
-    return min((1, 2, 5, 10), key=lambda step: abs(math.log(size / (step * power)))) * power
 
 
 def _length(unit: float) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hessdiag.analysis.so_far import Row, SoFar
-from hessdiag.formatting import format_interval, format_number, format_percent
-from hessdiag.shown import plain
+from hessdiag.formatting import clock, format_interval, format_number, format_percent, to_go
+from hessdiag.shown import listed, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,22 +41,37 @@ def arriving(
         table.add_row(*(Text(cell, style=style) for cell in cells))
     lines = [plain(title)] if title else []
     parts = [Text(line, style="bold", no_wrap=True, overflow="ellipsis") for line in lines]
-    spent = Text(f"{_spent(so_far)}, {_clock(seconds)}", no_wrap=True, overflow="ellipsis")
+    spent = Text(course(so_far, seconds), no_wrap=True, overflow="ellipsis")
     below = [Text(hint, style="dim", no_wrap=True, overflow="ellipsis")] if hint else []
     return Group(*parts, table, spent, *below)
 
 
 def heartbeat(so_far: SoFar, seconds: float) -> str:
-    """``34 of about 78 products, 41 s: lambda_max 3.531 [3.531, 3.55], trace not yet``."""
+    """`course`, and after it ``; lambda_max 3.531 [3.531, 3.55], trace not yet``."""
     known = [" ".join((row.quantity, *filter(None, _texts(row)))) for row in so_far.rows if row.state != "waiting"]
     waiting = [row.quantity for row in so_far.rows if row.state == "waiting"]
     parts = known + ([f"{', '.join(waiting)} not yet"] if waiting else [])
-    return f"{_spent(so_far)}, {_clock(seconds)}: {', '.join(parts)}"
+    return f"{course(so_far, seconds)}; {', '.join(parts)}"
 
 
-def _spent(so_far: SoFar | None) -> str:
+def course(so_far: SoFar | None, seconds: float) -> str:
+    """``now trace: 34 of about 78 products, 8 probes, 41 s, about 53 s to go``."""
     if so_far is None:
-        return "the first product"
+        return f"now the first product, {clock(seconds)}"
+    known = all(row.state == "known" for row in so_far.rows)
+    left = "" if known else to_go(seconds, so_far.products, so_far.foreseen)
+    return f"now {_now(so_far)}: {_spent(so_far)}, {clock(seconds)}{left}"
+
+
+def _now(so_far: SoFar) -> str:
+    """What is being narrowed, or what the next row waits for."""
+    narrowing = [row.quantity for row in so_far.rows if row.state == "narrowing"]
+    if narrowing:
+        return listed(narrowing, 2)
+    return next((row.waits for row in so_far.rows if row.state == "waiting" and row.waits), "the last of it")
+
+
+def _spent(so_far: SoFar) -> str:
     probes = f", {so_far.probes} probes" if so_far.probes else ""
     of = f" of about {so_far.foreseen}" if so_far.products < so_far.foreseen else ""
     return f"{so_far.products}{of} products{probes}"
@@ -81,10 +96,3 @@ def _still(row: Row) -> str:
     if row.state == "known" or row.reached is None or row.asked is None:
         return "" if row.state == "known" else "…"
     return f"{row.reached:.2g}, asked {row.asked:.2g}"
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

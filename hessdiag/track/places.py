@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessdiag.present.axes import Array
-from hessdiag.shown import plain
+from hessdiag.shown import ending, plain
 from hessdiag.track.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -56,10 +56,6 @@ def name_places(ax: Axes, trajectory: Trajectory) -> Axes:
     longest = max(len(names[place - 1]) for place in shown)
     turned: dict[str, Any] = {"rotation": 40, "ha": "right"} if longest * len(shown) > 70 else {}
     ax.set_xticks(shown)
-    ax.set_xticklabels([_short(names[place - 1]) for place in shown], parse_math=False, fontsize=8, **turned)
+    ax.set_xticklabels([ending(names[place - 1], 22) for place in shown], parse_math=False, fontsize=8, **turned)
     ax.set_xlabel("checkpoint")
     return ax
-
-
-def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]
