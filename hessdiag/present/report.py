@@ -23,6 +23,7 @@ from hessdiag.results import Analysis
 from hessdiag.shown import csv_text, plain
 
 MOST_ANALYSES = 12  # keeps the page below two megabytes
+MOST_LINEAR = 8  # analyses whose density is drawn on a linear axis too: for the same reason
 HEADLINES = ("lambda_max", "trace", "negative_mass", "ws_upper")
 
 
@@ -62,7 +63,9 @@ def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
     if not 1 <= len(analyses) <= MOST_ANALYSES:
         msg = f"{len(analyses)} analyses on one page: it must be 1 to {MOST_ANALYSES}; write several pages"
         raise UsageError(msg)
-    runs = [_run(f"run{number}", name, analysis) for number, (name, analysis) in enumerate(analyses.items(), 1)]
+    linear = len(analyses) <= MOST_LINEAR
+    named = enumerate(analyses.items(), 1)
+    runs = [_run(f"run{number}", name, analysis, linear=linear) for number, (name, analysis) in named]
     quantities = list(dict.fromkeys(name for analysis in analyses.values() for name in analysis.metrics))
     names = [run.name for run in runs]
     title = names[0] if len(names) == 1 else f"{len(names)} analyses"
@@ -101,7 +104,7 @@ def _short(name: str) -> str:
     return page.summary.rstrip(".") if page is not None else ""
 
 
-def _run(key: str, name: str, analysis: Analysis) -> Run:
+def _run(key: str, name: str, analysis: Analysis, *, linear: bool) -> Run:
     spectrum, settled = [], []
     if analysis.spectrum is not None:
         spectrum = [
@@ -131,7 +134,7 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
         reading=reading(analysis)[:-1],
         notes=[plain(note) for note in analysis.notes],
         warnings=[plain(warning) for warning in analysis.warnings],
-        density=_density(key, analysis) if spectrum else [],
+        density=_density(key, analysis, linear=linear) if spectrum else [],
         spectrum=spectrum,
         layers=bars,
         convergence=settled,
@@ -140,11 +143,7 @@ def _run(key: str, name: str, analysis: Analysis) -> Run:
     )
 
 
-def _density(key: str, analysis: Analysis) -> list[tuple[str, Picture]]:
-    drawn = apart(analysis, show_caption=False).axes[0]
-    frame = apart_frame(analysis)
-    name = "Bulk and outliers"
-    linear = picture(drawn, apart_caption(analysis), frame, f"{key}-apart", "spectrum.csv", name)
+def _density(key: str, analysis: Analysis, *, linear: bool) -> list[tuple[str, Picture]]:
     columns = _columns(analysis, ("eigenvalue", "mean", "lo", "hi"))
     logarithmic = picture(
         density(analysis, show_caption=False),
@@ -153,7 +152,13 @@ def _density(key: str, analysis: Analysis) -> list[tuple[str, Picture]]:
         f"{key}-density",
         "spectrum.csv",
     )
-    return [("linear: bulk and outliers", linear), ("logarithmic: all in one", logarithmic)]
+    told = [("logarithmic: all in one", logarithmic)]
+    if linear:
+        drawn, frame = apart(analysis, show_caption=False).axes[0], apart_frame(analysis)
+        text, name = apart_caption(analysis), "Bulk and outliers"
+        first = picture(drawn, text, frame, f"{key}-apart", "spectrum.csv", name)
+        told.insert(0, ("linear: bulk and outliers", first))
+    return told
 
 
 def _histories(analysis: Analysis) -> list[Any]:
