@@ -48,6 +48,11 @@ def cut(text: str, most: int | None) -> str:
     return text if most is None or len(text) <= most else text[: most - 1] + "…"
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 measure``, ``2 measures``."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def ending(text: str, most: int) -> str:
     """At most so many characters, the last ones: paths differ in these."""
     return text if len(text) <= most else "…" + text[len(text) - most + 1 :]

@@ -86,7 +86,7 @@ def compare(
     else:
         from hessdiag.check.writers import comparison
 
-        draw(lambda _: comparison(rows, first, second), width=140)
+        draw(lambda width: comparison(rows, first, second, width), width=140)
     if html is not None:
         from hessdiag.files import write_whole
 

@@ -137,6 +137,6 @@ def show_trajectory(trajectory: Trajectory, folder: Path | None, *, as_json: boo
     if as_json:
         result(trajectory.to_json(), nl=False)
     else:
-        draw(lambda _: terminal_trajectory(trajectory), width=120)
+        draw(lambda width: terminal_trajectory(trajectory, width), width=120)
     if folder is not None:
         say([f"written: {folder}/trajectory.json, trajectory.csv, evolution.svg, report.html"], quiet=quiet)

@@ -132,7 +132,7 @@ def gap(
     else:
         from hessdiag.gap.text import gap_tables
 
-        draw(lambda _: gap_tables(result), width=140)
+        draw(lambda width: gap_tables(result, width), width=140)
     if unwritten is not None:
         raise unwritten
     say([f"written: {', '.join(map(str, targets.values()))}"] if targets else [], quiet=quiet)

@@ -111,5 +111,5 @@ def _show(result: ShiftReport, folder: Path | None, *, as_json: bool, quiet: boo
     if as_json:
         stdout.result(result.to_json(), nl=False)
     else:
-        draw(lambda _: shift_tables(result), width=120)
+        draw(lambda width: shift_tables(result, width), width=120)
     say([f"written: {folder}/shift.html, shift.csv, shift.json"] if folder else [], quiet=quiet)

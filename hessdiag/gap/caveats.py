@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hessdiag.gap.record import CheckpointRecord
+from hessdiag.shown import counted
 
 NOT_SMALL = 0.1  # ‖∇L‖ ‖θ‖ / L: the loss still falls by a tenth along a step of the weights' own length
 FEW_TEST = 1000  # an accuracy of 95% is then known to ± 1.4 points, as large as most gaps between runs
@@ -46,7 +47,7 @@ def caveats(records: Sequence[CheckpointRecord], ranked: Sequence[CheckpointReco
     if moved:
         number = len(set(moved))
         found.append(
-            f"{number} measures change when the layers are rescaled while the function does not (Dinh et al. "
+            f"{counted(number, 'measure')} change{'s' * (number == 1)} when the layers are rescaled while the function does not (Dinh et al. "
             "2017): between runs of different scale they compare scale as much as flatness."
         )
     return found

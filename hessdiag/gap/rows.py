@@ -13,7 +13,7 @@ from hessdiag.gap.report import GapReport
 from hessdiag.gap.statistics.environments import Axis
 from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.statistics.rank_results import RankStatistics
-from hessdiag.shown import listed, plain
+from hessdiag.shown import counted, listed, plain
 
 NONE = "—"
 
@@ -139,7 +139,7 @@ def _verdict(report: GapReport) -> list[str]:
     best = [one for one in told if one.worst is not None and one.worst.worst < 0 < _tau(one)]
     if best:
         lines.append(
-            f"{len(best)} measures with a positive tau overall have a group of runs where the sign is the other: "
+            f"{counted(len(best), 'measure')} with a positive tau overall, but the other sign in a group of runs: "
             f"{listed([one.measure for one in best])}."
         )
     return lines

@@ -6,64 +6,76 @@ from typing import TYPE_CHECKING
 
 from hessdiag.gap.plots import SHOWN
 from hessdiag.gap.report import GapReport
-from hessdiag.gap.rows import performance_rows, rank_rows, reading_cells, refusals, summary
-from hessdiag.shown import plain
+from hessdiag.gap.rows import Ranked, performance_rows, rank_rows, reading_cells, refusals, summary
+from hessdiag.present.lines import fits, one_line_each
+from hessdiag.shown import counted, ending, plain
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
 MOST = 15  # measures shown; the page and the CSV have all
+WIDE = 140  # cells where nobody says
 SIDE_BY_SIDE = 4  # checkpoints whose readings fit beside each other
 
 
-def gap_tables(report: GapReport) -> Group:
-    """Performance, the measures that go with the gap most, and what to beware of."""
-    from rich import box
+def gap_tables(report: GapReport, width: int = WIDE) -> Group:
+    """Performance, the measures that go with the gap most, and what to beware of; every row on one line."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     columns, rows = performance_rows(report)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index in (0, len(columns) - 1) else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    table, reasons = one_line_each(columns, rows, width, reason=len(columns) - 1, left=columns[-1:])
     parts: list[Table | Text] = [table]
     if len(report.records) <= SIDE_BY_SIDE:
-        parts.append(_readings(report))
-    if ranked := rank_rows(report):
-        against = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("measure", f"tau with {report.gap_kind} gap", "95% over runs", "p (Holm)", "worst group"):
-            name = column.replace("95%", f"{report.confidence:.0%}")
-            against.add_column(name, justify="left" if column in ("measure", "worst group") else "right")
-        against.add_column("moved by rescaling", justify="right")
-        for one in ranked[:MOST]:
-            against.add_row(*map(Text, (one.measure, one.tau, one.interval, one.p, one.worst, one.moved)))
-        parts.append(against)
-        if len(ranked) > MOST:
-            parts.append(Text(f"{len(ranked) - MOST} more measures are in the CSV and on the page.\n"))
-    lines = summary(report)
-    lines += [f"{reason} ({len(names)} measures)" for reason, names in refusals(report) if ranked]
+        parts += _readings(report, width)
+    ranked = rank_rows(report)
+    if ranked:
+        parts.append(_ranks(report, ranked[:MOST], width))
+    if len(ranked) > MOST:
+        parts.append(Text(f"{len(ranked) - MOST} more measures are in the CSV and on the page.\n"))
+    lines = reasons + summary(report)
+    lines += [f"{reason} ({counted(len(names), 'measure')})" for reason, names in refusals(report) if ranked]
     lines += report.caveats
     parts.append(Text("\n".join(f"• {line}" for line in lines)))
     return Group(*parts)
 
 
-def _readings(report: GapReport) -> Table:
+def _ranks(report: GapReport, ranked: list[Ranked], width: int) -> Table:
+    """Measures against the gap; the worst group is named where there is room for it."""
+    heads = (
+        "measure",
+        "tau",
+        f"{report.confidence:.0%} over runs",
+        "p (Holm)",
+        "worst group",
+        "moved by rescaling",
+    )
+    rows = [(one.measure, one.tau, one.interval, one.p, one.worst, one.moved) for one in ranked]
+    if not fits(heads, rows, width, named=max(len(row[0]) for row in rows)):
+        heads = (*heads[:4], "worst group", "moved")
+        rows = [(*row[:4], row[4].partition(" ")[0], row[5].replace(" of ", "/")) for row in rows]
+    table, _ = one_line_each(heads, rows, width, left=("worst group",))
+    table.title = f"against the {report.gap_kind} gap"
+    table.title_justify = "left"
+    return table
+
+
+def _readings(report: GapReport, width: int) -> list[Table | Text]:
     """The headline measures of a few checkpoints; * where rescaling the layers moves them."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("measure (* moved by rescaling)")
-    for record in report.records:
-        table.add_column(Text(plain(record.name)), justify="right", overflow="fold")
     shown = [name for name in SHOWN if name in report.measures] or list(report.measures[:MOST])
+    heads = ["measure (* moved by rescaling)", *(plain(record.name) for record in report.records)]
+    told, bare = [], []
     for name in shown:
         cells = [reading_cells(record, name) for record in report.records]
-        moved = any(guard == "moved" for _, _, guard in cells)
-        table.add_row(name + " *" * moved, *(f"{value} {interval}" for value, interval, _ in cells))
-    return table
+        moved = name + " *" * any(guard == "moved" for _, _, guard in cells)
+        told.append((moved, *(f"{value} {interval}" for value, interval, _ in cells)))
+        bare.append((moved, *(value for value, _, _ in cells)))
+    if fits(heads, told, width, named=max(len(row[0]) for row in told)):
+        return [one_line_each(heads, told, width)[0]]
+    note = "Values to two digits of their intervals, which the page and the CSV have.\n"
+    heads[1:] = [ending(head, 16) for head in heads[1:]]
+    return [one_line_each(heads, bare, width)[0], Text(note)]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from hessdiag.formatting import UNRESOLVED, format_metric
+from hessdiag.present.lines import NARROW as WIDE
+from hessdiag.present.lines import fits, padding
 from hessdiag.present.words import CAVEAT, data_in_words, kind_in_words, label, reading
 from hessdiag.results import Analysis, Metric
-from hessdiag.shown import cut, plain, single_spaced
+from hessdiag.shown import cut, ending, plain, single_spaced
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDE = 100  # characters, of which a column of sentences has enough
+MOST_NAME = 26  # characters of a name that a column shows
 COLUMNS = ("quantity", "value", "interval", "how it is known", "over data")
 
 
@@ -83,11 +85,13 @@ def terminal_table(analyses: Mapping[str, Analysis], width: int = WIDE) -> Table
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption_style="", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, caption_justify="left", caption_style="", pad_edge=False, padding=padding(width)
+    )
     if len(analyses) == 1:
         lines = _single(table, *next(iter(analyses.items())), width)
     else:
-        lines = _several(table, analyses)
+        lines = _several(table, analyses, width)
     table.caption = Text("\n".join(lines))
     return table
 
@@ -99,8 +103,9 @@ def _single(table: Table, name: str, analysis: Analysis, width: int) -> list[str
     known = COLUMNS.index("how it is known")
     shown = [index for index in range(len(COLUMNS)) if width >= WIDE or index != known]
     told = [] if width >= WIDE else [*(f"{row[0]}: {row[known]}" for row in rows), ""]
-    widest = [max([len(COLUMNS[index]), *(len(row[index]) for row in rows)]) for index in shown]
-    if width < WIDE and sum(widest) + 3 * len(widest) > width:  # an interval that is cut or broken is misread
+    if width < WIDE and not _room(rows, shown, width):
+        shown, told = shown[:-1], _with_data(rows, told)
+    if width < WIDE and not _room(rows, shown, width):  # an interval that is cut or broken is misread
         shown, told = [0], []
         cells = [
             (" · ".join(row[:2]), row[2], row[known], f"over data {row[-1]}" * (row[-1] != UNRESOLVED))
@@ -119,24 +124,52 @@ def _single(table: Table, name: str, analysis: Analysis, width: int) -> list[str
     return [*told, *("• " + sentence for sentence in reading(analysis)), *_warned(analysis)]
 
 
-def _several(table: Table, analyses: Mapping[str, Analysis]) -> list[str]:
-    """A column of values with intervals per analysis, and what is worth a warning in each."""
+def _room(rows: Sequence[Row], shown: Sequence[int], width: int) -> bool:
+    widest = [max([len(COLUMNS[index]), *(len(row[index]) for row in rows)]) for index in shown]
+    return sum(widest) + 2 * len(widest) <= width
+
+
+def _with_data(rows: Sequence[Row], told: Sequence[str]) -> list[str]:
+    """What is said below, with what other samples would change."""
+    said = [
+        f"{text}; {row[-1]} over data" * (row[-1] != UNRESOLVED) or text
+        for row, text in zip(rows, told, strict=False)
+    ]
+    return [*said, ""]
+
+
+def _several(table: Table, analyses: Mapping[str, Analysis], width: int) -> list[str]:
+    """Values with intervals, a column per analysis where there is room, and what is worth a warning in each."""
     from rich.text import Text
 
-    table.add_column("quantity")
-    for name, analysis in analyses.items():
-        table.add_column(label(name, analysis), overflow="fold")
-    for quantity in dict.fromkeys(q for analysis in analyses.values() for q in analysis.metrics):
-        cells = [Text(plain(quantity))]
-        for analysis in analyses.values():
-            metric = analysis.metrics.get(quantity)
-            value, interval = format_metric(metric) if metric is not None else ("—", "")
-            cells.append(Text.assemble((value, "bold"), " ", interval))
-        table.add_row(*cells)
+    quantities = list(dict.fromkeys(q for analysis in analyses.values() for q in analysis.metrics))
+    columns = [
+        [_cell(analysis.metrics.get(quantity)) for quantity in quantities] for analysis in analyses.values()
+    ]
+    beside = [(plain(quantity), *map(" ".join, row)) for quantity, *row in zip(quantities, *columns, strict=True)]
+    if fits(["quantity", *[""] * len(columns)], beside, width, named=MOST_NAME):
+        heads = ["quantity", *(label(name, analysis) for name, analysis in analyses.items())]
+        for head in heads:
+            table.add_column(head, overflow="fold")
+        for quantity, *row in zip(quantities, *columns, strict=True):
+            table.add_row(
+                plain(quantity), *(Text.assemble((value, "bold"), " ", interval) for value, interval in row)
+            )
+    else:  # one below the other: an interval that is broken is misread
+        for head in COLUMNS[:3]:
+            table.add_column(head, justify="right" if head == "value" else "left", no_wrap=True, overflow="fold")
+        for (name, analysis), column in zip(analyses.items(), columns, strict=True):
+            table.add_row(Text(ending(label(name, analysis), MOST_NAME), "bold"))
+            for quantity, (value, interval) in zip(quantities, column, strict=True):
+                table.add_row("  " + plain(quantity), Text(value, "bold"), interval)
     lines = []
     for name, analysis in analyses.items():
         lines += [f"{label(name, analysis)}: {warning}" for warning in _warned(analysis)]
     return [*lines, CAVEAT]
+
+
+def _cell(metric: Metric | None) -> tuple[str, str]:
+    return (UNRESOLVED, "") if metric is None else format_metric(metric)
 
 
 def _warned(analysis: Analysis) -> list[str]:

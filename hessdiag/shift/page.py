@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hessdiag.formatting import format_interval, format_number, format_p
 from hessdiag.multiplicity import holm
@@ -51,25 +51,21 @@ def difference_rows(report: ShiftReport, test: str) -> list[tuple[str, ...]]:
     return [_difference(one) for one in report.differences(test)]
 
 
-def shift_tables(report: ShiftReport) -> Group:
-    """Every test as a table on the terminal, differences from the reference below."""
-    from rich import box
+def shift_tables(report: ShiftReport, width: int = 120) -> Group:
+    """Every test as a table on the terminal, a line per checkpoint, differences from the reference below."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    parts: list[Table | Text] = []
+    from hessdiag.present.lines import one_line_each
+
+    parts: list[Any] = []
     for test in _tests(report):
         for columns, rows in ((COLUMNS, slope_rows(report, test)), (AGAINST, difference_rows(report, test))):
             if not rows:
                 continue
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-            table.title = Text(TITLES[test] if columns is COLUMNS else _against(report, test), style="bold")
-            for index, column in enumerate(columns):
-                table.add_column(column.strip(), justify="right" if index else "left", overflow="fold")
-            for row in rows:
-                table.add_row(*map(Text, row))
-            parts.append(table)
+            parts.append(Text(TITLES[test] if columns is COLUMNS else _against(report, test), style="bold"))
+            table, reasons = one_line_each(columns, rows, width, reason=columns.index("interval"))
+            parts += [table, *(Text(f"{line}\n") for line in reasons)]
     parts.append(Text("\n".join(f"• {line}" for line in (*remarks(report), CAVEAT))))
     return Group(*parts)
 

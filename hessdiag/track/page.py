@@ -11,6 +11,7 @@ from hessdiag.formatting import format_interval, format_metric, format_number
 from hessdiag.pages import meanings
 from hessdiag.present.density import shared_grid
 from hessdiag.present.inputs import facts, threshold, widest
+from hessdiag.present.lines import fits, one_line_each
 from hessdiag.present.pictures import data_address, picture, rendered
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.words import CAVEAT
@@ -21,7 +22,7 @@ from hessdiag.track.trajectory import Point, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
+    from rich.console import Group
 
 EDGE = (
     "2/η is where full-batch gradient descent with learning rate η becomes unstable on a quadratic (the edge of "
@@ -30,6 +31,7 @@ EDGE = (
     "for Adam and its kin the line means nothing: theirs is the threshold of preconditioned_lambda_max."
 )
 DECADES = 3  # of the symlog axis that have a column of their own under the picture
+MOST_NAME = 24  # characters of a checkpoint's name for which the interval of λ_max gives way
 
 
 SHARE = "λ_max(P⁻¹H)/threshold"
@@ -118,27 +120,23 @@ def reading(trajectory: Trajectory) -> list[str]:
     return [*said, CAVEAT]
 
 
-def terminal_trajectory(trajectory: Trajectory) -> Table:
-    """A rich table, one line per checkpoint, what it says below."""
-    from rich import box
-    from rich.table import Table
+def terminal_trajectory(trajectory: Trajectory, width: int = 120) -> Group:
+    """A rich table, a line per checkpoint, what it says below; the interval of λ_max where there is room."""
+    from rich.console import Group
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption_style="", pad_edge=False)
-    for name in columns(trajectory):
-        first = name == "checkpoint"
-        table.add_column(name, overflow="fold", no_wrap=not first, justify="left" if first else "right")
+    heads = columns(trajectory)
+    told, bare = [], []
     for row in rows(trajectory):
-        cells = row.cells or [("failed", "")]
-        shown = [Text(value, style="bold") for value, _ in cells]
-        if len(cells) > 1:
-            shown[1].append(f" {cells[1][1]}", style="not bold")  # the page and the files have every interval
-        table.add_row(Text(row.name), *shown)
-    lines = ["• " + sentence for sentence in reading(trajectory)] + [
-        "! " + plain(note) for note in trajectory.notes
-    ]
-    table.caption = Text("\n".join(lines + [f"! {warning}" for warning in warnings(trajectory)]))
-    return table
+        cells = row.cells or [("failed", ""), *[("", "")] * (len(heads) - 2)]
+        bare.append((row.name, *(value for value, _ in cells)))
+        told.append((*bare[-1][:2], f"{cells[1][0]} {cells[1][1]}".strip(), *bare[-1][3:]))
+    roomy = fits(heads, told, width, named=MOST_NAME)
+    table, _ = one_line_each(heads, told if roomy else bare, width, bold=heads[1:] if not roomy else ())
+    where = "Values to two digits of their intervals, which the page and the files have."
+    lines = ["• " + sentence for sentence in (*([] if roomy else [where]), *reading(trajectory))]
+    lines += ["! " + plain(note) for note in trajectory.notes]
+    return Group(table, Text("\n".join(lines + [f"! {warning}" for warning in warnings(trajectory)])))
 
 
 def warnings(trajectory: Trajectory) -> list[str]:
