@@ -10,6 +10,7 @@ from torch import nn
 from hessdiag.analysis.asked import are_quantities, options_asked, problem_of
 from hessdiag.analysis.measurement import Measurement, Progress
 from hessdiag.described import takes
+from hessdiag.presenter import presenter
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis
 from hessdiag.settings import Options, Settings
@@ -22,7 +23,7 @@ def analyze(
     data: Any = None,
     *,
     optimizer: Any = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[Options],
 ) -> Analysis:
     """Measure how sharp a checkpoint is, every number with its interval.
@@ -37,7 +38,9 @@ def analyze(
         data: of a model: a ``DataLoader``, a data set, tensors (inputs, targets), or several by split.
         optimizer: that the model was trained with, or its state dict, for the quantity
             ``preconditioned_lambda_max``; by default the problem's.
-        progress: called with (stage, done, total).
+        progress: True shows what is measured now, how long it has taken and about how long it will: a bar in a
+            notebook, a table on a terminal, lines in a log, on stderr. Or called with (stage, done, total). By
+            default nothing is shown.
         **options: the fields of `Settings`.
 
     Returns:
@@ -62,4 +65,8 @@ def analyze(
     settings = Settings(**options_asked(quantities, options))
     found = problem_of(problem, loss_fn, data, "hessdiag.analyze")
     found = found if optimizer is None else replace(found, optimizer=optimizer)
-    return Measurement(found, settings).run(progress=progress)
+    measurement = Measurement(found, settings)
+    if progress is True:
+        with presenter().watched() as look:
+            return measurement.run(look=look)
+    return measurement.run(progress=progress or None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hessdiag.cli.output import say
 from hessdiag.cli.progress import Beat
 from hessdiag.cli.stdout import message
-from hessdiag.present.arriving import arriving, heartbeat
+from hessdiag.present.arriving import heartbeat
 
 if TYPE_CHECKING:
     from hessdiag.analysis import Measurement
@@ -94,31 +93,15 @@ def _shown(ctrl_c: CtrlC, *, quiet: bool, title: str) -> AbstractContextManager[
         return _nothing()
     console = Console(stderr=True)
     if sys.stderr.isatty() and not console.is_dumb_terminal:
-        return _table(console, ctrl_c, title)
+        from hessdiag.present.watching import on_terminal
+
+        return on_terminal(console, title=title, hint=lambda: ENDING if ctrl_c.pressed else HINT)
     return _beats(ctrl_c, title)
 
 
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield None
-
-
-@contextmanager
-def _table(console: Any, ctrl_c: CtrlC, title: str) -> Iterator[Any]:
-    from rich.live import Live
-
-    begun, seen = time.monotonic(), list["SoFar"]()
-
-    def now() -> Any:
-        hint = ENDING if ctrl_c.pressed else HINT
-        so_far, seconds = seen[-1] if seen else None, time.monotonic() - begun
-        return arriving(so_far, seconds, width=console.width, title=title, hint=hint)
-
-    def look(so_far: SoFar) -> None:
-        seen[:] = [so_far]
-
-    with Live(get_renderable=now, console=console, transient=True, refresh_per_second=4):
-        yield look
 
 
 @contextmanager

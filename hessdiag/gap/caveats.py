@@ -47,8 +47,9 @@ def caveats(records: Sequence[CheckpointRecord], ranked: Sequence[CheckpointReco
     if moved:
         number = len(set(moved))
         found.append(
-            f"{counted(number, 'measure')} change{'s' * (number == 1)} when the layers are rescaled while the function does not (Dinh et al. "
-            "2017): between runs of different scale they compare scale as much as flatness."
+            f"{counted(number, 'measure')} change{'s' * (number == 1)} when the layers are rescaled while the "
+            "function does not (Dinh et al. 2017): between runs of different scale they compare scale as much as "
+            "flatness."
         )
     return found
 

@@ -44,22 +44,13 @@ def gap_tables(report: GapReport, width: int = WIDE) -> Group:
 
 def _ranks(report: GapReport, ranked: list[Ranked], width: int) -> Table:
     """Measures against the gap; the worst group is named where there is room for it."""
-    heads = (
-        "measure",
-        "tau",
-        f"{report.confidence:.0%} over runs",
-        "p (Holm)",
-        "worst group",
-        "moved by rescaling",
-    )
+    tau, sure = f"tau with {report.gap_kind} gap", f"{report.confidence:.0%} over runs"
+    heads = ("measure", tau, sure, "p (Holm)", "worst group", "moved by rescaling")
     rows = [(one.measure, one.tau, one.interval, one.p, one.worst, one.moved) for one in ranked]
     if not fits(heads, rows, width, named=max(len(row[0]) for row in rows)):
-        heads = (*heads[:4], "worst group", "moved")
+        heads = ("measure", "tau", sure, "p (Holm)", "worst group", "moved")
         rows = [(*row[:4], row[4].partition(" ")[0], row[5].replace(" of ", "/")) for row in rows]
-    table, _ = one_line_each(heads, rows, width, left=("worst group",))
-    table.title = f"against the {report.gap_kind} gap"
-    table.title_justify = "left"
-    return table
+    return one_line_each(heads, rows, width, left=("worst group",))[0]
 
 
 def _readings(report: GapReport, width: int) -> list[Table | Text]:

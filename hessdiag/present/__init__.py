@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Plots", "brief", "line", "notebook", "page", "png", "reading", "svg", "terminal_table"]
+__all__ = ["Plots", "brief", "line", "notebook", "page", "png", "reading", "svg", "terminal_table", "watched"]
 
 
 class Plots:
@@ -65,6 +65,11 @@ class Plots:
 def page(analyses: Mapping[str, Analysis], command: str = "") -> str:
     """One self-contained HTML document; see `hessdiag.present.report.page`."""
     return str(import_module("hessdiag.present.report").page(analyses, command))
+
+
+def watched() -> Any:
+    """For a measurement to show what it knows by then; see `hessdiag.present.watching.watched`."""
+    return import_module("hessdiag.present.watching").watched()
 
 
 def notebook(analysis: Analysis) -> str:

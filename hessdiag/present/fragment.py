@@ -1,4 +1,4 @@
-"""What a notebook shows for an `Analysis`: a small table and the density, in the notebook's own colours."""
+"""What a notebook shows for an `Analysis`: a table and the density at once, in the notebook's own colours."""
 
 from __future__ import annotations
 
@@ -9,41 +9,53 @@ from hessdiag.present.words import label, reading
 from hessdiag.results import Analysis
 from hessdiag.shown import plain
 
-_CELL = 'style="text-align:left;vertical-align:top;padding:.2em .9em .2em 0"'
+_STYLE = "text-align:left;vertical-align:top;padding:.2em .9em .2em 0"
+_SMALL = '<p style="font-size:85%;opacity:.85">'
+_SCROLLS = '<div style="overflow-x:auto">'
 
 
 def notebook(analysis: Analysis) -> str:
-    """A collapsible HTML fragment without style sheet or script: it inherits font and colours.
+    """An HTML fragment without style sheet or script, below 200 kB: it inherits font and colours.
 
     Args:
         analysis: any; the density is shown only where a spectrum was measured.
     """
-    head = "".join(f'<th scope="col" {_CELL}>{escape(column)}</th>' for column in COLUMNS)
+    head = "".join(f'<th scope="col" style="{_STYLE}">{escape(column)}</th>' for column in COLUMNS)
     body = "".join(
-        "<tr>" + "".join(f"<td {_CELL}>{escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td {_cell(index)}>{escape(cell)}</td>" for index, cell in enumerate(row)) + "</tr>"
         for row in metric_rows(analysis)
     )
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in reading(analysis))
     warnings = "".join(f"<p>⚠ {escape(plain(warning))}</p>" for warning in analysis.warnings)
     return (
-        '<div style="color:inherit;max-width:56em">'
-        f"<details open><summary><strong>{escape(label('', analysis))}</strong></summary>"
-        '<table style="font-variant-numeric:tabular-nums">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"{warnings}<ul>{sentences}</ul></details>{_density(analysis)}</div>"
+        '<div style="color:inherit;max-width:56em;overflow-wrap:anywhere">'
+        f"<p><strong>{escape(label('', analysis))}</strong></p>"
+        f'{_SCROLLS}<table style="font-variant-numeric:tabular-nums;overflow-wrap:normal">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{warnings}{_density(analysis)}"
+        f"<details><summary>What the numbers say</summary><ul>{sentences}</ul></details></div>"
     )
 
 
+def _cell(index: int) -> str:
+    """Numbers and names stay on one line."""
+    return f'style="{_STYLE}{";white-space:nowrap" * (COLUMNS[index] != "how it is known")}"'
+
+
 def _density(analysis: Analysis) -> str:
+    """Bulk and outliers open, the logarithmic picture folded."""
     if analysis.spectrum is None:
         return ""
+    from hessdiag.present.apart import apart, apart_caption
     from hessdiag.present.density import density, density_caption
     from hessdiag.present.vector import svg
 
-    ax = density(analysis, show_caption=False)
-    text = density_caption(analysis)
-    drawing = svg(ax, title="Eigenvalue density", description=text)
+    text, other = apart_caption(analysis), density_caption(analysis)
+    first = svg(apart(analysis, show_caption=False), title="Bulk and outliers", description=text)
+    second = svg(density(analysis, show_caption=False), title="Eigenvalue density", description=other)
     return (
-        f"<details><summary>Eigenvalue density</summary>{drawing}"
-        f'<p style="font-size:85%;opacity:.85">{escape(plain(text))}</p></details>'
+        f"{_SCROLLS}{first}</div>{_SMALL}{escape(plain(text))}</p>"
+        f"<details><summary>On a logarithmic axis</summary>{_SCROLLS}{second}</div>"
+        f"{_SMALL}{escape(plain(other))}</p>"
+        "</details>"
     )
