@@ -12,8 +12,8 @@ def present_with(module: str) -> None:
     """Name the module whose functions show results; it is imported on first use.
 
     Args:
-        module: with ``Plots``, ``brief`` and ``notebook``, each of an `Analysis`, and ``watched``, for a measurement
-            to show what it knows.
+        module: with ``Plots``, ``brief`` and ``notebook``, each of an `Analysis`, and ``watched``, for a
+            measurement to show what it knows.
     """
     _named[:] = [module]
 

@@ -1,6 +1,6 @@
 """Promise: pages are read without scrolling sideways, in light and dark, on a phone, a tablet and a desk. (40 s)
 
-A headless Chromium opens what hessdiag writes. A script in the page (page_faults.js) computes what is cut off, what
+A headless Chromium opens what hessdiag writes. A script in the page (page_faults.js) computes what is cut off and
 spills, and the contrast of every text; the browser tells what the page asked for and complained about. Without a
 Chromium nothing can be said, and the tests are skipped.
 """

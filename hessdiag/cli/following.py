@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hessdiag.cli.output import command_line, draw, say, sayer
+from hessdiag.cli.spelling import flagged_page
 from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.files import CACHE
@@ -131,7 +132,7 @@ def show_trajectory(trajectory: Trajectory, folder: Path | None, *, as_json: boo
         if trajectory.measured:
             text = svg(evolution(trajectory), title="trajectory", description=evolution_caption(trajectory))
             contents["evolution.svg"] = text
-        contents["report.html"] = trajectory_page(trajectory, command_line())
+        contents["report.html"] = flagged_page(trajectory_page(trajectory, command_line()))
         contents["trajectory.json"] = trajectory.to_json()
         write_together(folder, contents, ("evolution.svg",))
     if as_json:

@@ -20,8 +20,8 @@ OFTEN, SELDOM = 0.5, 30.0  # seconds between two states of a notebook's bar, bet
 def watched() -> AbstractContextManager[Look]:
     """What to give a measurement to look at: it shows one line that says what is measured now.
 
-    A notebook shows a bar and the line, in place. A terminal shows the table of `arriving` on stderr while it lasts;
-    where stderr is none, a line comes every half minute.
+    A notebook shows a bar and the line, in place. A terminal shows the table of `arriving` on stderr while it
+    lasts; where stderr is none, a line comes every half minute.
     """
     if in_notebook():
         return _in_notebook()
