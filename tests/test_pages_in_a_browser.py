@@ -2,7 +2,7 @@
 
 A headless Chromium opens what hessdiag writes. A script in the page (page_faults.js) computes what is cut off and
 spills, and the contrast of every text; the browser tells what the page asked for and complained about. Without a
-Chromium nothing can be said, and the tests are skipped.
+Without a Chromium nothing can be said, and the tests are skipped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def analyze() -> str:
 
 
 def compare() -> str:
-    return page(checker.ANALYSES | {LONG: example_analysis.build_own(sign=-1.0)}, COMMAND)
+    few = {name: checker.ANALYSES[name] for name in ("plain", example_analysis.ODD, "all zero")}
+    return page(few | {LONG: example_analysis.build_own(sign=-1.0)}, COMMAND)
 
 
 def gap() -> str:
@@ -109,6 +110,13 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
     opened.close()
 
 
+CHOICES = """Math.max(1, ...[...document.querySelectorAll("*")].map((one) =>
+    [...one.children].filter((child) => child.type === "radio").length))"""
+CHOOSE = """[...document.querySelectorAll("input[type=radio]")].filter((one) =>
+    [...one.parentElement.children].filter((child) => child.type === "radio").indexOf(one) === %d
+).forEach((one) => one.click())"""
+
+
 def faults(tab: browser.Browser, file: Path, html: str) -> list[str]:
     """Everything that a reader would stumble over, with the widths and schemes where."""
     file.write_text(html)
@@ -119,8 +127,8 @@ def faults(tab: browser.Browser, file: Path, html: str) -> list[str]:
         for scheme in SCHEMES:
             tab.look(width, scheme)
             tab.look(width, scheme, tab.value("document.documentElement.scrollHeight"))
-            for choice in range(tab.value("document.querySelectorAll('input[type=radio]').length") or 1):
-                tab.value(f"(document.querySelectorAll('input[type=radio]')[{choice}] || document.body).click()")
+            for choice in range(tab.value(CHOICES)):
+                tab.value(CHOOSE % choice)
                 for fault in tab.value(FAULTS):
                     places.setdefault(fault, []).append(f"{width} {scheme}")
     found = [f"{fault} ({', '.join(dict.fromkeys(where))})" for fault, where in places.items()]
@@ -227,3 +235,50 @@ def test_where_there_is_no_browser_the_reason_is_said(monkeypatch):
 def test_a_browser_that_ends_is_no_page(tmp_path):
     with pytest.raises(RuntimeError, match="said nothing more"):
         browser.Browser("/bin/true", tmp_path)
+
+
+SHOWN = "[...document.querySelectorAll('#spectrum svg')].filter((one) => one.checkVisibility()).length"
+
+
+def choices(tab: browser.Browser, file: Path, html: str) -> tuple[list[int], int, list[str]]:
+    """Drawings of the spectrum shown at first and after each choice; on paper; and the names of the choices."""
+    file.write_text(html)
+    tab.open(file.as_uri(), 1280, "light")
+    shown = [tab.value(SHOWN)]
+    for number in (1, 0):
+        tab.value(f"document.querySelectorAll('#spectrum label')[{number}].click()")
+        shown.append(tab.value(SHOWN))
+    tab.ask("Emulation.setEmulatedMedia", media="print")
+    printed = tab.value(SHOWN)
+    tab.ask("Emulation.setEmulatedMedia", media="")
+    names = tab.value("[...document.querySelectorAll('#spectrum input')].map((one) => one.labels[0].textContent)")
+    return shown, printed, names
+
+
+def test_one_of_two_axes_is_shown_and_both_are_printed(tab, tmp_path):
+    shown, printed, names = choices(tab, tmp_path / "page.html", analyze())
+    assert (shown, printed) == ([2, 2, 2], 3)  # the staircase is there always
+    assert names == ["linear: bulk and outliers", "logarithmic"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "instead"),
+    [
+        (".choice, .which { display: none; }", ""),
+        (".choice { display: block !important", ".choice { display: none"),
+        ('for="run1-axis-2"', ""),
+    ],
+    ids=["both at once", "one on paper", "a label of nothing"],
+)
+def test_a_choice_gone_wrong_would_be_noticed(rule, instead, tab, tmp_path):
+    html = (
+        analyze()
+        .replace(".either > .choice, .either .which", ".choice, .which")
+        .replace(".choice, .which { display: block !important", ".choice { display: block !important")
+    )
+    assert rule in html
+    try:
+        found = choices(tab, tmp_path / "page.html", html.replace(rule, instead))
+    except RuntimeError:  # no label
+        return
+    assert found[:2] != ([2, 2, 2], 3)

@@ -49,7 +49,7 @@ class Stage:
 class Course:
     """What was reported, as a line."""
 
-    begun: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=lambda: time.monotonic())
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def report(self, stage: str, done: int, total: int) -> None:

@@ -152,7 +152,7 @@ def _density(key: str, analysis: Analysis, *, linear: bool) -> list[tuple[str, P
         f"{key}-density",
         "spectrum.csv",
     )
-    told = [("logarithmic: all in one", logarithmic)]
+    told = [("logarithmic", logarithmic)]
     if linear:
         drawn, frame = apart(analysis, show_caption=False).axes[0], apart_frame(analysis)
         text, name = apart_caption(analysis), "Bulk and outliers"
