@@ -2,7 +2,7 @@
 
 A headless Chromium opens what hessdiag writes. A script in the page (page_faults.js) computes what is cut off and
 spills, and the contrast of every text; the browser tells what the page asked for and complained about. Without a
-Without a Chromium nothing can be said, and the tests are skipped.
+Chromium nothing can be said, and the tests are skipped.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def loss_of_module(module: Any) -> Callable[[Any, Any], Tensor]:
         ProblemError: the training step makes the optimizer's steps itself.
     """
     if callable(getattr(module, OWN, None)):
-        return lambda module, batch: getattr(module, OWN)(batch)  # type: ignore[no-any-return]
+        return lambda module, batch: getattr(module, OWN)(batch)
     name = type(module).__name__
     if not getattr(module, "automatic_optimization", True):
         msg = f"{name} optimizes by itself (automatic_optimization=False): its step is no loss; {WAY_OUT}"

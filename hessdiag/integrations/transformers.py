@@ -44,7 +44,8 @@ class _Sharpness(OneRank):
 
     def _log(self, values: dict[str, float], step: int) -> None:
         if self.trainer is None:
-            return self._of.log_history.append({**values, "step": step})
+            self._of.log_history.append({**values, "step": step})
+            return
         due = self._control.should_log  # the trainer takes what it reports for the log that is due
         self.trainer.log(values)
         self._control.should_log = self.trainer.control.should_log = due

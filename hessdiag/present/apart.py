@@ -85,8 +85,8 @@ def bulk(analysis: Measured, ax: Axes | None = None, *, show_caption: bool = Tru
     x, y = drawn.eigenvalues, drawn.counts
     floor = drawn.floor
     if drawn.band is not None:
-        ends = (np.where(np.isnan(y), np.nan, np.maximum(end, floor)) for end in drawn.band)
-        ax.fill_between(x, *ends, color=COLOURS[0], alpha=0.3, linewidth=0)
+        low, high = (np.where(np.isnan(y), np.nan, np.maximum(end, floor)) for end in drawn.band)
+        ax.fill_between(x, low, high, color=COLOURS[0], alpha=0.3, linewidth=0)
     ax.fill_between(x, floor, y, color=COLOURS[0], alpha=0.12, linewidth=0)
     ax.plot(x, y, color=COLOURS[0], linewidth=1.6, gid="bulk")
     ax.set_xlim(x[0], x[-1])
@@ -132,7 +132,7 @@ def outliers(analysis: Measured, ax: Axes | None = None) -> Axes:
     for row, value in zip(rows, shown, strict=True):
         away = 1 if value > 0 else -1
         style = {"ha": "left" if away > 0 else "right", "va": "center", "gid": "value"}
-        note(ax, value + 0.035 * span * away, row, _digits(value), ax.transData, **style)
+        note(ax, value + 0.035 * span * away, float(row), _digits(value), ax.transData, **style)
     ax.axvline(0.0, color=ink(ax), linewidth=0.8, zorder=1)
     ax.set_xlim(ends[0] - room[0], ends[1] + room[1])
     ax.set_ylim(max(len(shown), 6) - 0.3, -0.7)

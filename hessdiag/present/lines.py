@@ -65,8 +65,8 @@ def one_line_each(
     for number, (head, cells) in enumerate(zip(heads, widths, strict=True)):
         justify: Any = "left" if number == 0 or head in left else "right"
         table.add_column(Text(head.strip()), justify=justify, overflow="fold", width=cells)
-    for name, *cells in rows:
-        shown = [Text(cell, "bold" if head in bold else "") for head, cell in zip(heads[1:], cells, strict=True)]
+    for name, *texts in rows:
+        shown = [Text(cell, "bold" if head in bold else "") for head, cell in zip(heads[1:], texts, strict=True)]
         table.add_row(Text(ending(name, widths[0])), *shown)
     return table, below
 
