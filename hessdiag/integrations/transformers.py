@@ -49,7 +49,6 @@ class _Sharpness(OneRank):
         due = self._control.should_log  # the trainer takes what it reports for the log that is due
         self.trainer.log(values)
         self._control.should_log = self.trainer.control.should_log = due
-        return None
 
 
 def _bases() -> tuple[type, ...]:
