@@ -125,23 +125,35 @@ def test_a_module_that_optimizes_by_itself_is_refused_before_training(tmp_path):
             super().__init__()
             self.automatic_optimization = False
 
-    module = Manual()
-    with pytest.raises(ProblemError, match="give SharpnessCallback"):
-        own_loss.loss_of_module(module)
-    module.hessdiag_loss = lambda batch: nn.functional.cross_entropy(module.net(batch[0]), batch[1])
-    assert own_loss.loss_of_module(module)(module, trainers.data()[:4]).item() > 0
+    with pytest.raises(ProblemError, match="hessdiag_loss"):
+        own_loss.loss_in_training(Manual(), Meeting(0))
+
+    class Told(Manual):
+        def hessdiag_loss(self, batch):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    assert own_loss.loss_in_training(Told(), Meeting(0))(Told(), trainers.data()[:4]).item() > 0
 
 
 def silenced(_=None):
     seen = []
-    module = SimpleNamespace(training_step=lambda batch, index: module.log("loss", 1) or torch.ones(()))
-    module.log = module.log_dict = lambda *given: seen.append(given)
+
+    class Talking(type(trainers.lightning_module(library(HOMES[0])))):
+        def training_step(self, batch, batch_idx):
+            assert self.trainer.global_step == 7  # the rest of the trainer is there
+            self.logger.experiment.add_scalar("x", 1)
+            return super().training_step(batch, batch_idx)
+
+    module, trainer = Talking(), Meeting(0)
+    trainer.global_step, trainer.logger = 7, SimpleNamespace(experiment=SimpleNamespace(add_scalar=seen.append))
+    module.log = lambda *given: seen.append(given)
+    module._trainer = trainer
     before = dict(vars(module))
-    assert float(own_loss.loss_of_module(module)(module, None)) == 1.0
+    assert own_loss.loss_in_training(module, trainer)(module, trainers.data()[:4]).item() > 0
     assert seen == [] and vars(module) == before
 
 
-def test_a_own_loss_logs_nothing_while_it_is_measured():
+def test_a_training_step_logs_nothing_while_it_is_measured():
     silenced()
 
 
@@ -212,7 +224,7 @@ class Meeting:
     def __init__(self, rank):
         self.met, self.global_step, self.is_global_zero = [], 0, rank == 0
         self.strategy = SimpleNamespace(barrier=lambda: self.met.append(self.global_step))
-        self.loggers, self.callback_metrics, self.optimizers = [], {}, []
+        self.loggers, self.callback_metrics, self.optimizers, self.datamodule = [], {}, [], None
         self.train_dataloader = DataLoader(trainers.data(), batch_size=8)
 
 
@@ -280,20 +292,15 @@ BROKEN = {
         lambda self, step: step % 3 == 0 and (self.tracker is None or self.tracker._pace.allows()),
     ),
     "an interrupt passes the barrier by": (meets_after_an_interrupt, OneRank, "waiting", without_barrier),
-    "the training step logs": (silenced, own_loss, "_silent", None),
+    "the training step logs": (silenced, own_loss, "attach", lambda module, trainer: None),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_this_promise_would_notice(name, monkeypatch):
     promise, where, what, broken = BROKEN[name]
-    if broken is None:
-        seen = []
-        broken = seen.append
-        monkeypatch.setattr(where, what, lambda *given: pytest.fail("it logged"))
-    else:
-        monkeypatch.setattr(where, what, broken)
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
+    monkeypatch.setattr(where, what, broken)
+    with pytest.raises((AssertionError, TypeError)):
         promise(monkeypatch)
 
 

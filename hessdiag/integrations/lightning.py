@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hessdiag.integrations.one_rank import OneRank, made
-from hessdiag.integrations.own_loss import loss_of_module
+from hessdiag.integrations.own_loss import loss_in_training
 from hessdiag.schemes.known import require
 
 HOMES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
@@ -24,7 +24,7 @@ class _Sharpness(OneRank):
         with self.waiting(trainer.strategy.barrier):
             if trainer.is_global_zero:
                 own = [*trainer.loggers, lambda values, _: _keep(trainer, values)]
-                loss = self.loss or loss_of_module(pl_module)
+                loss = self.loss or loss_in_training(pl_module, trainer)
                 optimizer = trainer.optimizers[0] if len(trainer.optimizers) == 1 else None
                 self.start(pl_module, loss, trainer.train_dataloader, optimizer=optimizer, log=own)
             self.step(trainer.global_step)

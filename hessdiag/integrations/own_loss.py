@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from hessdiag.errors import ProblemError
+from hessdiag.schemes.models.lightning_loss import loss_of_module
+from hessdiag.schemes.models.stand_in_trainer import Silent, StandInTrainer, attach
 
 CRITERIA = {"ForCausalLM": "causal_lm", "ForSequenceClassification": "cross_entropy"}
-OWN = "hessdiag_loss"
-WAY_OUT = f"give SharpnessCallback(loss), or the module a method {OWN}(self, batch) that returns the mean loss"
 
 
-def loss_of_module(module: Any) -> Callable[[Any, Any], Tensor]:
-    """``f(module, batch)``: `hessdiag_loss` where the module has it, else its training step.
+class _Quiet(StandInTrainer):
+    """The trainer of a module in training, but that nothing is logged."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._of = trainer
+        self.logger, self.loggers = Silent(), [Silent()]
+        self.datamodule = getattr(trainer, "datamodule", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+
+def loss_in_training(module: nn.Module, trainer: Any) -> Callable[[nn.Module, Any], Tensor]:
+    """``f(module, batch)`` of a module that is being trained: as `loss_of_module`, and nothing is logged.
 
     Raises:
-        ProblemError: the training step makes the optimizer's steps itself.
+        ProblemError: the training step moves the weights by itself, or takes no batch.
     """
-    if callable(getattr(module, OWN, None)):
-        return lambda module, batch: getattr(module, OWN)(batch)
-    name = type(module).__name__
-    if not getattr(module, "automatic_optimization", True):
-        msg = f"{name} optimizes by itself (automatic_optimization=False): its step is no loss; {WAY_OUT}"
-        raise ProblemError(msg)
-    further = [0] * (len(inspect.signature(module.training_step).parameters) - 1)  # batch_idx, dataloader_idx
+    quiet = _Quiet(trainer)
+    own = loss_of_module(module, quiet)
 
-    def loss(module: Any, batch: Any) -> Tensor:
-        with_logging = vars(module).keys() & {"log", "log_dict"}
-        before = {each: vars(module)[each] for each in with_logging}
-        vars(module).update(log=_silent, log_dict=_silent)
-        try:
-            found = module.training_step(batch, *further)
-        finally:
-            for each in ("log", "log_dict"):
-                del vars(module)[each]
-            vars(module).update(before)
-        found = found.get("loss") if isinstance(found, Mapping) else found
-        if not isinstance(found, Tensor):
-            msg = f"{name}.training_step returned {type(found).__name__}, no loss of the batch: {WAY_OUT}"
-            raise ProblemError(msg)
-        return found
+    def loss(module: nn.Module, batch: Any) -> Tensor:
+        with _silenced(module, quiet):
+            return own(module, batch)
 
-    loss.__qualname__ = f"{name}.training_step"  # how results name the loss
+    loss.__qualname__ = own.__qualname__
     return loss
+
+
+@contextmanager
+def _silenced(module: nn.Module, trainer: StandInTrainer) -> Iterator[None]:
+    """Another trainer for the time of a pass; then the module's attributes are as they were."""
+    before = [(vars(one), dict(vars(one))) for one in module.modules()]
+    try:
+        attach(module, trainer)
+        yield
+    finally:
+        for now, then in before:
+            now.clear()
+            now.update(then)
 
 
 def loss_of_transformer(model: Any) -> Any:
@@ -57,7 +64,3 @@ def loss_of_transformer(model: Any) -> Any:
     )
     known = CRITERIA.get(getattr(model, "loss_type", None) or "") if single else None
     return known or (lambda model, batch: model(**batch).loss)
-
-
-def _silent(*_: Any, **__: Any) -> None:
-    """In the place of ``self.log`` and ``self.log_dict``."""
