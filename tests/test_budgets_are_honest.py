@@ -359,13 +359,16 @@ def test_the_table_fits_the_terminal(width):
 def test_a_log_gets_a_line_now_and_then(monkeypatch, tmp_path):
     row = Row("lambda_max", 3.531, 3.531, 3.55, "narrowing", 5e-3, 1e-3)
     line = heartbeat(SoFar((row, Row("trace")), 34, 78), 41.2)
-    assert line == "34 of about 78 products, 41 s: lambda_max 3.5310 [3.5310, 3.5500], trace not yet"
+    assert line == (
+        "34 of about 78 products, 41 s, about 53 s to go; now lambda_max; "
+        "lambda_max 3.5310 [3.5310, 3.5500], trace not yet"
+    )
     arguments = ("analyze", "hessdiag.sources.digits:problem", "--samples", "64", "--quantities", "lambda_max")
     _, _, err = call(*arguments)
     assert "products, 0 s" not in err
     monkeypatch.setattr(progress, "EVERY", 0.0)
     _, again, err = call(*arguments)
-    assert "products, 0 s" not in again and "products, 0 s: lambda_max" in err
+    assert "products, 0 s" not in again and "products, 0 s" in err and "; now " in err
     assert "products, 0 s" not in call(*arguments, "--quiet")[2]
 
 
@@ -375,7 +378,7 @@ def test_other_long_work_is_heard_of_too(monkeypatch):
     monkeypatch.setattr(progress, "message", said.append)
     with progress.display(quiet=False) as report:
         report("products", 3, 40)
-    assert said == ["  products: 3 of 40, 0 s"]
+    assert said == ["  products 3/40: 0 s"]
 
 
 # ---------------------------------------------------------------------------------------------- Ctrl-C

@@ -34,13 +34,15 @@ class Stage:
         done: steps.
         total: of them.
         now: what the current step is; empty where it has no name.
-        begun: when, by `time.monotonic`.
+        first: steps that were done when it was first heard of.
+        begun: when that was, by `time.monotonic`.
         stepped: when the last step was done.
     """
 
     done: int
     total: int
     now: str
+    first: int
     begun: float
     stepped: float
 
@@ -57,11 +59,11 @@ class Course:
         name, _, now = stage.partition(": ")
         moment, before = time.monotonic(), self.stages.pop(name, None)
         if before is None or done < before.done or total != before.total:  # it runs again
-            before = Stage(done, total, now, moment, moment)
+            before = Stage(done, total, now, done, moment, moment)
         stepped = before.stepped if done == before.done else moment
         if name in OUTER:  # what runs within one begins anew in the next
             self.stages.clear() if done != before.done else None
-        self.stages[name] = Stage(done, total, now, before.begun, stepped)
+        self.stages[name] = Stage(done, total, now, before.first, before.begun, stepped)
 
     def line(self) -> str:
         """``checkpoints 2/6 (seed2), measures 45/61 (trace): 12 s, about 40 s to go``."""
@@ -85,7 +87,7 @@ class Course:
 
     def _left(self, name: str) -> str:
         one = self.stages[name]
-        return to_go(one.stepped - one.begun, one.done, one.total)
+        return to_go(one.stepped - one.begun, one.done - one.first, one.total - one.first)
 
 
 @contextmanager

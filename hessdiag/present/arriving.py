@@ -55,12 +55,12 @@ def heartbeat(so_far: SoFar, seconds: float) -> str:
 
 
 def course(so_far: SoFar | None, seconds: float) -> str:
-    """``now trace: 34 of about 78 products, 8 probes, 41 s, about 53 s to go``."""
+    """``34 of about 78 products, 8 probes, 41 s, about 53 s to go; now trace``."""
     if so_far is None:
-        return f"now the first product, {clock(seconds)}"
+        return f"{clock(seconds)}; now the first product"
     known = all(row.state == "known" for row in so_far.rows)
     left = "" if known else to_go(seconds, so_far.products, so_far.foreseen)
-    return f"now {_now(so_far)}: {_spent(so_far)}, {clock(seconds)}{left}"
+    return f"{_spent(so_far)}, {clock(seconds)}{left}; now {_now(so_far)}"
 
 
 def _now(so_far: SoFar) -> str:
