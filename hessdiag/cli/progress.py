@@ -57,37 +57,40 @@ class Course:
     def report(self, stage: str, done: int, total: int) -> None:
         """Take a report; ``"measures: trace"`` is the stage measures, in whose next step the trace is taken."""
         name, _, now = stage.partition(": ")
-        moment, before = time.monotonic(), self.stages.pop(name, None)
+        moment, before = time.monotonic(), self.stages.get(name)
+        others = {key: one for key, one in self.stages.items() if key != name}
         if before is None or done < before.done or total != before.total:  # it runs again
             before = Stage(done, total, now, done, moment, moment)
         stepped = before.stepped if done == before.done else moment
-        if name in OUTER:  # what runs within one begins anew in the next
-            self.stages.clear() if done != before.done else None
-        self.stages[name] = Stage(done, total, now, before.first, before.begun, stepped)
+        if name in OUTER and done != before.done:  # what runs within one begins anew in the next
+            others = {}
+        # a new mapping: who draws the line runs in a thread of its own
+        self.stages = {**others, name: Stage(done, total, now, before.first, before.begun, stepped)}
 
     def line(self) -> str:
         """``checkpoints 2/6 (seed2), measures 45/61 (trace): 12 s, about 40 s to go``."""
-        moment = time.monotonic()
-        outer = [name for name in self.stages if name in OUTER]
-        others = [name for name in self.stages if name not in OUTER]
-        shown = outer + others[-1:]  # of those within, the one heard of last
-        parts = [self._part(name) for name in shown]
-        return f"{', '.join(parts)}: {clock(moment - self.begun)}{self._left(shown[0])}" if parts else ""
+        stages, passed = self.stages, time.monotonic() - self.begun
+        outer = [name for name in stages if name in OUTER]
+        inner = [name for name in stages if name not in OUTER]
+        shown = outer + inner[-1:]  # of those within, the one heard of last
+        parts = [_part(name, stages[name]) for name in shown]
+        return f"{', '.join(parts)}: {clock(passed)}{_left(stages[shown[0]])}" if parts else ""
 
     @property
     def share(self) -> float:
         """Done of all, as far as stages tell."""
-        outer = [one for name, one in self.stages.items() if name in OUTER] or list(self.stages.values())[-1:]
+        stages = self.stages
+        outer = [one for name, one in stages.items() if name in OUTER] or list(stages.values())[-1:]
         return outer[0].done / outer[0].total if outer and outer[0].total else 0.0
 
-    def _part(self, name: str) -> str:
-        one = self.stages[name]
-        now = f" ({ending(plain(one.now), MOST)})" if one.now else ""
-        return f"{name} {one.done}/{one.total}{now}" if one.total > 1 else f"{name}{now}"
 
-    def _left(self, name: str) -> str:
-        one = self.stages[name]
-        return to_go(one.stepped - one.begun, one.done - one.first, one.total - one.first)
+def _part(name: str, stage: Stage) -> str:
+    now = f" ({ending(plain(stage.now), MOST)})" if stage.now else ""
+    return f"{name} {stage.done}/{stage.total}{now}" if stage.total > 1 else f"{name}{now}"
+
+
+def _left(stage: Stage) -> str:
+    return to_go(stage.stepped - stage.begun, stage.done - stage.first, stage.total - stage.first)
 
 
 @contextmanager
