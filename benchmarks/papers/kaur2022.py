@@ -37,7 +37,7 @@ class Setting:
     rtol: float = 0.02  # of lambda_max's certificate; seeds differ by several times as much
 
 
-FULL = Setting(seeds={"digits": 60, "MNIST": 40}, widths={"digits": 64, "MNIST": 256})
+FULL = Setting(seeds={"digits": 30, "MNIST": 20}, widths={"digits": 64, "MNIST": 256})
 QUICK = replace(FULL, seeds={"digits": 2}, widths={"digits": 8}, train=50, epochs=6, level=0.2, points=2, rtol=0.9)
 
 
