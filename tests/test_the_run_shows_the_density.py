@@ -216,11 +216,11 @@ def test_the_basis_may_have_a_share_of_the_free_memory(monkeypatch):
     op, vector = diagonal(np.arange(5e6)), 8 * 5e6
     monkeypatch.setattr(stage, "free_bytes", lambda _: int(4 * 100 * vector))
     found = Found()
-    assert stage._max_basis(op, Settings(), found) == 100 and "100 vectors" in found.notes[0]
+    assert stage.max_basis(op, Settings(), found) == 100 and "100 vectors" in found.notes[0]
     monkeypatch.setattr(stage, "free_bytes", lambda _: 0)
-    assert stage._max_basis(op, Settings(), Found()) == stage.BASIS_BYTES // vector
+    assert stage.max_basis(op, Settings(), Found()) == stage.BASIS_BYTES // vector
     monkeypatch.setattr(stage, "free_bytes", lambda _: int(4 * 200 * vector))
-    assert stage._max_basis(op, Settings(), Found()) is None
+    assert stage.max_basis(op, Settings(), Found()) is None
 
 
 def test_a_run_goes_on_until_the_density_is_known():
