@@ -210,17 +210,16 @@ def test_a_run_that_was_restarted_shows_no_density():
 
 def test_the_basis_may_have_a_share_of_the_free_memory(monkeypatch):
     from hessdiag.analysis import run as stage
-    from hessdiag.analysis.found import Found
     from hessdiag.settings import Settings
 
     op, vector = diagonal(np.arange(5e6)), 8 * 5e6
     monkeypatch.setattr(stage, "free_bytes", lambda _: int(4 * 100 * vector))
-    found = Found()
-    assert stage.max_basis(op, Settings(), found) == 100 and "100 vectors" in found.notes[0]
+    notes = []
+    assert stage.max_basis(op, Settings(), notes) == 100 and "100 vectors" in notes[0]
     monkeypatch.setattr(stage, "free_bytes", lambda _: 0)
-    assert stage.max_basis(op, Settings(), Found()) == stage.BASIS_BYTES // vector
+    assert stage.max_basis(op, Settings(), []) == stage.BASIS_BYTES // vector
     monkeypatch.setattr(stage, "free_bytes", lambda _: int(4 * 200 * vector))
-    assert stage.max_basis(op, Settings(), Found()) is None
+    assert stage.max_basis(op, Settings(), []) is None
 
 
 def test_a_run_goes_on_until_the_density_is_known():
