@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from hessdiag.errors import UsageError
 
+MODES = {1: "L", 3: "RGB"}
+"""Of Pillow, by channels."""
 OPTIONS: Mapping[str, Any] = {"size": None, "mean": None, "std": None}
 """What an address of images takes: the side in pixels, and what pixels in [0, 1] are normalised by."""
 
@@ -26,7 +28,7 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
         std: likewise, divided by.
     """
 
-    def __init__(self, rows: Sequence[Any], size: int | None, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, rows: Any, size: int | None, mean: Tensor, std: Tensor) -> None:
         self.rows, self.size, self.mean, self.std = rows, size, mean, std
 
     def __len__(self) -> int:
@@ -41,7 +43,7 @@ class Pictures(Dataset[tuple[Tensor, Any]]):
         return (pixels - self.mean) / self.std, target
 
 
-def as_tensors(rows: Sequence[Any], options: Mapping[str, Any], text: str) -> Pictures:
+def as_tensors(rows: Any, options: Mapping[str, Any], text: str) -> Pictures:
     """Images as tensors.
 
     Args:

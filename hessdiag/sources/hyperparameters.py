@@ -14,7 +14,7 @@ from hessdiag.errors import LoadError
 from hessdiag.sources import archive
 from hessdiag.sources.entries import ENTRIES, has_tensors
 from hessdiag.sources.facts import NESTED
-from hessdiag.sources.spec import split_key
+from hessdiag.sources.spec import readable, split_key
 
 OF_DATA = "datamodule_hyper_parameters"
 """Where Lightning puts those of the data module."""
@@ -73,11 +73,8 @@ def averaged(checkpoint: str, *, trust_pickle: bool = False) -> str:
         msg = f"{checkpoint} names its entry, and `use_ema=True` asks for another: drop one of the two"
         raise LoadError(msg)
     file = archive.locate(Path(path))
-    try:
+    with readable(file):
         content = archive.read_object(file, trust_pickle=trust_pickle)
-    except OSError as error:
-        msg = f"{file} cannot be read: {error.strerror or error}"
-        raise LoadError(msg) from error
     found = averages(content)
     if not found:
         msg = f"{file} holds no averaged weights (looked for {', '.join(EMA)}, {COUNT}): drop `use_ema`"

@@ -12,7 +12,7 @@ from hessdiag.shown import listed
 from hessdiag.sources import archive
 from hessdiag.sources.facts import OPTIMIZERS
 from hessdiag.sources.shards import FOLDERS
-from hessdiag.sources.spec import split_key
+from hessdiag.sources.spec import readable, split_key
 
 BESIDE = ("optimizer.pt", "optimizer.bin")
 """Files of the state beside a folder's weights: of transformers' Trainer, and of Accelerate."""
@@ -63,11 +63,8 @@ class SavedOptimizer:
         )
 
     def _read(self, file: Path) -> Any:
-        try:
+        with readable(file):
             return archive.read_object(file, trust_pickle=self.trust_pickle)
-        except OSError as error:
-            msg = f"{file} cannot be read: {error.strerror or error}"
-            raise LoadError(msg) from error
 
 
 def _is_state(value: Any) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hessdiag.errors import UsageError
+from hessdiag.errors import LoadError, UsageError
 
 PYTHON_LITERALS = {"True": True, "False": False, "None": None}
 
@@ -57,6 +58,20 @@ def exists(path: str | Path) -> bool:
         return Path(path).exists()
     except OSError:
         return False
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Say in one line that the system does not give a file.
+
+    Raises:
+        LoadError: what was an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        msg = f"{file} cannot be read: {error.strerror or error}"
+        raise LoadError(msg) from error
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hessdiag.sources.entries import choose, has_tensors, is_numbers, some
 from hessdiag.sources.facts import Fact, facts
 from hessdiag.sources.fit import fit
 from hessdiag.sources.hyperparameters import averages, kept
-from hessdiag.sources.spec import split_key
+from hessdiag.sources.spec import readable, split_key
 from hessdiag.sources.stand_ins import Array
 from hessdiag.sources.storages import Odd
 
@@ -75,13 +75,11 @@ def read_weights(
     """
     spec, own_key = (str(path), key) if key is not None else split_key(str(path))
     file = Path(spec)
-    try:
+    with readable(file):
         file = archive.locate(file)
+    with readable(file):
         sha256 = archive.digest(file)
         content = archive.read_object(file, trust_pickle=trust_pickle, main=main)
-    except OSError as error:
-        msg = f"{file} cannot be read: {error.strerror or error}"
-        raise LoadError(msg) from error
     notes: list[str] = []
     chosen, found_key = choose(content, own_key, file, notes)
     state = _tensors(chosen, file, notes, trusted=trust_pickle)

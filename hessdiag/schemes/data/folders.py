@@ -10,13 +10,12 @@ from hessdiag.errors import LoadError, UsageError, one_line
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import Rows
 from hessdiag.schemes.known import require
-from hessdiag.schemes.pictures import OPTIONS
+from hessdiag.schemes.pictures import MODES, OPTIONS
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.shown import listed
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-MODES = {1: "L", 3: "RGB"}
 
 
 class ImageFiles(Sequence[tuple[Any, int]]):

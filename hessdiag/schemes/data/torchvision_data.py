@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from hessdiag.errors import LoadError, UsageError, one_line
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import Rows
 from hessdiag.schemes.known import require
+from hessdiag.schemes.models.library import near
 from hessdiag.schemes.pictures import OPTIONS
 from hessdiag.schemes.recipe import Recipe
 
@@ -62,8 +62,7 @@ def _class_of(address: Address) -> Any:
     names = [name for name in known.__all__ if inspect.isclass(getattr(known, name))]
     if address.place in names:
         return getattr(known, address.place)
-    near = get_close_matches(address.place, names, 3)
-    hint = f"did you mean {', '.join(near)}?" if near else "CIFAR10 is one"
+    hint = near(address.place, names, "CIFAR10 is one")
     msg = f"{address.text}: torchvision has no data set {address.place!r}; {hint}"
     raise UsageError(msg)
 

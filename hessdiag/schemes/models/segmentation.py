@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from hessdiag.errors import LoadError
 from hessdiag.schemes.contract import Rows
-from hessdiag.schemes.models.transformed import Converted
+from hessdiag.schemes.models.transformed import Transformed
 from hessdiag.schemes.pictures import as_tensors
 
 IGNORED = 255  # the border of objects in Pascal VOC
@@ -61,7 +61,7 @@ class Masked(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, rows: Rows, transform: Callable[[Any], Any] | None, said: dict[str, None]) -> None:
         self.rows, self.transform, self.text = rows.rows, transform, rows.text
-        self.pictures = as_tensors(Converted(rows.rows), rows.options, rows.text)
+        self.pictures = as_tensors(Transformed(rows.rows), rows.options, rows.text)
         if transform is None and rows.options.get("mean") is None and rows.options.get("std") is None:
             said[UNKNOWN.format(rows.text)] = None
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from hessdiag.errors import LoadError, UsageError, one_line
+from hessdiag.errors import LoadError, UsageError
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import NamedModel, Resolved, Rows, plainly
 from hessdiag.schemes.known import require
 from hessdiag.schemes.models.classes import check_classes, classes_of
+from hessdiag.schemes.models.library import created, name_in, near
 from hessdiag.schemes.models.timm_training import loss_of_args
-from hessdiag.schemes.models.transformed import MODES, Transformed, on_one_line
+from hessdiag.schemes.models.transformed import Transformed, on_one_line
+from hessdiag.schemes.pictures import MODES
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.weights import Weights, load_into, read_weights
 
@@ -44,11 +46,7 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
     """
     weights = None if checkpoint is None else read_weights(checkpoint, trust_pickle=recipe.trust_pickle)
     args = {} if weights is None else dict(weights.kept.get("args", {}))
-    name = address.place or str(args.get("model") or "")
-    if not name:
-        where = f"{checkpoint} holds no args with a model" if checkpoint else "no checkpoint is given"
-        msg = f"{address.text}: {where}; name the model, timm:resnet18"
-        raise UsageError(msg)
+    name = name_in(address, args, checkpoint)
     _require_known(name)
     asked = {**address.options, **recipe.options}
     pretrained = _pretrained(asked, recipe, checkpoint)
@@ -79,9 +77,7 @@ def _require_known(name: str) -> None:
     known = _timm()
     if known.is_model(_base(name)):
         return
-    near = get_close_matches(name, known.list_models(), 3)
-    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
-    msg = f"timm has no model {name!r}; {hint}"
+    msg = f"timm has no model {name!r}; {near(name, known.list_models(), 'timm.list_models() lists them')}"
     raise UsageError(msg)
 
 
@@ -146,13 +142,8 @@ def _tagged(name: str, model: nn.Module) -> str:
 
 
 def _created(name: str, options: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
-    try:
-        model: nn.Module = _timm().create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # a model's constructor raises what it likes
-        given = ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
-        msg = f"timm {name} with {given}: {type(error).__name__}: {one_line(error, 160)}"
-        raise UsageError(msg) from error
-    return model
+    make = partial(_timm().create_model, name, pretrained=pretrained, **options)
+    return created(f"timm {name}", options, make)
 
 
 def _loaded(model: nn.Module, weights: Weights, name: str) -> list[str]:

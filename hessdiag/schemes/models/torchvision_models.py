@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,14 +13,15 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
-from hessdiag.errors import LoadError, UsageError, one_line
+from hessdiag.errors import LoadError, UsageError
 from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import NamedModel, Resolved, Rows, plainly
 from hessdiag.schemes.known import require
 from hessdiag.schemes.models.classes import check_classes, classes_of
+from hessdiag.schemes.models.library import created, name_in, near
 from hessdiag.schemes.models.segmentation import Masked, loss_of_segmentation
 from hessdiag.schemes.models.torchvision_training import ARGS, Training, training_of
-from hessdiag.schemes.models.transformed import Converted, Transformed, on_one_line
+from hessdiag.schemes.models.transformed import Transformed, on_one_line
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.weights import Weights, read_weights
 
@@ -63,11 +64,7 @@ def build(address: Address, recipe: Recipe, checkpoint: str | None) -> NamedMode
     weights = None if checkpoint is None else read_weights(checkpoint, trust_pickle=recipe.trust_pickle)
     args = {} if weights is None else weights.kept.get("args", {})
     place, _, enum = address.place.partition("@")
-    name = place or str(args.get("model") or "")
-    if not name:
-        where = f"{checkpoint} holds no args with a model" if checkpoint else "no checkpoint is given"
-        msg = f"{address.text}: {where}; name the model, torchvision:resnet18"
-        raise UsageError(msg)
+    name = name_in(address, args, checkpoint)
     segmenting = _segments(name)
     which = Named(name, _enum(name, enum) if enum else None, segmenting)
     options: dict[str, Any] = {**address.options, **recipe.options}
@@ -110,8 +107,7 @@ def _segments(name: str) -> bool:
         if name in models.list_models(module=getattr(models, room)):
             msg = f"torchvision {name} is a model of {what}, whose loss has no name here: {WAY_OUT}"
             raise UsageError(msg)
-    near = get_close_matches(name, models.list_models(), 3)
-    hint = f"did you mean {', '.join(near)}?" if near else "torchvision.models.list_models() lists them"
+    hint = near(name, models.list_models(), "torchvision.models.list_models() lists them")
     msg = f"torchvision has no model {name!r}; {hint}"
     raise UsageError(msg)
 
@@ -161,13 +157,8 @@ def _created(which: Named, options: Mapping[str, Any]) -> nn.Module:
         given["weights_backbone"] = None
     if which.name in HEADS and given["weights"] is None:
         given["init_weights"] = False  # it warns that its initialisation is slow, and takes minutes
-    try:
-        model: nn.Module = _torchvision().models.get_model(which.name, **given)
-    except Exception as error:  # a model's constructor raises what it likes
-        shown = ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
-        msg = f"torchvision {which.name} with {shown}: {type(error).__name__}: {one_line(error, 160)}"
-        raise UsageError(msg) from error
-    return model
+    make = partial(_torchvision().models.get_model, which.name, **given)
+    return created(f"torchvision {which.name}", options, make)
 
 
 def _measured(model: nn.Module, name: str, notes: list[str]) -> tuple[str, ...]:
@@ -206,7 +197,7 @@ def _prepared(named: NamedModel, which: Named, training: Training) -> NamedModel
             return Transformed(rows.rows, transform)
         if not {"mean", "std"} & set(asked):
             said[UNKNOWN.format(rows.text)] = None
-        return plainly(replace(rows, rows=Converted(rows.rows)))
+        return plainly(replace(rows, rows=Transformed(rows.rows)))
 
     def settle(data: Mapping[str, Any]) -> NamedModel:
         used = [one.transform for one in data.values() if getattr(one, "transform", None) is not None]

@@ -13,7 +13,7 @@ from hessdiag.errors import LoadError, one_line
 from hessdiag.schemes.contract import Rows
 from hessdiag.schemes.known import require
 from hessdiag.schemes.models.hf.labels import Labels
-from hessdiag.schemes.pictures import as_tensors
+from hessdiag.schemes.pictures import MODES, as_tensors
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -68,5 +68,5 @@ def processed(
         why = f"{type(error).__name__}: {one_line(error, 120)}"
         msg = f"{folder / PROCESSOR} is not read as an image processor ({why}): save it again"
         raise LoadError(msg) from error
-    mode = {1: "L", 3: "RGB"}.get(getattr(config, "num_channels", 3))
+    mode = MODES.get(getattr(config, "num_channels", 3))
     return Processed(rows.rows, own, target, mode), f"images made by {type(own).__name__} of {folder}"
