@@ -112,6 +112,22 @@ def would_decide(samples: Sequence[float], floor: float, ceiling: float) -> str:
     return f"about {seeds:,.0f} seeds would decide" if seeds <= MANY else f"not even {MANY:,} seeds would decide"
 
 
+def falls_to(run: pd.DataFrame, by: str, level: float, column: str) -> float:
+    """A column where another first falls to a level, interpolated in logarithms between the looks at a run.
+
+    The first look's own value where it is there already, or where a value is 0; NaN where it never comes there.
+    """
+    x, y = run[by].to_numpy(float), run[column].to_numpy(float)
+    there = np.flatnonzero(x <= level * (1 + 1e-12))
+    if not len(there):
+        return float("nan")
+    place = int(there[0])
+    if place == 0 or min(y[place - 1], y[place]) <= 0:
+        return float(y[place])
+    share = np.log(x[place - 1] / level) / np.log(x[place - 1] / x[place])
+    return float(y[place - 1] ** (1 - share) * y[place] ** share)
+
+
 def mean_and_error(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Per group the mean ± standard error of each column over seeds, as text, with the number of seeds."""
     rows = []

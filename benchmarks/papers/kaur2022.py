@@ -47,7 +47,7 @@ def run(data: str | None, quick: bool) -> Outcome:
     setting = QUICK if quick else FULL
     sources = {"digits": digits(setting.train)}
     if data is not None and not quick:
-        sources["MNIST"] = mnist(Path(data) / "mnist", setting.train)
+        sources["MNIST"] = mnist(data, setting.train)
     rows: list[Row] = []
     for name, pictures in sources.items():
         for each in _trained(

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, product
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.papers import samples
+from benchmarks.papers.samples import Split, drawn
 from hessdiag.sources import datasets
 
 SIDE = 8  # pixels, of the embedded digits
 MOMENTUM, EPSILON = 0.1, 1e-5  # of running statistics, torch's own
-Split = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, order=True)
@@ -57,10 +57,8 @@ class Pictures:
 
     def split(self, seed: int) -> tuple[Split, Split]:
         """Training and test set of a seed."""
-        x, y = self.pool
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1_000_003 + seed))
-        chosen, others = order[: self.train], order[self.train :]
-        return (x[chosen], y[chosen]), self.test or (x[others], y[others])
+        chosen, others = drawn(self.pool, seed, self.train)
+        return chosen, self.test or others
 
     def training(self, seed: int) -> Split:
         """The training set of a seed."""
@@ -74,12 +72,9 @@ def digits(train: int) -> Pictures:
     return Pictures(pool, None, train)
 
 
-def mnist(folder: Path, train: int) -> Pictures:
+def mnist(data: str, train: int) -> Pictures:
     """MNIST at 8 x 8 pixels: every seed trains on ``train`` of its training pictures; one test set for all."""
-    first, second = (
-        datasets.mnist(folder / f"{name}-images-idx3-ubyte.gz", folder / f"{name}-labels-idx1-ubyte.gz")
-        for name in ("train", "t10k")
-    )
+    first, second = samples.mnist(data)
     return Pictures((_rows(first), first.targets), (_rows(second), second.targets), train)
 
 

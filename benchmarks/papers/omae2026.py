@@ -14,7 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.papers.claims import UNSURE, Claim, Outcome, interval, judge, mean_and_error, would_decide
+from benchmarks.papers.claims import (
+    UNSURE,
+    Claim,
+    Outcome,
+    falls_to,
+    interval,
+    judge,
+    mean_and_error,
+    would_decide,
+)
 from hessdiag.analysis import hessian
 from hessdiag.problem import Problem
 from hessdiag.regularizers import HSR, SAM
@@ -350,16 +359,6 @@ def compared(
     if found.verdict == UNSURE:
         evidence += f"; {would_decide(logs, -np.inf, float(np.log(below)))}"
     return Claim(text, found.verdict, evidence)
-
-
-def falls_to(run: pd.DataFrame, by: str, level: float, column: str) -> float:
-    """A column where another first falls to a level, interpolated in logarithms between checkpoints."""
-    x, y = run[by].to_numpy(float), run[column].to_numpy(float)
-    place = int(np.flatnonzero(x <= level * (1 + 1e-12))[0])
-    if place == 0 or min(y[place - 1], y[place]) <= 0:
-        return float(y[place])
-    share = np.log(x[place - 1] / level) / np.log(x[place - 1] / x[place])
-    return float(y[place - 1] ** (1 - share) * y[place] ** share)
 
 
 def picture(raw: pd.DataFrame) -> Figure:

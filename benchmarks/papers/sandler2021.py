@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.papers.claims import Claim, Outcome, interval, judge, mean_and_error
+from benchmarks.papers.samples import drawn, mnist
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.problem import Problem
 from hessdiag.regularizers import SpectralRadius
@@ -82,10 +82,8 @@ class Data:
 
     def drawn(self, seed: int, setting: Setting) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Training and validation set of a seed."""
-        x, y = self.pool
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1_000_003 + seed))
-        first, second = order[: setting.train], order[setting.train : setting.train + setting.validation]
-        return (x[first], y[first]), (x[second], y[second])
+        train, validation, _ = drawn(self.pool, seed, setting.train, setting.validation)
+        return train, validation
 
 
 def load(data: str | None, setting: Setting) -> Data:
@@ -94,12 +92,7 @@ def load(data: str | None, setting: Setting) -> Data:
     if data is None:
         pool, test, other = small[0], small[1], None
     else:
-        folder = Path(data) / "mnist"
-        pairs = [
-            datasets.mnist(folder / f"{name}-images-idx3-ubyte.gz", folder / f"{name}-labels-idx1-ubyte.gz")
-            for name in ("train", "t10k")
-        ]
-        pool, test = (pictures(pair) for pair in pairs)
+        pool, test = map(pictures, mnist(data))
         other = (torch.cat([small[0][0], small[1][0]]), torch.cat([small[0][1], small[1][1]]))
     test = (test[0][: setting.test], test[1][: setting.test])
     mean, std = pool[0].mean(), pool[0].std()

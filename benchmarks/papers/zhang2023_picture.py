@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.papers.claims import falls_to
 from benchmarks.papers.zhang2023_sensing import TOO_LARGE
 from hessdiag.present.axes import COLOURS
 
@@ -47,15 +48,10 @@ def at_level(raw: pd.DataFrame, level: float) -> pd.DataFrame:
     """Trace and λ_max of every run where its training loss first falls to a level, interpolated in logarithms."""
     rows = []
     for (arm, seed), run in looks(raw).groupby(["arm", "seed"], sort=False):
-        below = np.flatnonzero(run["train loss"].to_numpy() <= level)
-        if not len(below) or below[0] == 0:
+        if not run["train loss"].min() <= level < run["train loss"].iloc[0]:
             continue
-        near = run.iloc[below[0] - 1 : below[0] + 1]
-        loss = np.log(near["train loss"].to_numpy())
-        share = (loss[0] - np.log(level)) / (loss[0] - loss[1])
-        values = np.log(near[["trace", "lambda_max"]].to_numpy())
-        trace, largest = np.exp(values[0] + share * (values[1] - values[0]))
-        rows.append({"arm": arm, "seed": seed, "trace": trace, "lambda_max": largest})
+        values = {column: falls_to(run, "train loss", level, column) for column in ("trace", "lambda_max")}
+        rows.append({"arm": arm, "seed": seed, **values})
     return pd.DataFrame(rows, columns=["arm", "seed", "trace", "lambda_max"])
 
 

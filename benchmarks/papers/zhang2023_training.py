@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import hessdiag
+from benchmarks.papers.samples import Split as Pair
+from benchmarks.papers.samples import drawn, mnist
 from benchmarks.papers.zhang2023_sensing import Row
 from hessdiag.problem import Problem
 from hessdiag.regularizers import NSO, SAM
 from hessdiag.sources import datasets
 
-Pair = tuple[Tensor, Tensor]
 SMALL = 14  # pixels a side; MNIST is halved to it
 TWICE = ("SAM", "NSO")  # two gradients a step
 
@@ -63,14 +63,7 @@ class Digits:
     """Pictures to pretrain on, to fine-tune on (each seed its own), to choose by, and to test on."""
 
     def __init__(self, sizes: Training, data: str | None) -> None:
-        if data is None:
-            train, test = datasets.digits()
-        else:
-            folder = Path(data) / "mnist"
-            train, test = (
-                datasets.mnist(folder / f"{part}-images-idx3-ubyte.gz", folder / f"{part}-labels-idx1-ubyte.gz")
-                for part in ("train", "t10k")
-            )
+        train, test = datasets.digits() if data is None else mnist(data)
         self.sizes = sizes
         ends = np.cumsum([sizes.pretrain, sizes.validation])
         self.before = _pair(train, slice(0, ends[0]), turned=True)
@@ -80,9 +73,7 @@ class Digits:
 
     def training(self, seed: int) -> Pair:
         """The training set of a seed."""
-        x, y = self.pool
-        chosen = torch.randperm(len(y), generator=Generator().manual_seed(1_000_003 + seed))[: self.sizes.train]
-        return x[chosen], y[chosen]
+        return drawn(self.pool, seed, self.sizes.train)[0]
 
 
 def _pair(images: datasets.Images, part: slice, *, turned: bool = False) -> Pair:
