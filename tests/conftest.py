@@ -29,6 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="threads of torch, in the process of the tests")
     parser.addoption("--seeds", type=int, default=seeds.MOST, help="most seeds of a coverage study; made for 2000")
+    parser.addoption("--thorough", action="store_true", help="the tests marked `thorough` too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +46,14 @@ def seconds(docstring: str | None) -> int:
     return int(said[1]) * (60 if said[2] == "minutes" else 1) if said else 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    mark_slow(items)
+    if not config.getoption("thorough"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("thorough")])
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
+def mark_slow(items: list[pytest.Item]) -> None:
     for item in items:
         module = getattr(item, "module", None)  # a doctest has none
         if module and seconds(module.__doc__) > SLOW:

@@ -280,7 +280,7 @@ def test_a_file_is_slow_by_its_docstring():
     for docstring, slow in (times | {None: False}).items():
         marks = []
         item = SimpleNamespace(module=SimpleNamespace(__doc__=docstring), add_marker=marks.append)
-        conftest.pytest_collection_modifyitems([item])
+        conftest.mark_slow([item])
         assert marks == [pytest.mark.slow] * slow, docstring
 
 
