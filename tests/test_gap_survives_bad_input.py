@@ -420,7 +420,8 @@ def check_odd_names() -> None:
     assert {row["checkpoint"] for row in rows()} == written
     for name in map(visible, ODD):
         assert all(line in out for line in name.split("\n")), name
-    gap("-o", "out", given="odd/*/last.pt")
+    code, _, err = gap("-o", "out", given="odd/*/last.pt")
+    assert code == 4, err
     assert {one["name"] for one in json.loads(Path("out/gap.json").read_text())["records"]} == set(ODD)
     page = Path("out/gap.html").read_text()
     assert checker.faults(page, SECTIONS) == []
