@@ -12,6 +12,25 @@ from typing import Any
 
 from hessdiag.shown import cut, single_spaced, visible
 
+CODES = (
+    "usage",
+    "problem",
+    "raised",
+    "unreadable",
+    "other_architecture",
+    "not_finite",
+    "out_of_memory",
+    "cannot_be_believed",
+    "does_not_apply",
+    "no_verdict",
+    "not_written",
+    "not_kept",
+    "process_ended",
+    "unexpected",
+)
+"""Every code of a refusal, for programs: texts are for people, and change. What each means is on the page
+``refusals``."""
+
 
 class HessdiagError(Exception):
     """Base of every refusal; its text is one line a user can act on.
@@ -30,6 +49,8 @@ class HessdiagError(Exception):
     exit_code = 2
     page = ""
     """What ``hessdiag explain`` shows of it, where a page helps."""
+    code = "usage"
+    """Out of `CODES`: what a program may ask for."""
 
     def __str__(self) -> str:
         """The text, whatever the names and files that it quotes hold."""
@@ -70,9 +91,13 @@ class NothingMatchedError(UsageError):
 class ProblemError(UsageError):
     """The factory did not give a usable ``Problem`` (exit code 2)."""
 
+    code = "problem"
+
 
 class RaisedError(ProblemError):
     """Code of the user raised something, which is the ``__cause__`` (exit code 2)."""
+
+    code = "raised"
 
 
 class NoVerdictError(HessdiagError):
@@ -80,12 +105,20 @@ class NoVerdictError(HessdiagError):
 
     exit_code = 3
     page = "check"
+    code = "no_verdict"
 
 
 class LoadError(HessdiagError):
     """A checkpoint or data file could not be read, or does not fit the model (exit code 4)."""
 
     exit_code = 4
+    code = "unreadable"
+
+
+class MisfitError(LoadError):
+    """A checkpoint was read, and is one of another model (exit code 4)."""
+
+    code = "other_architecture"
 
 
 class MeasurementError(HessdiagError):
@@ -93,16 +126,20 @@ class MeasurementError(HessdiagError):
 
     exit_code = 4
     page = "warnings"
+    code = "cannot_be_believed"
 
 
 class NonFiniteError(MeasurementError):
     """NaN or infinity in weights, loss or products (exit code 4)."""
+
+    code = "not_finite"
 
 
 class OutputError(HessdiagError):
     """The results could not be written (exit code 4); nothing half-written is left behind."""
 
     exit_code = 4
+    code = "not_written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +148,11 @@ class Refused:
 
     Attributes:
         reason: why, on one line; formatted into a text, a refusal is its reason.
+        code: out of `CODES`; empty where nobody said, as in records of an earlier hessdiag.
     """
 
     reason: str
+    code: str = ""
 
     def __str__(self) -> str:
         """The reason."""

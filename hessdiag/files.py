@@ -10,6 +10,20 @@ from hessdiag.errors import OutputError, UsageError, one_line
 
 CACHE = Path(".hessdiag") / "cache"
 """Where finished work is kept for a next time, in the current folder or beside a configuration."""
+CACHE_VARIABLE = "HESSDIAG_CACHE"
+"""The environment variable that names another folder for it."""
+
+
+def cache_folder(given: str | Path | None, part: str, default: Path) -> Path:
+    """Where finished work is kept for a next time.
+
+    Args:
+        given: a folder that was asked for; None: the one that `CACHE_VARIABLE` names, if it does.
+        part: folder in it, so that several verbs can share it, and ``.`` is not filled with records.
+        default: where neither names one.
+    """
+    named = given or os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser() / part if named else default
 
 
 def write_whole(path: str | Path, content: str | bytes) -> Path:
@@ -74,15 +88,20 @@ def flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def keep(path: str | Path, content: str) -> str:
+def keep(path: str | Path, content: str, folder: Path | None = None) -> str:
     """Write a file for a next time, in a folder that git ignores; where that fails, why.
 
     A read-only checkout can be measured all the same, so this is no error.
 
+    Args:
+        path: of the file.
+        content: text.
+        folder: that git ignores; by default the file's own.
+
     Returns:
         One line, or "" if it was written.
     """
-    ignored = Path(path).parent / ".gitignore"
+    ignored = (folder or Path(path).parent) / ".gitignore"
     try:
         if not ignored.exists():
             write_whole(ignored, "*\n")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from hessdiag.gap import kept, survey
+from hessdiag.gap import kept, look
 from hessdiag.gap import page as pages
 from hessdiag.gap import plots as gap_plots
 from hessdiag.gap import rows as gap_rows
@@ -92,8 +92,8 @@ def test_what_was_measured_is_kept_and_one_more_costs_one(zoo, monkeypatch):
     Path("runs/lr0.9").mkdir()
     torch.save(network().state_dict(), "runs/lr0.9/last.pt")
     measured = []
-    original = survey.examine
-    monkeypatch.setattr(survey, "examine", lambda *a, **k: measured.append(a[2].name) or original(*a, **k))
+    original = look.examine
+    monkeypatch.setattr(look, "examine", lambda *a, **k: measured.append(a[2].name) or original(*a, **k))
     code, _, err = gap("--csv", "b.csv")
     assert (code, measured) == (0, ["lr0.9"])
     assert err.count("kept from before") == 3

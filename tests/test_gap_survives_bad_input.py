@@ -26,10 +26,11 @@ from torch import nn
 
 from hessdiag import Problem, files, folders, hashing
 from hessdiag.cli import gap as verb
+from hessdiag.cli import surveying
 from hessdiag.cli.spelling import flagged
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import UsageError
-from hessdiag.gap import kept, survey
+from hessdiag.gap import kept, look, survey
 from hessdiag.gap.checkpoint import Checkpoint
 from hessdiag.gap.measures import folding
 from hessdiag.gap.measures.norms import path_norm
@@ -134,7 +135,7 @@ def failed(file: str = "gap.csv") -> dict[str, str]:
 
 
 def in_cache() -> int:
-    return len(list(Path(".hessdiag/cache/gap").glob("*.json")))
+    return len(list(Path(".hessdiag/cache/gap").rglob("*.json")))
 
 
 def no_room(patch: pytest.MonkeyPatch, where: str, at: str = "fsync", number: int = errno.ENOSPC) -> None:
@@ -220,7 +221,7 @@ def test_a_full_disk_costs_the_file_and_nothing_else(zoo):
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_before_anything_is_measured(zoo, monkeypatch):
-    monkeypatch.setattr(verb, "_measure", None)
+    monkeypatch.setattr(verb, "measure_all", None)
     for number in (errno.ENOSPC, errno.EROFS, errno.EACCES):
         with pytest.MonkeyPatch.context() as patch:
             no_room(patch, "out/", "open", number)
@@ -272,7 +273,7 @@ def in_the_foreground():
 @pytest.mark.usefixtures("in_the_foreground")
 def test_ctrl_c_ends_all_processes_at_once(zoo, monkeypatch, capfd):
     """As a terminal does it: the signal goes to every process of the command."""
-    say, pids, begun = verb.say, [], []
+    say, pids, begun = surveying.say, [], []
 
     def then_control_c(lines, *, quiet):
         say(lines, quiet=quiet)
@@ -282,7 +283,7 @@ def test_ctrl_c_ends_all_processes_at_once(zoo, monkeypatch, capfd):
             for pid in (*pids, os.getpid()):
                 os.kill(pid, signal.SIGINT)
 
-    monkeypatch.setattr(verb, "say", then_control_c)
+    monkeypatch.setattr(surveying, "say", then_control_c)
     code, _, err = gap("--jobs", "2", factory="slow")
     took = time.monotonic() - begun[0]
     assert (code, len(pids)) == (130, 2), err
@@ -322,7 +323,7 @@ def test_a_loss_that_is_no_number_is_one_line_and_the_rest_goes_on(zoo):
 def check_fresh() -> None:
     code, _, err = gap("--fresh")
     assert (code, in_cache()) == (0, 3)
-    for file in Path(".hessdiag/cache/gap").glob("*.json"):
+    for file in Path(".hessdiag/cache/gap").rglob("*.json"):
         file.write_text(file.read_text().replace('"exact"', '"draws"'))
     assert "kept from before" not in gap("--fresh")[2]
     _, _, err = gap("--csv", "gap.csv")
@@ -374,9 +375,9 @@ def test_a_folder_that_cannot_be_read_is_one_line(zoo, monkeypatch):
 
 def check_start_is_read_once() -> None:
     save("start.pt", 9)
-    read, original = [], survey.read_weights
+    read, original = [], look.read_weights
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(survey, "read_weights", lambda *a, **k: read.append(a) or original(*a, **k))
+        patch.setattr(look, "read_weights", lambda *a, **k: read.append(a) or original(*a, **k))
         assert gap("--init", "start.pt")[0] == 0
         assert len(read) == 1
         save("start.pt", 10)
@@ -531,7 +532,7 @@ BROKEN: dict[str, tuple[Callable[[], None], Callable[[pytest.MonkeyPatch], None]
     "a folder's names do not count": (check_folders, lambda m: m.setattr(hashing.os, "fsencode", lambda _: b"")),
     "initial weights read for every checkpoint": (
         check_start_is_read_once,
-        lambda m: m.setattr(survey, "_weights_before", uncached),
+        lambda m: m.setattr(look, "weights_before", uncached),
     ),
     "names that are no text stop the table": (
         check_odd_names,
@@ -557,7 +558,7 @@ def unchanged(self: nn.Module, given: torch.Tensor) -> torch.Tensor:
 
 
 def uncached(path: str, trust_pickle: bool) -> object:
-    return survey.read_weights(path, trust_pickle=trust_pickle)
+    return look.read_weights(path, trust_pickle=trust_pickle)
 
 
 uncached.cache_clear = lambda: None

@@ -47,6 +47,7 @@ ROOMS = [
     "present",
     "track",
     "gap",
+    "survey",
     "generalization",
     "shift",
     "check",

@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, SPENDING, load, options, settings
+from hessdiag.cli.options import (
+    CACHE_FOLDER,
+    FACTORY,
+    MEASUREMENT,
+    OUTPUT,
+    PROBLEMS,
+    SAMPLES,
+    SPENDING,
+    load,
+    options,
+    settings,
+)
 from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.resolved import PRINT_CONFIG
 from hessdiag.cli.resolved import print_config as print_resolved
@@ -34,7 +45,7 @@ from hessdiag.sources.many import is_pattern
     help="Follow several checkpoints along training, in natural order of their names.",
 )
 @click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, to draw the line 2/ETA.")
-@options((PRINT_CONFIG,), OUTPUT)
+@options((PRINT_CONFIG, CACHE_FOLDER), OUTPUT)
 def analyze(
     *,
     recipe: Recipe,

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hessdiag.cli.options import cache_asked
 from hessdiag.cli.output import command_line, draw, say, sayer
 from hessdiag.cli.spelling import flagged_page
 from hessdiag.cli.stdout import message, reserve, result
 from hessdiag.errors import LoadError, UsageError
-from hessdiag.files import CACHE
+from hessdiag.files import CACHE, cache_folder
 from hessdiag.folders import write_together
 from hessdiag.formatting import clock, to_go
 from hessdiag.results import Store
@@ -54,7 +55,7 @@ def follow(
         raise UsageError(msg)
     files = checkpoints(patterns)
     reserve()
-    where = folder / KEPT if folder else CACHE
+    where = folder / KEPT if folder else cache_folder(cache_asked(), "track", CACHE)
     store = Store(folder=where, say=sayer(quiet=quiet), results=folder is not None)
     trajectory = _followed(files, load, asked, store, lr, quiet=quiet)
     show_trajectory(trajectory, folder, as_json=as_json, quiet=quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,35 +10,32 @@ import click
 
 from hessdiag.cli import stdout
 from hessdiag.cli.options import (
+    CACHE_FOLDER,
     FACTORY,
     OUTPUT,
     PAGE_FOLDER,
     PROBLEM,
     SAMPLES,
+    cache_asked,
     click_options,
     flags,
     options,
     settings,
 )
 from hessdiag.cli.output import draw, say
-from hessdiag.cli.progress import display
 from hessdiag.cli.spelling import flagged_page
-from hessdiag.cli.stdout import message, reserve
-from hessdiag.errors import MeasurementError, OutputError
-from hessdiag.files import CACHE
-from hessdiag.formatting import format_seconds
+from hessdiag.cli.surveying import measure_all, measure_part, require
+from hessdiag.errors import OutputError, UsageError
 from hessdiag.gap.settings import GapSettings
 from hessdiag.option import options_of
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import PAIRED
-from hessdiag.shown import csv_text, plain
+from hessdiag.shown import csv_text
 
 if TYPE_CHECKING:
-    from hessdiag.gap.record import CheckpointRecord
     from hessdiag.gap.report import GapReport
-    from hessdiag.gap.survey import Survey
+    from hessdiag.gap.sweep import Survey
 
-RECORDS = CACHE / "gap"
 OWNED = ("gap.html", "gap.csv", "gap.json")  # in the folder of -o
 
 MANY = (
@@ -79,12 +75,21 @@ WRITTEN = (
     click.option(
         "--jobs", type=int, default=1, show_default=True, help="Number of checkpoints to measure at the same time."
     ),
+)
+KEEPING = (
+    CACHE_FOLDER,
     click.option("--fresh", is_flag=True, help="Measure again, even if a result is kept."),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        help="Measure one of N parts of the files and write no report; auto: the part of a job of a Slurm array.",
+    ),
+    click.option("--only-kept", is_flag=True, help="Report what is kept, and measure nothing."),
 )
 
 
 @click.command(epilog=FACTORY)
-@options(MANY, SAMPLES, MEASURES, RANKING, WRITTEN, OUTPUT)
+@options(MANY, SAMPLES, MEASURES, RANKING, WRITTEN, KEEPING, OUTPUT)
 def gap(
     *,
     recipe: Recipe,
@@ -95,6 +100,7 @@ def gap(
     table: Path | None,
     folder: Path | None,
     jobs: int,
+    shard: str | None,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -106,7 +112,12 @@ def gap(
     What was measured is kept in .hessdiag/cache/gap: one more checkpoint costs one more measurement.
     """
     from hessdiag.files import require_place
+    from hessdiag.gap.shard import Shard
 
+    given = {"-o": folder, "--html": html, "--csv": table, "--json": as_json, "--only-kept": asked["only_kept"]}
+    part = None if shard is None else Shard.of(shard)
+    if part is not None:
+        _refuse_beside_shard(given)
     targets = _targets(folder, html, table)
     for target in targets.values():
         require_place(target)
@@ -116,7 +127,10 @@ def gap(
     from hessdiag.sources.many import checkpoints
 
     files = [(one.name, one.path) for one in checkpoints(patterns)]
-    records, failures = _measure(files, how, jobs, quiet=quiet or as_json, debug=debug)
+    if part is not None:
+        measure_part(files, how, part, jobs, quiet=quiet, debug=debug)
+        return
+    records, failures = measure_all(files, how, jobs, quiet=quiet or as_json, debug=debug)
     result = GapReport(
         records,
         failures,
@@ -136,47 +150,14 @@ def gap(
     if unwritten is not None:
         raise unwritten
     say([f"written: {', '.join(map(str, targets.values()))}"] if targets else [], quiet=quiet)
-    if failures:
-        names = plain(", ".join(failures))
-        msg = f"{len(failures)} of {len(files)} checkpoints could not be measured: {names}"
-        raise MeasurementError(msg)
+    require(files, failures)
 
 
-def _measure(
-    files: list[tuple[str, str]], how: Survey, jobs: int, *, quiet: bool, debug: bool
-) -> tuple[tuple[CheckpointRecord, ...], dict[str, str]]:
-    """Records in the order of the files, and why the others have none."""
-    from hessdiag.gap.survey import survey
-
-    records, failures, kept = {}, {}, 0
-    reserve()
-    with display(quiet=quiet) as report:
-        report(f"checkpoints: {files[0][0]}", 0, len(files))
-        found = survey(files, how, jobs=jobs, report=report, say=_once(quiet=quiet))
-        try:
-            with closing(found):
-                for number, one in enumerate(found, start=1):
-                    if one.record is None:
-                        failures[one.name] = one.reason
-                        if debug:
-                            message(one.traceback.rstrip(), lines=True)
-                    else:
-                        records[one.name] = one.record
-                        kept += not one.reason
-                    say([_progress(one, number, len(files))], quiet=quiet)
-                    say(_left(one, number, len(files), jobs), quiet=quiet)
-                    following = files[number][0] if number < len(files) and jobs == 1 else ""
-                    report(f"checkpoints: {following}", number, len(files))
-        except KeyboardInterrupt:
-            again = "the same command" + " without --fresh" * how.fresh
-            say([f"{kept} of {len(files)} are kept: {again} goes on from there"], quiet=quiet)
-            raise
-    if not records:
-        first = next(iter(failures.values()))
-        msg = f"none of {len(files)} checkpoints could be measured; the first: {first}"
-        raise MeasurementError(msg)
-    ordered = tuple(records[name] for name, _ in files if name in records)
-    return ordered, {name: failures[name] for name, _ in files if name in failures}
+def _refuse_beside_shard(given: dict[str, Any]) -> None:
+    wrong = next((flag for flag, value in given.items() if value), None)
+    if wrong is not None:
+        msg = f"--shard with {wrong}: a part writes records alone; the same command without --shard reports them"
+        raise UsageError(msg)
 
 
 def _targets(folder: Path | None, html: Path | None, table: Path | None) -> dict[str, Path]:
@@ -186,7 +167,8 @@ def _targets(folder: Path | None, html: Path | None, table: Path | None) -> dict
 
 def _survey(recipe: Recipe, jobs: int, asked: dict[str, Any]) -> Survey:
     from hessdiag.gap.examine import CURVATURE, Examination
-    from hessdiag.gap.survey import Survey
+    from hessdiag.gap.kept import records
+    from hessdiag.gap.sweep import Survey
 
     names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "method", "block")
     measured = {name: asked[name] for name in (*names, "rtol", "probes", "confidence")}
@@ -199,39 +181,11 @@ def _survey(recipe: Recipe, jobs: int, asked: dict[str, Any]) -> Survey:
         asked=examination,
         start=asked["start"],
         from_name=asked["meta_from"],
-        cache=RECORDS,
+        cache=records(cache_asked()),
         fresh=asked["fresh"],
+        only_kept=asked["only_kept"],
         threads=max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None,
     )
-
-
-def _once(*, quiet: bool) -> Any:
-    """Says the first line it is given: the forecast of the first checkpoint stands for all; None for nobody."""
-    if quiet:
-        return None
-    said: list[str] = []
-
-    def talk(line: str) -> None:
-        if not said:
-            said.append(line)
-            say([line], quiet=False)
-
-    return talk
-
-
-def _left(one: Any, number: int, total: int, jobs: int) -> list[str]:
-    """After the first: what the others will take, judged by it."""
-    if number != 1 or total == 1 or one.record is None or one.kept:
-        return []
-    seconds = one.record.seconds * (total - 1) / min(jobs, total - 1)
-    return [f"by this one the other {total - 1} take about {format_seconds(seconds)}"]
-
-
-def _progress(one: Any, number: int, total: int) -> str:
-    if one.record is None:
-        return plain(f"{number}/{total} {one.name}: {one.reason}")
-    how = "kept from before" if one.kept else f"{one.record.seconds:.1f} s"
-    return plain(f"{number}/{total} {one.name}: {how}" + (f"; {one.reason}" if one.reason else ""))
 
 
 def _write(result: GapReport, targets: dict[str, Path], folder: Path | None) -> OutputError | None:

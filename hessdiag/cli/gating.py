@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hessdiag.cli.options import click_options, load
+from hessdiag.cli.options import CACHE_FOLDER, cache_asked, click_options, load
 from hessdiag.cli.output import say, sayer
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import UsageError
-from hessdiag.files import CACHE
+from hessdiag.files import CACHE, cache_folder
 from hessdiag.sources.spec import parse_options
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ CONFIG = (
     *click_options(*RUN_FLAGS, instead="as configured"),
     click.option("--max-probes", type=int, metavar="N", help="Maximum probes when the first look cannot tell."),
     *click_options("confidence", instead="as configured"),
+    CACHE_FOLDER,
     click.option("--fresh", is_flag=True, help="Measure again, even if a result is kept."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
     click.option("--debug", is_flag=True, help="Show the traceback of a refusal."),
@@ -109,13 +110,13 @@ def subject_of(
     return Subject(
         built.problem,
         config.run,
-        cache=None if fresh else cache_folder(config),
+        cache=None if fresh else kept_in(config),
         report=report,
         say=sayer(quiet=quiet),
         about=(title or weights_file or config.recipe.name, built.weights.sha256 if built.weights else None),
     )
 
 
-def cache_folder(config: Config) -> Path:
-    """Where finished measurements are kept, beside the configuration."""
-    return config.file.resolve().parent / CACHE
+def kept_in(config: Config) -> Path:
+    """Where finished measurements are kept: as asked, or beside the configuration."""
+    return cache_folder(cache_asked(), "check", config.file.resolve().parent / CACHE)

@@ -11,7 +11,10 @@ from html import escape, unescape
 from typing import Any
 
 BESIDE = frozenset(
-    {"against_git", "fresh", "gap", "jobs", "lr", "meta_from", "one_run", "print_config", "reference"}
+    (
+        *("against_git", "cache", "fresh", "gap", "jobs", "lr", "meta_from", "one_run", "only_kept"),
+        *("print_config", "reference", "shard"),
+    )
 )
 """Options of verbs that no settings hold."""
 IN_TEXT = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")

@@ -24,6 +24,7 @@ from hessdiag.gap.performance import FLOOR, Examples, Performance, performance
 from hessdiag.gap.record import CheckpointRecord, Moved
 from hessdiag.gap.registry import Measure, Reading, registry
 from hessdiag.gap.settings import GapSettings
+from hessdiag.option import hint
 from hessdiag.problem import Problem, matching
 from hessdiag.results import QUANTITIES
 from hessdiag.samples import divide, draw
@@ -54,7 +55,8 @@ class Examination(GapSettings):
         globs = [glob.strip() for given in self.measures for glob in given.split(",") if glob.strip()] or ["*"]
         for glob in globs:
             if not matching(every, (glob.removeprefix("!"),)):
-                msg = f"`measures={glob.removeprefix('!')}`: no such measure; there are {', '.join(every)}"
+                wrong = glob.removeprefix("!")
+                msg = f"`measures={wrong}`: no such measure; {hint(wrong, tuple(every))}"
                 raise UsageError(msg)
         return {name: every[name] for name in matching(every, globs)}
 
@@ -86,6 +88,7 @@ def examine(
     start: Mapping[str, Tensor] | None = None,
     report: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    expect: Callable[[float], None] | None = None,
 ) -> CheckpointRecord:
     """Everything a report says of one checkpoint.
 
@@ -99,6 +102,7 @@ def examine(
         start: weights before training, by name.
         report: called with (stage, done, total).
         say: takes one line, what it will cost, before it begins.
+        expect: takes the seconds that the analysis will take, before it begins; costs a product or two.
 
     Raises:
         UsageError: a split is missing.
@@ -110,6 +114,8 @@ def examine(
     if say is not None:
         more = "the measures" + " and the guard" * asked.guard
         say(f"{about.name}: {measurement.forecast()} for its curvature alone; {more} often take over 5 times that")
+    if expect is not None and not measurement.checked.texts("fault"):
+        expect(measurement.foreseen.seconds)
     analysis = measurement.run(progress=report)
     operator = measurement.operator
     checkpoint = Checkpoint(

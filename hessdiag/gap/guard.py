@@ -13,6 +13,7 @@ from typing import Any
 from hessdiag.analysis import Measurement
 from hessdiag.errors import HessdiagError, Refused, one_line
 from hessdiag.gap.checkpoint import Checkpoint
+from hessdiag.gap.failed import refused
 from hessdiag.gap.registry import MAXIMA, Measure, Reading
 from hessdiag.gap.rescaling import ALPHA, Rescaling, rescaled
 from hessdiag.problem import Problem
@@ -79,7 +80,8 @@ def guard(
     try:
         twin = (again or remade)(found.problem, checkpoint)
     except HessdiagError as error:
-        return Guarded(Refused(f"the rescaled network could not be measured: {one_line(error, 200)}"), {})
+        reason = f"the rescaled network could not be measured: {one_line(error, 200)}"
+        return Guarded(Refused(reason, refused(error).code), {})
     known = readings or {}
     compared = {}
     for name, one in measures.items():
@@ -153,8 +155,11 @@ def settings_of(checkpoint: Checkpoint) -> Settings:
 
 
 def attempted(one: Measure, checkpoint: Checkpoint) -> Reading | Refused:
-    """The measure, or the one line of its refusal."""
+    """The measure, or the one line of its refusal with its code."""
     try:
-        return one(checkpoint)
+        found = one(checkpoint)
     except HessdiagError as error:
-        return Refused(one_line(error))
+        return refused(error)
+    if isinstance(found, Refused) and not found.code:
+        return replace(found, code="does_not_apply")
+    return found

@@ -85,7 +85,7 @@ def gap_page(report: GapReport, command: str = "") -> str:
         definitions=definitions,
         linked={one.name for one in definitions if one.name.isidentifier()},
         meanings=meanings(["generalization_gap", "tau", "moved", *families, "flatter_is_not_better"]),
-        failures=[(plain(name), plain(reason)) for name, reason in report.failures.items()],
+        failures=[(plain(name), plain(str(reason))) for name, reason in report.failures.items()],
         command=plain(command),
         csv=data_address(csv) if len(csv) <= MOST_CSV else "",
         csv_name=RESULT_CSV,

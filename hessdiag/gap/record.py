@@ -119,7 +119,7 @@ class CheckpointRecord:
 
 def _reading_out(one: Reading | Refused) -> dict[str, Any]:
     if isinstance(one, Refused):
-        return {"reason": one.reason}
+        return {"reason": one.reason, "code": one.code} if one.code else {"reason": one.reason}
     hi = one.hi if math.isfinite(one.hi) else None
     more = {name: value for name, value in one.more.items() if math.isfinite(value)}
     return {"value": one.value, "lo": one.lo, "hi": hi, "kind": one.kind, "note": one.note, "more": more}
@@ -127,7 +127,7 @@ def _reading_out(one: Reading | Refused) -> dict[str, Any]:
 
 def _reading_in(plain: Mapping[str, Any]) -> Reading | Refused:
     if "reason" in plain:
-        return Refused(str(plain["reason"]))
+        return Refused(str(plain["reason"]), str(plain.get("code", "")))
     hi = math.inf if plain["hi"] is None else plain["hi"]
     return Reading(plain["value"], plain["lo"], hi, plain["kind"], plain["note"], plain["more"])
 

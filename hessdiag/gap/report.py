@@ -29,7 +29,7 @@ OUTCOMES = frozenset(
     )
 )
 """Entries of checkpoints that are no hyper-parameters: where a run stood, and what came of it."""
-COLUMNS = ("checkpoint", "kind", "name", "value", "lo", "hi", "how", "note", "rescaled", "guard")
+COLUMNS = ("checkpoint", "kind", "name", "value", "lo", "hi", "how", "note", "rescaled", "guard", "code")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GapReport:
 
     Attributes:
         records: those that were measured, in the order given.
-        failures: by checkpoint, why it could not be measured.
+        failures: by checkpoint, why it could not be measured; a `Refused` says it with its code.
         gap: which gap measures are ranked against: "error", "loss", or None: error where there are classes.
         group_by: hyper-parameters to group by; None: all that vary.
         confidence: of the rank statistics.
@@ -47,7 +47,7 @@ class GapReport:
     """
 
     records: tuple[CheckpointRecord, ...]
-    failures: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[str, str | Refused] = field(default_factory=dict)
     gap: GapKind | None = None
     group_by: Sequence[str] | None = None
     confidence: float = 0.95
@@ -127,7 +127,8 @@ class GapReport:
             "schema": SCHEMA,
             "gap": self.gap_kind,
             "records": [record.to_dict() for record in self.records],
-            "failures": dict(self.failures),
+            "failures": {name: str(why) for name, why in self.failures.items()},
+            "codes": {name: _code(why) for name, why in self.failures.items()},
             "ranks": as_json(self.ranks),
             "caveats": list(self.caveats),
         }
@@ -155,11 +156,16 @@ class GapReport:
                 beside = (moved.after, moved.verdict) if moved else (None, "")
                 if isinstance(one, Reading):
                     hi = one.hi if math.isfinite(one.hi) else None
-                    yield (record.name, "measure", name, one.value, one.lo, hi, one.kind, one.note, *beside)
+                    yield (record.name, "measure", name, one.value, one.lo, hi, one.kind, one.note, *beside, "")
                 else:
-                    yield (record.name, "measure", name, None, None, None, "refused", one.reason, *beside)
-        for name, reason in self.failures.items():
-            yield (name, "failure", "", None, None, None, "failed", reason, None, "")
+                    empty = (None, None, None)
+                    yield (record.name, "measure", name, *empty, "refused", one.reason, *beside, one.code)
+        for name, why in self.failures.items():
+            yield (name, "failure", "", None, None, None, "failed", str(why), None, "", _code(why))
+
+
+def _code(why: str | Refused) -> str:
+    return why.code if isinstance(why, Refused) else ""
 
 
 def _column(cells: Sequence[Score | Reading | Refused | None]) -> Readings:
@@ -172,7 +178,7 @@ def _column(cells: Sequence[Score | Reading | Refused | None]) -> Readings:
 
 def _score(checkpoint: str, kind: str, name: str, one: Score) -> tuple[Any, ...]:
     how = one.method if one.value is not None else "refused"
-    return (checkpoint, kind, name, one.value, one.lo, one.hi, how, one.reason, None, "")
+    return (checkpoint, kind, name, one.value, one.lo, one.hi, how, one.reason, None, "", "")
 
 
 def _encodable(cell: Any) -> Any:

@@ -2,92 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import traceback
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from pathlib import Path
-
-import torch
+from dataclasses import replace
 
 from hessdiag.analysis.measurement import Progress
-from hessdiag.errors import HessdiagError, UsageError, one_line
+from hessdiag.errors import UsageError, one_line
 from hessdiag.files import keep
-from hessdiag.gap import kept
-from hessdiag.gap.examine import About, Examination, examine
+from hessdiag.gap import claims
+from hessdiag.gap.look import Say, forget, look
 from hessdiag.gap.processes import side_by_side
-from hessdiag.gap.record import CheckpointRecord
-from hessdiag.schemes.assemble import build
-from hessdiag.schemes.recipe import Recipe
-from hessdiag.sources.facts import from_path, sidecar
-from hessdiag.sources.spec import split_key
-from hessdiag.sources.weights import Weights, read_weights
+from hessdiag.gap.sweep import Finding, Shared, Survey
 
-Say = Callable[[str], None]
 NOT_FINITE = "not finite"  # in the reason of a mean over numbers that are none
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What is done with every file; picklable, so that processes can share it.
-
-    Attributes:
-        recipe: of the problem.
-        asked: the examination.
-        start: file of the weights before training.
-        from_name: regular expression with named groups, hyper-parameters out of the file's path.
-        cache: folder of records; None keeps none.
-        fresh: measure again what the cache has, and replace it.
-        threads: per process.
-    """
-
-    recipe: Recipe
-    asked: Examination = field(default_factory=Examination)
-    start: str | None = None
-    from_name: str | None = None
-    cache: Path | None = None
-    fresh: bool = False
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a pattern that is none.
-
-        Raises:
-            UsageError: the regular expression is wrong or names no group, or there is no such measure.
-        """
-        self.asked.chosen()
-        if self.from_name is not None:
-            try:
-                groups = re.compile(self.from_name).groupindex
-            except re.error as error:
-                msg = f"`meta_from={self.from_name!r}` is no regular expression ({error}): write lr(?P<lr>[0-9.]+)"
-                raise UsageError(msg) from error
-            if not groups:
-                msg = f"`meta_from={self.from_name!r}`: names nothing; write groups as (?P<lr>[0-9.]+)"
-                raise UsageError(msg)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one file.
-
-    Attributes:
-        name: of the checkpoint.
-        record: None if it failed.
-        reason: why it failed, or why its record is not kept for a next time; one line.
-        kept: whether the record was there already.
-        cache: file that the record belongs into; None where it is not to be written.
-        traceback: of what it failed by; it comes from another process as text only.
-    """
-
-    name: str
-    record: CheckpointRecord | None
-    reason: str = ""
-    kept: bool = False
-    cache: Path | None = None
-    traceback: str = ""
+POLL = 1.0  # seconds between looks at what another process measures
 
 
 def survey(
@@ -102,7 +31,8 @@ def survey(
 
     A file that cannot be measured is a finding, not an end. Records are kept under ``how.cache`` when they are
     done, by everything they depend on, so that an interrupted survey goes on where it was, and one more file costs
-    one more examination. Closing the iterator ends its processes.
+    one more examination. A file that another process measures comes last, when that is done or has ended. Closing
+    the iterator ends its processes.
 
     Args:
         files: (name, path) of each, ``path::entry`` included.
@@ -117,21 +47,28 @@ def survey(
     if jobs < 1:
         msg = f"`jobs={jobs}`: at least 1 is needed"
         raise UsageError(msg)
-    alone = jobs == 1 or len(files) == 1
+    alone = jobs == 1 or len(files) == 1 or how.only_kept
     findings = _in_turn(files, how, report, say) if alone else _in_processes(files, how, jobs)
+    paths, waiting = dict(files), list[Finding]()
     try:
         with closing(findings):
             for one in findings:
-                yield _settled(one, how)
+                if one.waits:
+                    waiting.append(one)
+                else:
+                    yield settled(one, how)
+        for one in waiting:
+            yield settled(_awaited(one, paths[one.name], how, report, say), how)
     finally:
-        _weights_before.cache_clear()
+        forget()
 
 
 def _in_turn(
     files: Sequence[tuple[str, str]], how: Survey, report: Progress | None, say: Say | None
 ) -> Generator[Finding, None, None]:
+    shared = Shared()
     for name, path in files:
-        yield look(name, path, how, report, say)
+        yield look(name, path, how, report, say, shared)
 
 
 def _in_processes(files: Sequence[tuple[str, str]], how: Survey, jobs: int) -> Generator[Finding, None, None]:
@@ -140,63 +77,43 @@ def _in_processes(files: Sequence[tuple[str, str]], how: Survey, jobs: int) -> G
         if isinstance(found, Finding):
             yield found
         else:  # a process that died takes the others with it
-            yield Finding(name, None, f"its process ended ({one_line(found, 120)}): take `jobs=1`")
+            reason = f"its process ended ({one_line(found, 120)}): take `jobs=1`"
+            yield Finding(name, None, reason, code="process_ended")
 
 
-def look(name: str, path: str, how: Survey, report: Progress | None = None, say: Say | None = None) -> Finding:
-    """Examine one file, or take its record from the cache; nothing is written."""
-    if how.threads is not None:
-        torch.set_num_threads(how.threads)
-    try:
-        return _look(name, path, how, report, say)
-    except (Exception, SystemExit) as error:  # the user's model and data can raise anything
-        return Finding(name, None, _why(error), traceback=traceback.format_exc())
+def _awaited(one: Finding, path: str, how: Survey, report: Progress | None, say: Say | None) -> Finding:
+    """The file's record as another process makes it; measured here, where that ends without one."""
+    while one.waits and one.cache is not None:
+        while (who := claims.holder(one.cache)) and not one.cache.exists():
+            if report is not None:
+                report(f"{one.name}: waiting for {who}", 0, 1)
+            time.sleep(POLL)
+        one = look(one.name, path, how, report, say)
+    return one
 
 
-def _why(error: BaseException) -> str:
-    if isinstance(error, HessdiagError):
-        return one_line(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return f"out of memory ({one_line(error, 120)}): take fewer `samples`"
-    return f"unexpected {type(error).__name__}: {one_line(error, 200)}"
+def settled(one: Finding, how: Survey) -> Finding:
+    """The finding with its record kept; a checkpoint whose loss is no number where it is judged has failed.
 
+    To be called once with what `look` gave, by any process: a record is written whole, and replaces one of the
+    same key.
 
-def _look(name: str, path: str, how: Survey, report: Progress | None, say: Say | None) -> Finding:
-    built = build(how.recipe, path)
-    weights = built.weights
-    sha256 = weights.sha256 if weights else kept.digest(path)
-    of_file = weights.facts if weights else {}
-    facts = {**of_file, **sidecar(path), **from_path(path, how.from_name)}
-    start = _weights_before(how.start, how.recipe.trust_pickle) if how.start else None
-    file = how.cache / f"{_key(sha256, path, how, start)}.json" if how.cache else None
-    known = kept.read(file, built.problem, how.asked) if file is not None and not how.fresh else None
-    if known is not None:
-        now = replace(known, name=name, file=path, meta={**facts, **built.problem.meta})
-        return Finding(name, now, kept=True)
-    about = About(name=name, file=path, sha256=sha256, facts=facts, notes=built.notes)
-    before = start.state if start else None
-    record = examine(built.problem, how.asked, about, start=before, report=report, say=say)
-    return Finding(name, record, cache=file)
+    Args:
+        one: what `look` gave.
+        how: it was done.
 
-
-@lru_cache(maxsize=1)
-def _weights_before(path: str, trust_pickle: bool) -> Weights:
-    """The weights before training: the same for every checkpoint of a survey, and as large as each."""
-    return read_weights(path, trust_pickle=trust_pickle)
-
-
-def _key(sha256: str, path: str, how: Survey, start: Weights | None) -> str:
-    before = (start.sha256 + start.key) if start else ""
-    return kept.key(sha256, split_key(path)[1], how.recipe.identity(), before, asked=how.asked)
-
-
-def _settled(one: Finding, how: Survey) -> Finding:
-    """The finding with its record kept; a checkpoint whose loss is no number where it is judged has failed."""
+    >>> from hessdiag.survey import Finding, Recipe, Survey, settled
+    >>> how = Survey(recipe=Recipe(factory="hessdiag.sources.digits:problem"))
+    >>> settled(Finding("last", None, "no such file"), how).reason
+    'no such file'
+    """
     note = ""
     if one.record is not None and one.cache is not None:
-        note = keep(one.cache, one.record.to_json())
+        note = keep(one.cache, one.record.to_json(), how.cache)
+        claims.release(one.cache, one.claim)
     for split in one.record.performance.splits if one.record is not None else ():
         if split.split in (how.asked.settings.split, how.asked.test) and NOT_FINITE in split.loss.reason:
             reason = f"{split.loss.reason.removeprefix('cannot tell: ')} in loss on {split.split!r}"
-            return Finding(one.name, None, f"{reason}: look for overflow or log(0); try `dtype='float64'`")
+            way_out = "look for overflow or log(0); try `dtype='float64'`"
+            return Finding(one.name, None, f"{reason}: {way_out}", code="not_finite")
     return replace(one, reason=note or one.reason)

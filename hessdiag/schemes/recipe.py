@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hessdiag.errors import LoadError, UsageError
-from hessdiag.hashing import sha256
+from hessdiag.hashing import of_file
 from hessdiag.schemes.address import Address, parse_address, split_of
 from hessdiag.schemes.known import examples
-from hessdiag.sources.spec import exists, split_key, split_spec
+from hessdiag.sources.spec import exists, pathless, split_key, split_spec
 
 BY_NAME = ("data", "loss", "adapter", "use_ema", "allow_download", "trust_remote_code")
 
@@ -89,10 +89,20 @@ class Recipe:
         return {"problem" if name == "factory" else name: value for name, value in given.items()}
 
     def identity(self) -> str:
-        """What a kept result depends on besides the checkpoint and the samples: JSON text."""
+        """What a kept result depends on besides the checkpoint, the samples and the model's code: JSON text.
+
+        Files and folders stand there by their own names: the way to them, as the current folder, is another on
+        every machine. What is in them shows in the samples and in the code.
+        """
+        from hessdiag.sources.code import source_of
+
+        named = {name: pathless(value) for name, value in self.keys().items() if name != "app_dir"}
+        if self.model is not None:
+            named["model"] = _named(self.model_address)
+            named["data"] = {str(split): _named(one) for split, one in self.data_addresses.items()}
         where = (self.factory or self.model_address.place).rpartition(":")[0]
-        code = sha256(Path(where).read_bytes()).hexdigest() if where.endswith(".py") and exists(where) else ""
-        return json.dumps([self.keys(), code], sort_keys=True, default=str)
+        file = source_of(where, self.app_dir) if where else None
+        return json.dumps([named, of_file(file) if file else ""], sort_keys=True, default=str)
 
     @property
     def model_address(self) -> Address:
@@ -183,3 +193,7 @@ class Recipe:
                 msg + f"`model={'timm:' + factory!r}`: allowed: {', '.join(examples('models').values())}"
             )
         split_spec(factory)
+
+
+def _named(address: Address) -> list[Any]:
+    return [address.scheme, pathless(address.place), pathless(address.options)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hessdiag.errors import LoadError, NonFiniteError
+from hessdiag.errors import LoadError, MisfitError, NonFiniteError
 from hessdiag.sources.adapters import ADVICE, is_adapter
 from hessdiag.sources.extra import carried, is_extra
 from hessdiag.sources.spelling import COUNTER, Speller, is_counter, is_scalar
@@ -59,7 +59,7 @@ def fit(
     unexpected, shapes = [name for name in names if name not in target], speller.misshapen(names)
     if missing or unexpected or shapes:
         cause = _cause(target, names, missing, shapes, unexpected, speller)
-        raise LoadError(_mismatch(file, target, names, missing, unexpected, shapes, cause))
+        raise MisfitError(_mismatch(file, target, names, missing, unexpected, shapes, cause))
     prepared = {name: _cast(name, tensor, target[name], file) for name, tensor in names.items()}
     _refuse_untied(target, prepared, file)
     casts = [name for name in names if prepared[name].dtype != names[name].dtype]

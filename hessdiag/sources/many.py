@@ -44,6 +44,12 @@ def checkpoints(patterns: Sequence[str]) -> tuple[CheckpointFile, ...]:
     return tuple(map(CheckpointFile, found, _names(list(found))))
 
 
+def place_of(spec: str) -> bytes:
+    """Where a checkpoint lies, ``::KEY`` included: the same from every folder, whatever way leads to it."""
+    file, key = split_key(spec)
+    return os.fsencode(os.path.realpath(file) + (f"::{key}" if key else ""))
+
+
 def natural(text: str) -> tuple[tuple[tuple[float, ...], str], ...]:
     """A key that sorts the numbers inside a text by their size.
 

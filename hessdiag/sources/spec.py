@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,22 @@ def exists(path: str | Path) -> bool:
         return Path(path).exists()
     except OSError:
         return False
+
+
+def pathless(value: Any) -> Any:
+    """A value of an option with every path cut to its last part, also inside lists and dicts.
+
+    >>> pathless({"file": "/data/2026/train.csv", "width": 4, "more": ["a/b/", "c"]})
+    {'file': 'train.csv', 'width': 4, 'more': ['b', 'c']}
+    """
+    if isinstance(value, Mapping):
+        return {name: pathless(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [pathless(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    last = value.replace(os.sep, "/").rstrip("/").rpartition("/")[2]
+    return os.path.basename(os.path.abspath(value)) if last in (".", "..") else last  # noqa: PTH100, PTH119  (links)
 
 
 @contextmanager
