@@ -16,7 +16,7 @@ from importlib.resources import files
 from hessdiag.errors import UsageError
 
 INDEX = "index.md"
-SECTIONED = ("measures.md", "warnings.md")
+SECTIONED = ("measures.md", "warnings.md", "codes.md")
 """Pages whose headings are names to ask for."""
 ENTRY = re.compile(r"^- \[(?P<name>[^\]]+)\]\((?P<file>[\w.-]+\.md)\): (?P<summary>.+)$")
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([\w./#-]+)\)")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from hessdiag.cli.keeping import CACHE_FOLDER
 from hessdiag.cli.options import (
-    CACHE_FOLDER,
     FACTORY,
     MEASUREMENT,
     OUTPUT,

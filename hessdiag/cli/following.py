@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hessdiag.cli.options import cache_asked
+from hessdiag.cli.keeping import cache_asked
 from hessdiag.cli.output import command_line, draw, say, sayer
 from hessdiag.cli.spelling import flagged_page
 from hessdiag.cli.stdout import message, reserve, result

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli import stdout
+from hessdiag.cli.keeping import CACHE_FOLDER, cache_asked
 from hessdiag.cli.options import (
-    CACHE_FOLDER,
     FACTORY,
     OUTPUT,
     PAGE_FOLDER,
     PROBLEM,
     SAMPLES,
-    cache_asked,
     click_options,
     flags,
     options,

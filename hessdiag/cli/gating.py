@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hessdiag.cli.options import CACHE_FOLDER, cache_asked, click_options, load
+from hessdiag.cli.keeping import CACHE_FOLDER, cache_asked
+from hessdiag.cli.options import click_options, load
 from hessdiag.cli.output import say, sayer
 from hessdiag.cli.stdout import reserve
 from hessdiag.errors import UsageError

@@ -35,9 +35,8 @@ def measure_all(
     found = _found(files, how, jobs, quiet=quiet, debug=debug, line=lambda text: say([text], quiet=quiet))
     records = {one.name: one.record for one in found if one.record is not None}
     failures = {one.name: Refused(one.reason, one.code) for one in found if one.record is None}
-    if not records and how.only_kept:
-        raise not_kept(failures, files)
     if not records:
+        _refuse_missing(files, failures)
         first = next(iter(failures.values()))
         msg = f"none of {len(files)} checkpoints could be measured; the first: {first}"
         raise MeasurementError(msg)
@@ -71,24 +70,21 @@ def require(files: Files, failures: dict[str, Refused]) -> None:
         MeasurementError: a checkpoint could not be measured.
         NoVerdictError: nothing was to be measured, and a record is missing.
     """
-    if any(why.code == NOT_KEPT for why in failures.values()):
-        raise not_kept(failures, files)
+    _refuse_missing(files, failures)
     if failures:
         names = plain(", ".join(failures))
         msg = f"{len(failures)} of {len(files)} checkpoints could not be measured: {names}"
         raise MeasurementError(msg)
 
 
-def not_kept(failures: dict[str, Refused], files: Files) -> NoVerdictError:
-    """What says which records are missing."""
-    missing = [name for name, _ in files if name in failures]
-    names = plain(", ".join(missing))
-    error = NoVerdictError(
-        f"{len(missing)} of {len(files)} checkpoints have no record: {names}; without `only_kept` "
-        "the same command measures them"
-    )
-    error.page = PAGE
-    return error
+def _refuse_missing(files: Files, failures: dict[str, Refused]) -> None:
+    """List the records that are missing where nothing was to be measured."""
+    missing = [name for name, _ in files if name in failures and failures[name].code == NOT_KEPT]
+    if missing:
+        msg = f"{len(missing)} of {len(files)} checkpoints have no record: {plain(', '.join(missing))}"
+        error = NoVerdictError(f"{msg}; without `only_kept` the same command measures them")
+        error.page = PAGE
+        raise error
 
 
 def _found(

@@ -1,8 +1,8 @@
 """Claims: which records are being made, so that two processes that share a cache do not measure one file twice.
 
-A claim is a file beside the place of its record, made exclusively, with host, process and time. It only saves work:
-exclusive creation and clocks are weak on network file systems, and nothing goes wrong where two processes make one
-record, because each is written whole and the later rename wins.
+A claim is a file beside the place of its record, made exclusively, with host, process and time. It only saves
+work: exclusive creation and clocks are weak on network file systems. Where two processes make one record nothing
+goes wrong, because each is written whole and the later rename wins.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ from hessdiag.gap.performance import FLOOR, Examples, Performance, performance
 from hessdiag.gap.record import CheckpointRecord, Moved
 from hessdiag.gap.registry import Measure, Reading, registry
 from hessdiag.gap.settings import GapSettings
-from hessdiag.option import hint
+from hessdiag.option import hint, options_of
 from hessdiag.problem import Problem, matching
 from hessdiag.results import QUANTITIES
 from hessdiag.samples import divide, draw
-from hessdiag.settings import Settings
+from hessdiag.settings import PAIRED, Settings
 
 CURVATURE = tuple(name for name in QUANTITIES if name not in ("density", "negative_mass"))
 
@@ -42,8 +42,27 @@ class Examination(GapSettings):
         floor: training loss that counts as reached.
     """
 
-    settings: Settings = field(default_factory=lambda: Settings(quantities=CURVATURE))
+    settings: Settings = field(default_factory=lambda: Settings(quantities=CURVATURE, **PAIRED))
     floor: float = FLOOR
+
+    @classmethod
+    def of(cls, **options: Any) -> Examination:
+        """What ``hessdiag gap`` asks for with these options, the others at its defaults.
+
+        Args:
+            **options: fields of `GapSettings` and of `hessdiag.Settings`.
+
+        Raises:
+            OptionError: an unknown value, or one out of range.
+            TypeError: an unknown name.
+
+        >>> from hessdiag.survey import Examination
+        >>> asked = Examination.of(measures=("trace",), samples=256)
+        >>> asked.settings.samples, asked.settings.probes, asked.guard
+        (256, 32, True)
+        """
+        own = {name: options.pop(name) for name in options_of(GapSettings) if name in options}
+        return cls(settings=Settings(**{"quantities": CURVATURE, **PAIRED, **options}), **own)
 
     def chosen(self) -> dict[str, Measure]:
         """The measures asked for.
@@ -118,15 +137,8 @@ def examine(
         expect(measurement.foreseen.seconds)
     analysis = measurement.run(progress=report)
     operator = measurement.operator
-    checkpoint = Checkpoint(
-        operator.problem,
-        measurement.samples,
-        operator,
-        analysis=analysis,
-        start=start,
-        facts=about.facts,
-        seed=asked.settings.seed,
-    )
+    known: dict[str, Any] = {"analysis": analysis, "start": start, "facts": about.facts}
+    checkpoint = Checkpoint(operator.problem, measurement.samples, operator, seed=asked.settings.seed, **known)
     readings = {}
     for index, (key, one) in enumerate(measures.items()):
         watch(f"measures: {key}", index, len(measures))

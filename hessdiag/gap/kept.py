@@ -79,7 +79,8 @@ def key(*parts: Any, asked: Examination) -> str:
         asked: the examination.
     """
     made_by = (SCHEMA, NUMBERS, version(), torch.__version__.partition("+")[0])
-    how = asdict(replace(asked, settings=replace(asked.settings, device=None)))
+    # measures by their names, however they were asked for
+    how = asdict(replace(asked, measures=("*",), settings=replace(asked.settings, device=None)))
     return hashing.key(*made_by, sorted(asked.chosen()), how, *parts)
 
 
@@ -99,11 +100,10 @@ def content(problem: Problem, asked: Examination, *, tensors: bool = False) -> s
         HessdiagError: the examples cannot be drawn.
     """
     s, model = asked.settings, problem.bare_model()
-    seen = {"measured": sample_set(problem, s).digest}
+    drawn = [sample_set(problem, s)]
     for split, source in problem.data.items():
-        seen[f"judged {split}"] = draw(
-            source, split=split, samples=asked.evaluate, seed=s.seed, batch_size=s.batch_size
-        ).digest
+        drawn.append(draw(source, split=split, samples=asked.evaluate, seed=s.seed, batch_size=s.batch_size))
+    seen = [(one.split, one.digest, one.examples, one.available) for one in drawn]
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     layout = [(name, str(one.dtype), _shape(one), one.requires_grad) for name, one in state.items()]
     form = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))

@@ -17,7 +17,11 @@ class GapSettings:
     """What is asked of every checkpoint, but for its curvature."""
 
     measures: Sequence[str] = option(
-        ("*",), help="Measures to compute. !GLOB leaves measures out.", metavar="GLOB", instead="all", many=True
+        ("*",),
+        help="Measures to compute, with commas or one by one. !GLOB leaves measures out.",
+        metavar="GLOB,GLOB",
+        instead="all",
+        many=True,
     )
     guard: bool = option(True, help="Measure again after rescaling the layers.")
     test: str = option("test", help="Split that generalization is judged on.")

@@ -89,6 +89,8 @@ def _awaited(one: Finding, path: str, how: Survey, report: Progress | None, say:
                 report(f"{one.name}: waiting for {who}", 0, 1)
             time.sleep(POLL)
         one = look(one.name, path, how, report, say)
+        if one.waits:  # there is a record, and it is another problem's
+            time.sleep(POLL)
     return one
 
 

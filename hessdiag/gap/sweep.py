@@ -51,7 +51,8 @@ class Survey:
         if self.cache is not None:
             object.__setattr__(self, "cache", Path(self.cache))
         if self.only_kept and (self.fresh or self.cache is None):
-            msg = "`only_kept=True` takes what is kept, and measures nothing: leave out `fresh`, and give `cache`"
+            wrong = "`fresh=True`: leave one of them out" if self.fresh else "no `cache`: give a folder of records"
+            msg = f"`only_kept=True` with {wrong}"
             raise UsageError(msg)
         if self.from_name is not None:
             try:
