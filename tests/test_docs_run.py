@@ -37,7 +37,7 @@ PACKAGE = Path(hessdiag.__file__).parent
 DOCS = PACKAGE / "docs"
 FILES = sorted(DOCS.glob("*.md"))
 BLOCK = re.compile(r"^```(?P<language>\w+)(?P<exact> exact)?\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
-KNOWN = {"console", "python", "toml", "yaml"}
+KNOWN = {"console", "python", "toml", "yaml", "bash"}
 WORD = re.compile(r"[A-Za-z_]{3,}")
 FIXTURE = "def test_"  # a block that pytest would collect: its fixture is tested in test_pytest_fixture_gates
 RENAMED = {"gradient": "gradient of the loss"}  # the name of a number, too
@@ -97,6 +97,8 @@ def run_page(text, folder, demo=None):
             (folder / "pyproject.toml").unlink()
         elif language == "yaml":
             assert yaml.safe_load(body)
+        elif language == "bash":  # for a cluster: its grammar only
+            subprocess.run(["bash", "-n"], input=body, text=True, check=True)
         elif file and FIXTURE not in body:
             (folder / file[1]).write_text(body)
         elif language == "python":

@@ -170,7 +170,8 @@ def _survey(recipe: Recipe, jobs: int, asked: dict[str, Any]) -> Survey:
     from hessdiag.gap.sweep import Survey
 
     names = ("samples", "batch_size", "seed", "split", "params", "operator", "dtype", "device", "method", "block")
-    measured = {name: asked[name] for name in (*names, "rtol", "probes", "confidence")}
+    more = ("second_opinion", "rtol", "probes", "confidence")
+    measured = {name: asked[name] for name in (*names, *more)}
     measured |= {"quantities": CURVATURE}
     given = {name: asked[name] for name in options_of(GapSettings) if asked[name] != ()}
     with flags():
