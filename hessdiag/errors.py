@@ -25,6 +25,7 @@ CODES = (
     "no_verdict",
     "not_written",
     "not_kept",
+    "claimed",
     "process_ended",
     "unexpected",
 )

@@ -7,10 +7,12 @@ as `sbatch --array` sets them.
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from hessdiag import errors, files, pages
 from hessdiag.errors import UsageError
 from hessdiag.gap import claims, failed, kept, look, shard
 from hessdiag.gap import survey as surveys
+from hessdiag.gap.registry import built_in
 from hessdiag.gap.shard import Shard
 from hessdiag.schemes import recipe as recipes
 from hessdiag.schemes.assemble import build
@@ -298,8 +301,11 @@ def how_of(factory: str = "problem.py:small", asked: Examination | None = None, 
 
 def name_of(how: Survey, path: str = "a.pt") -> str:
     built = build(how.recipe, path)
-    file, note = look._place(built, path, built.weights.sha256, how, None, look.Shared())
-    assert file is not None, note
+    content, note = look._content(built, how, look.Shared())
+    assert content is not None, note
+    facts = look._facts(path, how, built.weights)
+    file = look._file(path, how, None, built.weights.sha256, content, facts, built.problem.meta)
+    assert file is not None
     return file.name
 
 
@@ -344,6 +350,38 @@ def check_key(project: Path) -> None:
     save(project / "b.pt", 5)
     names["other weights"] = name_of(how_of(), "b.pt")
     assert len(set(names.values())) == len(names), names
+
+
+def check_hyperparameters(project: Path) -> None:
+    """What moves no number moves no name; a learning rate moves that of the measure that reads it."""
+    edge = Examination.of(measures=("edge_of_stability",), guard=False, samples=20)
+    told = {lr: json.dumps({"lr": lr, "note": lr}) for lr in (0.1, 0.2)}
+    names: dict[str, set[str]] = {"plain": set(), "edge": set()}
+    for text in told.values():
+        (project / "a.json").write_text(text)
+        names["plain"].add(name_of(how_of()))
+        names["edge"].add(name_of(how_of(asked=edge)))
+    (project / "a.json").unlink()
+    assert {what: len(found) for what, found in names.items()} == {"plain": 1, "edge": 2}
+    read = {
+        name
+        for name, one in built_in().items()
+        if re.search(r"checkpoint\.(meta|facts)|problem\.meta", inspect.getsource(one.function))
+    }
+    assert read == set(kept.OF_THE_RUN)
+
+
+def test_a_learning_rate_counts_where_a_measure_reads_it(project: Path) -> None:
+    check_hyperparameters(project)
+
+
+def test_named_models_and_data_have_no_paths(tmp_path: Path) -> None:
+    names = [
+        Recipe(model=f"hf:{way}gpt", data=(f"train=text:{way}a.txt", f"test=text:{way}b.txt?tokens=8")).identity()
+        for way in ("", "models/", f"{tmp_path}/")
+    ]
+    assert len(set(names)) == 1
+    assert Recipe(model="hf:gpt", data=("text:b.txt",)).identity() not in names
 
 
 def test_a_record_has_one_name_from_everywhere_and_another_for_anything_else(project: Path) -> None:
@@ -515,7 +553,8 @@ def check_waits(project: Path) -> None:
     record.unlink()
     save(project / "b.pt", 1)
     claim_of(record)
-    assert look.look("a", "a.pt", how).waits
+    found = look.look("a", "a.pt", how)
+    assert (found.waits, found.code, found.reason) == (True, "claimed", "process 1 on elsewhere measures it now")
 
     def finish() -> None:
         record.write_text(text)
@@ -641,6 +680,14 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], Callable[[pytest.MonkeyPatch]
     "the name has no data": (check_key, lambda m: m.setattr(kept, "draw", lambda source, **_: Nothing())),
     "the name has no code": (check_key, lambda m: m.setattr(kept, "digests_of", lambda _: [])),
     "the name has the measures as they were typed": (check_key, lambda m: m.setattr(kept, "replace", as_typed)),
+    "a learning rate does not count": (
+        check_hyperparameters,
+        lambda m: m.setattr(kept, "of_the_run", lambda *_: []),
+    ),
+    "every fact counts": (
+        check_hyperparameters,
+        lambda m: m.setattr(kept, "of_the_run", lambda facts, meta, asked: [facts, meta]),
+    ),
     "parts by the path as typed": (check_places, lambda m: m.setattr(shard, "place_of", os.fsencode)),
     "parts overlap": (check_places, lambda m: m.setattr(Shard, "takes", lambda self, path: len(path) % 2 == 0)),
     "claims outlive their process": (check_claims, lambda m: m.setattr(claims, "_runs", lambda _: True)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from hessdiag.problem import Problem
 from hessdiag.samples import draw
 from hessdiag.sources.code import digests_of
 from hessdiag.sources.spec import split_key
+from hessdiag.track.follow import positive, rate_of
 
 NUMBERS = 2  # one more whenever a measure of the same name becomes another number
 SAME_LOSS = 1e-4  # relative: threads and devices move a mean loss by 1e-6, other code by more
+OF_THE_RUN = ("edge_of_stability", "noise_scale")
+"""Measures that take hyper-parameters of the run into their numbers."""
 DIGITS = 2  # of a key, that name one of 256 folders: 100,000 files in one are slow on network file systems
 
 
@@ -82,6 +86,20 @@ def key(*parts: Any, asked: Examination) -> str:
     # measures by their names, however they were asked for
     how = asdict(replace(asked, measures=("*",), settings=replace(asked.settings, device=None)))
     return hashing.key(*made_by, sorted(asked.chosen()), how, *parts)
+
+
+def of_the_run(facts: Mapping[str, Any], meta: Mapping[str, Any], asked: Examination) -> list[Any]:
+    """What the measures asked for read of a run's hyper-parameters; the others stand beside the numbers only.
+
+    Args:
+        facts: that files and paths tell.
+        meta: of the problem.
+        asked: the examination.
+    """
+    if not any(name in OF_THE_RUN for name in asked.chosen()):
+        return []
+    both = {**facts, **meta}
+    return [rate_of(None, facts, meta), positive(both.get("lr")), positive(both.get("batch_size"))]
 
 
 def content(problem: Problem, asked: Examination, *, tensors: bool = False) -> str:

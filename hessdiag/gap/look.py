@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -68,7 +68,9 @@ def _look(name: str, path: str, how: Survey, report: Progress | None, say: Say |
     start = weights_before(how.start, how.recipe.trust_pickle) if how.start else None
     sha256 = built.weights.sha256 if built.weights else kept.digest(path)
     facts = _facts(path, how, built.weights)
-    file, note = _place(built, path, sha256, how, start, shared)
+    content, note = _content(built, how, shared)
+    parts = (sha256, content, facts, built.problem.meta)
+    file = None if content is None else _file(path, how, start, *parts)
     if file is not None and not how.fresh:
         known = kept.trusted(file, how.asked) if how.only_kept else kept.read(file, built.problem, how.asked)
         if known is not None:
@@ -78,7 +80,9 @@ def _look(name: str, path: str, how: Survey, report: Progress | None, say: Say |
         return _not_kept(name, note)
     claim = claims.take(file) if file is not None and not how.fresh else ""
     if claim is None:
-        return Finding(name, None, "another process measures it", cache=file, waits=True)
+        who = claims.holder(file) if file is not None else ""
+        reason = f"{who or 'another process'} measures it now"
+        return Finding(name, None, reason, cache=file, code="claimed", waits=True)
 
     def expect(seconds: float) -> None:
         if file is not None and claim:
@@ -105,11 +109,12 @@ def _read_only(name: str, path: str, how: Survey, shared: Shared) -> Finding:
     """A record by the key alone: of the problem only the checkpoint is read."""
     weights = read_weights(path, trust_pickle=how.recipe.trust_pickle)
     start = weights_before(how.start, how.recipe.trust_pickle) if how.start else None
-    file = _file(str(shared.content), path, weights.sha256, how, start)
+    facts = _facts(path, how, weights)
+    file = _file(path, how, start, weights.sha256, str(shared.content), facts, shared.meta)
     known = kept.trusted(file, how.asked) if file is not None else None
     if known is None:
         return _not_kept(name)
-    meta = {**_facts(path, how, weights), **shared.meta}
+    meta = {**facts, **shared.meta}
     return Finding(name, replace(known, name=name, file=path, meta=meta), kept=True)
 
 
@@ -121,10 +126,8 @@ def _facts(path: str, how: Survey, weights: Weights | None) -> dict[str, object]
     return {**(weights.facts if weights else {}), **sidecar(path), **from_path(path, how.from_name)}
 
 
-def _place(
-    built: Built, path: str, sha256: str, how: Survey, start: Weights | None, shared: Shared
-) -> tuple[Path | None, str]:
-    """The file of the record; None, with the reason, where the problem cannot be named."""
+def _content(built: Built, how: Survey, shared: Shared) -> tuple[str | None, str]:
+    """What the problem is, as a record's name has it; None, with the reason, where that cannot be told."""
     if how.cache is None:
         return None, ""
     by_hessdiag = how.recipe.factory is not None and built.weights is not None
@@ -136,13 +139,25 @@ def _place(
             return None, f"nothing is kept for a next time: {one_line(error, 120)}"
     if by_hessdiag:  # the factory does not know the checkpoint: it makes the same problem for each
         shared.content, shared.meta = content, dict(built.problem.meta)
-    return _file(content, path, sha256, how, start), ""
+    return content, ""
 
 
-def _file(content: str, path: str, sha256: str, how: Survey, start: Weights | None) -> Path | None:
+def _file(
+    path: str,
+    how: Survey,
+    start: Weights | None,
+    sha256: str,
+    content: str,
+    facts: Mapping[str, object],
+    meta: Mapping[str, object],
+) -> Path | None:
+    """Where the record lies; None where none is kept."""
+    if how.cache is None:
+        return None
     before = (start.sha256 + start.key) if start else ""
-    parts = (sha256, split_key(path)[1], how.recipe.identity(), content, before)
-    return None if how.cache is None else kept.file_of(how.cache, kept.key(*parts, asked=how.asked))
+    run = kept.of_the_run(facts, meta, how.asked)
+    parts = (sha256, split_key(path)[1], how.recipe.identity(), content, before, run)
+    return kept.file_of(how.cache, kept.key(*parts, asked=how.asked))
 
 
 @lru_cache(maxsize=1)

@@ -78,7 +78,7 @@ class Finding:
         traceback: of what it failed by; it comes from another process as text only.
         code: of the failure, out of `hessdiag.errors.CODES`; empty where there is none.
         claim: what the claim on the record is given back by.
-        waits: whether another process measures the file now; ``reason`` says which.
+        waits: whether another process measures the file now; ``reason`` says which, the code is "claimed".
     """
 
     name: str
