@@ -93,7 +93,7 @@ def _found(
     """What became of each, in the order in which they are done; a line of each as soon as it is."""
     from hessdiag.gap.survey import survey
 
-    done: list[Finding] = []
+    done, left = list[Finding](), [name for name, _ in files]
     reserve()
     with display(quiet=quiet) as report:
         report(f"checkpoints: {files[0][0]}", 0, len(files))
@@ -106,8 +106,8 @@ def _found(
                         message(one.traceback.rstrip(), lines=True)
                     line(_progress(one, number, len(files)))
                     say(_left(one, number, len(files), jobs), quiet=quiet)
-                    following = files[number][0] if number < len(files) and jobs == 1 else ""
-                    report(f"checkpoints: {following}", number, len(files))
+                    left.remove(one.name)
+                    report(f"checkpoints: {left[0] if left and jobs == 1 else ''}", number, len(files))
         except KeyboardInterrupt:
             again = "the same command" + " without --fresh" * how.fresh
             kept = sum(1 for one in done if one.record is not None and not one.reason)
