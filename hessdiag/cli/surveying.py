@@ -93,7 +93,8 @@ def _found(
     """What became of each, in the order in which they are done; a line of each as soon as it is."""
     from hessdiag.gap.survey import survey
 
-    done, left = list[Finding](), [name for name, _ in files]
+    done: list[Finding] = []
+    left = [name for name, _ in files]
     reserve()
     with display(quiet=quiet) as report:
         report(f"checkpoints: {files[0][0]}", 0, len(files))

@@ -69,8 +69,7 @@ def _look(name: str, path: str, how: Survey, report: Progress | None, say: Say |
     sha256 = built.weights.sha256 if built.weights else kept.digest(path)
     facts = _facts(path, how, built.weights)
     content, note = _content(built, how, shared)
-    parts = (sha256, content, facts, built.problem.meta)
-    file = None if content is None else _file(path, how, start, *parts)
+    file = None if content is None else _file(path, how, start, sha256, content, facts, built.problem.meta)
     if file is not None and not how.fresh:
         known = kept.trusted(file, how.asked) if how.only_kept else kept.read(file, built.problem, how.asked)
         if known is not None:
