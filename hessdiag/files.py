@@ -26,6 +26,20 @@ def cache_folder(given: str | Path | None, part: str, default: Path) -> Path:
     return Path(named).expanduser() / part if named else default
 
 
+def record_file(folder: Path, key: str) -> Path:
+    """Where the record of a key lies, whether it is there or not.
+
+    In one of 256 folders: 100,000 files in one are slow on network file systems. One that lies flat, where earlier
+    versions put it, stays there.
+
+    Args:
+        folder: of all records.
+        key: hexadecimal.
+    """
+    flat = folder / f"{key}.json"
+    return flat if os.path.isfile(flat) else folder / key[:2] / flat.name  # noqa: PTH113  (it never raises)
+
+
 def write_whole(path: str | Path, content: str | bytes) -> Path:
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
 

@@ -31,7 +31,6 @@ NUMBERS = 2  # one more whenever a measure of the same name becomes another numb
 SAME_LOSS = 1e-4  # relative: threads and devices move a mean loss by 1e-6, other code by more
 OF_THE_RUN = ("edge_of_stability", "noise_scale")
 """Measures that take hyper-parameters of the run into their numbers."""
-DIGITS = 2  # of a key, that name one of 256 folders: 100,000 files in one are slow on network file systems
 
 
 def records(folder: str | Path | None = None) -> Path:
@@ -44,17 +43,6 @@ def records(folder: str | Path | None = None) -> Path:
     '/data/cache/gap'
     """
     return cache_folder(folder, "gap", CACHE / "gap")
-
-
-def file_of(folder: Path, name: str) -> Path:
-    """Where the record of a key lies, whether it is there or not.
-
-    Args:
-        folder: of all records.
-        name: the key.
-    """
-    flat = folder / f"{name}.json"  # copied there, or put by another program
-    return flat if flat.is_file() else folder / name[:DIGITS] / flat.name
 
 
 def digest(path: str) -> str:

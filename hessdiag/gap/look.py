@@ -12,6 +12,7 @@ import torch
 
 from hessdiag.analysis.measurement import Progress
 from hessdiag.errors import one_line
+from hessdiag.files import record_file
 from hessdiag.gap import claims, kept
 from hessdiag.gap.examine import About, examine
 from hessdiag.gap.failed import refused
@@ -156,7 +157,7 @@ def _file(
     before = (start.sha256 + start.key) if start else ""
     run = kept.of_the_run(facts, meta, how.asked)
     parts = (sha256, split_key(path)[1], how.recipe.identity(), content, before, run)
-    return kept.file_of(how.cache, kept.key(*parts, asked=how.asked))
+    return record_file(how.cache, kept.key(*parts, asked=how.asked))
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hessdiag.errors import UsageError
-from hessdiag.files import keep, write_whole
+from hessdiag.files import keep, record_file, write_whole
 from hessdiag.results.analysis import Analysis
 from hessdiag.results.runfile import load_run
 
@@ -52,14 +52,16 @@ class Store:
             return
         if self.results:
             write_whole(file, analysis.to_json())
-        elif why := keep(file, analysis.to_json()):
+        elif why := keep(file, analysis.to_json(), self.folder):
             self._tell(why)
 
     def _file(self, key: str, name: str) -> Path | None:
         if self.folder is None:
             return None
+        if not self.results:
+            return record_file(self.folder, key)
         readable = re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")[-LONGEST_NAME:]
-        return self.folder / (f"{readable}-{key}.json" if self.results else f"{key}.json")
+        return self.folder / f"{readable}-{key}.json"
 
     def _tell(self, line: str) -> None:
         if self.say is not None:
