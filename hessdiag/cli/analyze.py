@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from hessdiag.cli.keeping import CACHE_FOLDER
 from hessdiag.cli.options import (
     FACTORY,
     MEASUREMENT,
@@ -23,6 +22,7 @@ from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.resolved import PRINT_CONFIG
 from hessdiag.cli.resolved import print_config as print_resolved
 from hessdiag.cli.stdout import reserve, result
+from hessdiag.cli.store import CACHE_FOLDER
 from hessdiag.errors import UsageError
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.many import is_pattern
@@ -30,6 +30,7 @@ from hessdiag.sources.many import is_pattern
 
 @click.command(epilog=FACTORY)
 @options(PROBLEMS, SAMPLES, MEASUREMENT, SPENDING)
+@CACHE_FOLDER
 @click.option(
     "-o",
     "folder",
@@ -45,7 +46,7 @@ from hessdiag.sources.many import is_pattern
     help="Follow several checkpoints along training, in natural order of their names.",
 )
 @click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, to draw the line 2/ETA.")
-@options((PRINT_CONFIG, CACHE_FOLDER), OUTPUT)
+@options((PRINT_CONFIG,), OUTPUT)
 def analyze(
     *,
     recipe: Recipe,

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hessdiag.cli.keeping import cache_asked
 from hessdiag.cli.output import command_line, draw, say, sayer
 from hessdiag.cli.spelling import flagged_page
 from hessdiag.cli.stdout import message, reserve, result
+from hessdiag.cli.store import cache_asked
 from hessdiag.errors import LoadError, UsageError
 from hessdiag.files import CACHE, cache_folder
 from hessdiag.folders import write_together

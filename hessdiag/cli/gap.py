@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli import stdout
-from hessdiag.cli.keeping import CACHE_FOLDER, cache_asked
 from hessdiag.cli.options import (
     FACTORY,
     OUTPUT,
@@ -23,6 +22,7 @@ from hessdiag.cli.options import (
 )
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.spelling import flagged_page
+from hessdiag.cli.store import CACHE_FOLDER, cache_asked
 from hessdiag.cli.surveying import measure_all, measure_part, require
 from hessdiag.errors import OutputError, UsageError
 from hessdiag.gap.settings import GapSettings

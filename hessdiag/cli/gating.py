@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hessdiag.cli.keeping import CACHE_FOLDER, cache_asked
 from hessdiag.cli.options import click_options, load
 from hessdiag.cli.output import say, sayer
 from hessdiag.cli.stdout import reserve
+from hessdiag.cli.store import CACHE_FOLDER, cache_asked
 from hessdiag.errors import UsageError
 from hessdiag.files import CACHE, cache_folder
 from hessdiag.sources.spec import parse_options
@@ -36,9 +36,9 @@ CONFIG = (
     click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code. Only for files you made."),
     click.option("--baseline", metavar="FILE", help="File of recorded values, instead of the configured one."),
     *click_options(*RUN_FLAGS, instead="as configured"),
+    CACHE_FOLDER,
     click.option("--max-probes", type=int, metavar="N", help="Maximum probes when the first look cannot tell."),
     *click_options("confidence", instead="as configured"),
-    CACHE_FOLDER,
     click.option("--fresh", is_flag=True, help="Measure again, even if a result is kept."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
     click.option("--debug", is_flag=True, help="Show the traceback of a refusal."),
