@@ -7,17 +7,7 @@ from typing import Any
 
 import click
 
-from hessdiag.cli.options import (
-    FACTORY,
-    MEASUREMENT,
-    OUTPUT,
-    PROBLEMS,
-    SAMPLES,
-    SPENDING,
-    load,
-    options,
-    settings,
-)
+from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.resolved import PRINT_CONFIG
 from hessdiag.cli.resolved import print_config as print_resolved
