@@ -47,6 +47,7 @@ class Outcome:
         raw: one row per run and measurement, tidy.
         figure: the picture.
         remarks: what was noticed beside the claims.
+        minutes: of CPU time that all runs took, where that was taken down.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Outcome:
     raw: pd.DataFrame
     figure: Figure
     remarks: list[str] = field(default_factory=list)
+    minutes: float | None = None
 
 
 def interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
@@ -144,6 +146,8 @@ def mean_and_error(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str
 def markdown(outcome: Outcome, picture: str | None) -> str:
     """The page of a reproduction."""
     parts = [f"# {outcome.title}", outcome.setting, circumstances()]
+    if outcome.minutes is not None:
+        parts.append(f"The whole run took {outcome.minutes:.3g} CPU minutes.")
     claims = pd.DataFrame(
         [(c.text, f"**{c.verdict}**", c.evidence) for c in outcome.claims],
         columns=["claim", "verdict", "evidence"],

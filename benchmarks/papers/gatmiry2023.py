@@ -29,6 +29,8 @@ MU = 1e-3
 SIGMA, BATCH = 1.5, 5
 TAIL = 5  # checkpoints that the end of a run is the mean of: label noise fluctuates
 ALGORITHMS = ("GD", "label noise", "trace penalty")
+SOLVER = "solver"
+ENDS = ("train loss", "trace", "2 F0(M*)", "trace / 2 F0(E)", "nuclear norm", "test error")
 
 
 @dataclass(frozen=True)
@@ -222,18 +224,16 @@ def run(data: str | None, quick: bool) -> Outcome:  # noqa: ARG001 - it draws it
     least = (problem.least_nuclear(100 if quick else 3000) / nuclear(problem.target)).tolist()
     raw = pd.DataFrame([row for depth in setting.smooth for row in runs(problem, depth)])
     raw["least nuclear norm"] = raw["seed"].map(dict(enumerate(least)))
-    ends = raw.groupby(["depth", "algorithm", "seed"], sort=False).tail(TAIL)
-    ends = ends.groupby(["depth", "algorithm", "seed"], sort=False, as_index=False).mean()
+    ends = ends_of(raw)
     flat = pd.DataFrame(flattest_factors(setting))
-    claims = [claim for depth in setting.smooth for claim in claims_of(depth, raw, ends, least, flat)]
-    columns = ["train loss", "trace", "2 F0(M*)", "trace / 2 F0(E)", "nuclear norm", "test error"]
+    whole = pd.concat([raw, flat.assign(algorithm=SOLVER)], ignore_index=True)
     flattest = ends[ends.depth == 2]
     return Outcome(
         title=TITLE,
         setting=described(setting),
-        claims=claims,
+        claims=judged(whole),
         tables={
-            "Ends of the runs": mean_and_error(ends, ["depth", "algorithm"], columns),
+            "Ends of the runs": mean_and_error(ends, ["depth", "algorithm"], ENDS),
             "Least trace, by a solver: mean over seeds, and the window of the theorem": flat.groupby(
                 ["measurements", "depth", "constraint"], sort=False, as_index=False
             ).agg(
@@ -253,7 +253,7 @@ def run(data: str | None, quick: bool) -> Outcome:  # noqa: ARG001 - it draws it
                 flattest, ["algorithm"], ["trace / 2 F(E)"]
             ),
         },
-        raw=pd.concat([raw, flat.assign(algorithm="solver")], ignore_index=True),
+        raw=whole,
         figure=drawn(raw, list(setting.smooth)),
         remarks=[
             f"The least nuclear norm among all interpolating matrices is {np.mean(least):.4f} of that of M* on "
@@ -265,6 +265,21 @@ def run(data: str | None, quick: bool) -> Outcome:  # noqa: ARG001 - it draws it
             "'does not hold' of depths 3 and 4: that was false.",
         ],
     )
+
+
+def ends_of(raw: pd.DataFrame) -> pd.DataFrame:
+    """Means of the last checkpoints of every run."""
+    by = ["depth", "algorithm", "seed"]
+    return raw.groupby(by, sort=False).tail(TAIL).groupby(by, sort=False, as_index=False).mean()
+
+
+def judged(whole: pd.DataFrame) -> list[Claim]:
+    """The verdicts of these runs and of the solver's."""
+    raw, flat = (whole[(whole.algorithm == SOLVER) == solved] for solved in (False, True))
+    flat = flat.astype({"measurements": int, "converged": bool})
+    least = raw.groupby("seed")["least nuclear norm"].first().tolist()
+    ends = ends_of(raw[["depth", "algorithm", "seed", "step", *ENDS]])
+    return [claim for depth in raw["depth"].unique() for claim in claims_of(depth, raw, ends, least, flat)]
 
 
 def in_window(depth: int, flat: pd.DataFrame, count: int) -> Claim:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.papers import kaur2022_findings as findings
-from benchmarks.papers.claims import Outcome, mean_and_error
+from benchmarks.papers.claims import Claim, Outcome, mean_and_error
 from benchmarks.papers.kaur2022_measuring import Row, measured
 from benchmarks.papers.kaur2022_picture import picture
 from benchmarks.papers.kaur2022_training import SIDE, Cell, Run, Split, digits, mnist, network, trained
@@ -67,8 +67,7 @@ def _trained(
 def outcome(raw: pd.DataFrame, setting: Setting) -> Outcome:
     """The page of these runs."""
     raw = raw.sort_values(["data", *FACTORS, "seed"], ascending=[False] + [True] * 6, ignore_index=True)
-    names = list(raw["data"].unique())
-    claims = [claim for name in names for claim in findings.claims(raw[raw["data"] == name], name)]
+    names, claims = list(raw["data"].unique()), judged(raw)
     columns = ["epochs", "train accuracy", "test accuracy", "lambda_max", "at the iterate", "of 2/lr"]
     there = raw[raw["reached"].astype(bool)]
     cells = {
@@ -84,6 +83,11 @@ def outcome(raw: pd.DataFrame, setting: Setting) -> Outcome:
         figure=picture(raw),
         remarks=_remarks(raw),
     )
+
+
+def judged(raw: pd.DataFrame) -> list[Claim]:
+    """The verdicts of these runs."""
+    return [claim for name, part in raw.groupby("data", sort=False) for claim in findings.claims(part, str(name))]
 
 
 def _setting(setting: Setting, names: list[str]) -> str:

@@ -274,7 +274,7 @@ def run(data: str | None, quick: bool) -> Outcome:  # noqa: ARG001  (digits are 
     return Outcome(
         title=TITLE,
         setting=describe(setting, best),
-        claims=[claim for source in SOURCES for claim in claims(raw[raw["data"] == source], source)],
+        claims=judged(raw),
         tables={
             f"After {setting.steps} steps": mean_and_error(ends, ["data", "algorithm", "strength"], columns),
             "Strengths tried": mean_and_error(tried_, ["data", "algorithm", "strength"], ["validation_loss"]),
@@ -307,6 +307,11 @@ def describe(setting: Setting, best: dict[str, dict[str, float]]) -> str:
         "Only the papers' abstracts were at hand: activation, update rule, data and widths are choices made here; "
         "'penalty' adds mu times the bound's gradient to the loss's, 'direction' mu times its unit vector."
     )
+
+
+def judged(raw: pd.DataFrame) -> list[Claim]:
+    """The verdicts of these runs."""
+    return [claim for source in SOURCES for claim in claims(raw[raw["data"] == source], source)]
 
 
 def claims(raw: pd.DataFrame, source: str) -> list[Claim]:

@@ -207,7 +207,7 @@ def slope_of(curve: ShiftCurve) -> float:
     return float(np.polyfit(shifts, scores, 1)[0])
 
 
-def claims(raw: pd.DataFrame) -> list[Claim]:
+def judged(raw: pd.DataFrame) -> list[Claim]:
     """Verdicts over seeds, regularized against the other arms of the same seed."""
     wide = raw.pivot(index="seed", columns="arm")
 
@@ -338,7 +338,7 @@ def outcome(
     return Outcome(
         title=TITLE,
         setting=text,
-        claims=claims(raw),
+        claims=judged(raw),
         tables={
             "Mean ± standard error over seeds": mean_and_error(raw, ["arm"], others),
             "T1: regression lines, t intervals over seeds": slopes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from benchmarks.papers import zhang2023_bound
 from benchmarks.papers.claims import UNSURE, Claim, Outcome, interval, judge, mean_and_error
 from benchmarks.papers.zhang2023_picture import (
     EARLY,
@@ -17,7 +18,7 @@ from benchmarks.papers.zhang2023_picture import (
     variance_ratios,
 )
 from benchmarks.papers.zhang2023_sensing import NOISE, TOO_LARGE, Noise, Row, Sensing, sensing, variances
-from benchmarks.papers.zhang2023_training import Training, study
+from benchmarks.papers.zhang2023_training import Recipe, Training, study
 
 COLUMNS = ("part", "seed", "arm", "at", "measure", "value")
 READING = 1.5  # by what factor such a reading may be off
@@ -49,16 +50,35 @@ def run(data: str | None, quick: bool) -> Outcome:
     rows: list[Row] = sensing(sizes)
     rows += [row for seed in range(noise.seeds) for row in variances(noise, seed)]
     rows += study(training, data)
-    raw = pd.DataFrame(rows, columns=list(COLUMNS))
+    recipes = [
+        Recipe(str(arm), chosen.rate, chosen.strength)
+        for arm, chosen in picked(pd.DataFrame(rows, columns=list(COLUMNS))).iterrows()
+    ]
+    rows += zhang2023_bound.bounds(training, data, recipes)
+    return outcome(pd.DataFrame(rows, columns=list(COLUMNS)), sizes, noise, training, data)
+
+
+def outcome(raw: pd.DataFrame, sizes: Sensing, noise: Noise, training: Training, data: str | None) -> Outcome:
+    """The page of these runs."""
     return Outcome(
         title="Noise stability optimization (Zhang, Li and Ju, arXiv 2306.08553)",
         setting=_setting(sizes, noise, training, data),
-        claims=[*sensing_claims(raw, sizes), *variance_claims(raw), *training_claims(raw, training.level)],
+        claims=judged(raw, sizes, training.level),
         tables=_tables(raw, sizes, training.level),
         raw=raw[(raw.part != "sensing") | (raw["at"] % (5 * sizes.every) == 0)],
         figure=picture(raw, training.level),
         remarks=_remarks(raw, training),
     )
+
+
+def judged(raw: pd.DataFrame, sizes: Sensing | None = None, level: float = Training.level) -> list[Claim]:
+    """The verdicts of these runs."""
+    return [*sensing_claims(raw, sizes or Sensing()), *variance_claims(raw), *training_claims(raw, level)]
+
+
+def picked(raw: pd.DataFrame) -> pd.DataFrame:
+    """Rate and strength of every method, in the order of the study."""
+    return raw[raw.part == "chosen"].pivot_table(index="arm", columns="measure", values="value", sort=False)
 
 
 def plateaus(raw: pd.DataFrame, sizes: Sensing, share: float = 1.0) -> pd.DataFrame:
@@ -189,6 +209,7 @@ def _tables(raw: pd.DataFrame, sizes: Sensing, level: float) -> dict[str, pd.Dat
         f"Fine-tuning, where the training loss is {level:g}": mean_and_error(
             at_level(raw, level), ["arm"], ["trace", "lambda_max"]
         ),
+        zhang2023_bound.TITLE: zhang2023_bound.table(raw),
     }
 
 
@@ -197,13 +218,13 @@ def _remarks(raw: pd.DataFrame, training: Training) -> list[str]:
     wide = variance_ratios(raw)
     near = wide[np.isclose(wide["at"], TOO_LARGE)].set_index(["arm", "seed"])["loss"]
     factor, low, high = interval((near["one-point"] / near["two-point"]).tolist())
-    picked = raw[raw.part == "chosen"].pivot_table(index="arm", columns="measure", values="value", sort=False)
+    chosen = picked(raw)
     told = "; ".join(
         f"{arm}: rate {row.rate:g}" + (f", {row.strength:g}" if row.strength else "")
-        for arm, row in picked.iterrows()
+        for arm, row in chosen.iterrows()
     )
     grids = {arm: grid for arm, grid in training.strengths.items() if len(grid) > 1}
-    edge = [arm for arm, grid in grids.items() if picked.loc[arm, "strength"] in (min(grid), max(grid))]
+    edge = [arm for arm, grid in grids.items() if chosen.loc[arm, "strength"] in (min(grid), max(grid))]
     return [
         "All arms of matrix sensing share one pass over the A_i, at the points w ± u of NSO's own noise; over the "
         f"first steps this is `NSO.step` to a relative {agreement:.1g}.",
@@ -214,4 +235,5 @@ def _remarks(raw: pd.DataFrame, training: Training) -> list[str]:
         "An earlier version of this page trained from scratch and compared curvature at the end of runs whose "
         "losses differed twentyfold; its verdicts 'does not hold' were about that set-up.",
         "A gain at equal gradients stands beside early stopping and weight decay: part of it is theirs.",
+        zhang2023_bound.remark(raw),
     ]

@@ -134,4 +134,4 @@ def _draw_errors(ax: Axes, runs: pd.DataFrame) -> None:
         values = runs.loc[runs.arm == arm, "test error %"]
         ax.errorbar(place, values.mean(), values.sem(), fmt="o", color=SHOWN[arm], capsize=3)
     ax.set_xticks(range(len(arms)), arms, rotation=35, ha="right")
-    ax.set(title="Fine-tuning: test error, % (mean ± standard error)")
+    ax.set(title="Fine-tuning: test error (± standard error)", ylabel="%")

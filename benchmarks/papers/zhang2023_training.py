@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -110,34 +110,61 @@ def study(sizes: Training, data: str | None) -> list[Row]:
         for rate in sizes.rates:
             for strength in strengths:
                 ends = [
-                    list(finetuned(sizes, digits, start, method, rate, strength, 100 + seed, looks=1))[-1]
+                    list(finetuned(sizes, digits, start, Recipe(method, rate, strength), 100 + seed))[-1]
                     for seed in range(sizes.tuning)
                 ]
                 errors[rate, strength] = float(np.mean([end["validation error %"] for end in ends]))
         rate, strength = min(errors, key=lambda pair: errors[pair])
         rows += [("chosen", -1, method, 0, "rate", rate), ("chosen", -1, method, 0, "strength", strength)]
         for seed in range(sizes.seeds):
-            for look in finetuned(sizes, digits, start, method, rate, strength, seed, looks=sizes.looks):
+            recipe = Recipe(method, rate, strength)
+            for look in finetuned(sizes, digits, start, recipe, seed, looks=sizes.looks, measure=curvature):
                 at = look.pop("gradients")
                 rows += [("training", seed, method, at, name, value) for name, value in look.items()]
     return rows
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with the rate and the strength chosen for it."""
+
+    method: str
+    rate: float
+    strength: float
+
+
+def beginning(start: nn.Sequential, seed: int) -> nn.Sequential:
+    """The pretrained network, its head drawn anew by the seed."""
+    model = deepcopy(start)
+    torch.manual_seed(seed)
+    model[-1].reset_parameters()  # type: ignore[operator]
+    return model
 
 
 def finetuned(
     sizes: Training,
     digits: Digits,
     start: nn.Sequential,
-    method: str,
-    rate: float,
-    strength: float,
+    recipe: Recipe,
     seed: int,
-    looks: int,
+    *,
+    looks: int = 1,
+    measure: Callable[[nn.Module, Pair], dict[str, float]] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """One run, looked at on the way; head, training set and order of the examples are those of the seed."""
+    """One run, looked at on the way; head, training set and order of the examples are those of the seed.
+
+    Args:
+        sizes: of the study.
+        digits: all pictures.
+        start: the pretrained network.
+        recipe: what to train by.
+        seed: of the run.
+        looks: at the run; 1: at its end.
+        measure: what else to take at a look, of the network and its training set.
+    """
+    method, rate, strength = recipe.method, recipe.rate, recipe.strength
     x, y = digits.training(seed)
-    model = deepcopy(start)
-    torch.manual_seed(seed)
-    model[-1].reset_parameters()  # type: ignore[operator]
+    model = beginning(start, seed)
     decay = strength if method == "weight decay" else 0.0
     base = SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
     optimizer: Optimizer = base
@@ -169,7 +196,7 @@ def finetuned(
                 "train loss": scores(model, (x, y))[0],
                 "validation error %": scores(model, digits.validation)[1],
                 "test error %": scores(model, digits.test)[1],
-            } | (curvature(model, (x, y)) if looks > 1 else {})
+            } | (measure(model, (x, y)) if measure else {})
 
 
 @torch.no_grad()

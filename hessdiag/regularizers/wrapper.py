@@ -37,7 +37,7 @@ class Regularizer(Wrapped):
     ``param_groups`` and ``state`` are the same objects. Under ``torch.distributed`` losses, gradients and products
     are means over all ranks, with or without ``DistributedDataParallel``, whose hooks do not fire.
 
-    Gains in accuracy at equal gradients mostly measure early stopping: with two gradients a step half as many
+    Gains in accuracy at equal gradients may measure early stopping: with two gradients a step half as many
     steps are left. Compare with early stopping and weight decay, and curvature at equal loss (docs: regularizers).
 
     Attributes:
