@@ -89,9 +89,14 @@ def verdicts(one: Tried) -> str:
         "",
         "| claim | verdict | measured: mean and 95% interval |",
         "|---|---|---|",
-        *(f"| {claim.text} | **{claim.verdict}** | {claim.evidence} |" for claim in one.claims),
+        *(f"| {_cell(claim.text)} | **{claim.verdict}** | {_cell(claim.evidence)} |" for claim in one.claims),
     ]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """The sign of the nuclear norm would be taken for emphasis."""
+    return text.replace("_*", r"\_\*")
 
 
 def table_of(one: Tried, title: str) -> str:

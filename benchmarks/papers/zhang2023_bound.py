@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import replace
 
 import pandas as pd
@@ -20,6 +21,7 @@ from hessdiag.gap.measures.noise_bound import bound_terms, largest, nso_bound
 from hessdiag.problem import Problem
 from hessdiag.samples import draw
 
+BATCH = 1000
 BOUNDED = "bound - train loss"
 TITLE = "Fine-tuning: NSO's bound beside the measured gap of the cross-entropy"
 MAXIMA = {"": "training", " of all": "training and test"}
@@ -37,21 +39,23 @@ def bounds(sizes: Training, data: str | None, recipes: Iterable[Recipe]) -> list
     rows: list[Row] = []
     for recipe in recipes:
         for seed in range(sizes.seeds):
-            before = beginning(start, seed)
+            networks: list[nn.Module] = []
 
-            def measure(model: nn.Module, train: Pair, before: nn.Module = before) -> dict[str, float]:
-                return {"test loss": scores(model, digits.test)[0]} | bound(model, before, train, digits.test)
+            def keep(model: nn.Module, _: Pair, kept: list[nn.Module] = networks) -> dict[str, float]:
+                kept.append(deepcopy(model))
+                return {}
 
             looks = sizes.looks if recipe.method == "SGD" else 1
-            found = list(finetuned(sizes, digits, start, recipe, seed, looks=looks, measure=measure))
-            kept = {recipe.method: found[-1]}
+            run = list(finetuned(sizes, digits, start, recipe, seed, looks=looks, measure=keep))
+            found = list(zip(run, networks, strict=True))
+            ends = {recipe.method: found[-1]}
             if recipe.method == "SGD":
-                kept[EARLY] = min(found, key=lambda look: look["validation error %"])
-            for arm, look in kept.items():
-                at = look["gradients"]
-                rows += [
-                    ("bound", seed, arm, at, name, value) for name, value in look.items() if name != "gradients"
-                ]
+                ends[EARLY] = min(found, key=lambda each: each[0]["validation error %"])
+            for arm, (look, model) in ends.items():
+                values = look | {"test loss": scores(model, digits.test)[0]}
+                values |= bound(model, beginning(start, seed), digits.training(seed), digits.test)
+                at = values.pop("gradients")
+                rows += [("bound", seed, arm, at, name, value) for name, value in values.items()]
     return rows
 
 
@@ -80,7 +84,7 @@ def bound(model: nn.Module, before: nn.Module, train: Pair, test: Pair) -> dict[
 def checkpoint(model: nn.Module, before: nn.Module, pair: Pair) -> Checkpoint:
     """The network on these pictures, all of them."""
     problem = Problem(model, {"train": pair}, criterion="cross_entropy")
-    samples = draw(problem.data["train"], split="train", samples=len(pair[0]))
+    samples = draw(problem.data["train"], split="train", samples=len(pair[0]), batch_size=BATCH)
     return Checkpoint(problem, samples, Curvature(problem, samples), start=dict(before.named_parameters()))
 
 
