@@ -114,8 +114,8 @@ def nso_bound(checkpoint: Checkpoint) -> Reading | Refused:
     ε = 0.1 and δ = 0.05 are ours, fixed before any data are seen. Maxima are of a sample, so the interval has no
     upper end; below, it reaches down by the error of the training loss where not all examples were measured. A
     value of C or more says nothing, and the note says so. Where the training set was learned by heart, C and α
-    are tiny there, and the value falls below the measured gap: see `hessdiag explain zhang2023`. Cost: one gradient
-    per output and example.
+    are tiny there, and the value falls below the measured gap: see `hessdiag explain zhang2023`.
+    Cost: one gradient per output and example.
     """
     known = largest(checkpoint)
     if isinstance(known, Refused):
