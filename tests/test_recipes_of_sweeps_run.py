@@ -94,13 +94,13 @@ def test_joblib(project: Path) -> None:
     assert Path("kept.csv").read_bytes() == Path("fresh.csv").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_submitit(project: Path) -> None:
     pytest.importorskip("submitit")
     check("sweep_submitit.py")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ray(project: Path) -> None:
     pytest.importorskip("ray")
     check("sweep_ray.py")
