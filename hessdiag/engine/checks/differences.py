@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hessdiag.engine.checks.shifts import shifted
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.gradients import gradient, gradients
+from hessdiag.engine.products.gradients import each_gradient, gradient, gradients
 from hessdiag.engine.products.methods import METHODS
-from hessdiag.engine.products.precision import narrowest, norm
+from hessdiag.engine.products.precision import narrowest
+from hessdiag.engine.products.windows import WINDOW, distance, norm
 
 LIMITS = {"repeatability": 1e-4, "symmetry": 1e-2, "finite_difference": 1e-2, "gradient": 1e-2}
 """Above these a measurement is refused. Silent faults begin at 2e-2; healthy models stay below 1e-4, or below 2e-3
@@ -89,6 +92,8 @@ class Checked:
         measured = operator.function if theta is None else operator.function.at(theta)
         self.precision = "float64" if double is not None else str(operator.dtype).removeprefix("torch.")
         self.function = double or operator.function
+        # a long θ in float64 is held once
+        self.in_place = double not in (None, operator.function) and theta is None and operator.size > WINDOW
         if theta is not None:
             self.function = self.function.at(theta)
         piece = operator.function.place(operator.trial)
@@ -100,14 +105,34 @@ class Checked:
         self.length = norm(row)
         self.least = faint(operator, piece) * self.length
 
-    def gradients_at(self, step: float) -> tuple[Tensor, ...]:
-        """The gradient at θ + step · the vector's direction."""
-        theta = self.function.shifted(self.row, step / self.length)
-        return gradients(self.function.total(theta, self.piece), theta)
+    def missed(self, step: float) -> list[float]:
+        """By how much the product misses the central difference of the gradient: `errors`.
+
+        Of the two gradients one is held, and the other comes a tensor at a time.
+        """
+        function, product = self.function, self.function.split(self.product)
+        with self.at(self.row, step / self.length) as theta:
+            up = [*gradients(function.total(theta, self.piece), theta)]
+        norms = [(0.0, 0.0, 0.0)] * len(up)
+
+        def look(index: int, down: Tensor) -> None:
+            central = (up[index] - down).double().div_(2 * step / self.length)
+            up[index] = central[:0]
+            norms[index] = norm(product[index]), norm(central), distance(product[index], central)
+
+        with self.at(self.row, -step / self.length) as theta:
+            each_gradient(function.total(theta, self.piece), theta, look)
+        return self._relative(norms)
+
+    def at(self, direction: Tensor, step: float) -> AbstractContextManager[tuple[Tensor, ...]]:
+        """θ + step · direction."""
+        return shifted(self.function, direction, step, in_place=self.in_place)
 
     def errors(self, one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[float]:
         """Relative differences, tensor by tensor; next to no curvature counts against the whole, or as none."""
-        norms = [(norm(a), norm(b), norm(a.double() - b)) for a, b in zip(one, other, strict=True)]
+        return self._relative([(norm(a), norm(b), distance(a, b)) for a, b in zip(one, other, strict=True)])
+
+    def _relative(self, norms: list[tuple[float, float, float]]) -> list[float]:
         whole = math.hypot(*(size for _, size, _ in norms))
         errors = []
         for (a, b, off), tensor in zip(norms, self.function.theta, strict=True):
@@ -119,22 +144,18 @@ class Checked:
 def differences(checked: Checked) -> Differences:
     """Product and gradient of up to 16 examples against differences, the best over a ladder of steps."""
     function, piece = checked.function, checked.piece
-    grad = gradient(function, piece)
-    gradient_norm = norm(grad)
-    downhill = (grad / max(gradient_norm, 1e-300)).to(function.dtype)
-    del grad
     best = Differences(math.inf, math.inf, "", checked.precision)
+    downhill: Tensor | None = None
     for h, settled in _steps(function, piece):
         if max(best.product, best.gradient_error) <= settled:
             break
-        up, down = (checked.gradients_at(s * h) for s in (1, -1))
-        central = _over(up, down, 2 * h / checked.length)
-        del up, down
-        errors = checked.errors(function.split(checked.product), central)
-        error, worst = _largest(errors, function.names)
+        error, worst = _largest(checked.missed(h), function.names)
         if error < best.product:
             best = Differences(error, best.gradient_error, worst, checked.precision)
-        gradient_error = _gradient_error(function, piece, downhill, h, gradient_norm)
+        if downhill is None:
+            downhill, length = _downhill(function, piece)
+        gradient_error = _gradient_error(checked, downhill, h, length)
+        downhill = downhill if function.size <= WINDOW else None  # a long one is rather computed again than held
         best = Differences(best.product, min(best.gradient_error, gradient_error), best.worst, checked.precision)
     return best
 
@@ -147,8 +168,11 @@ def _largest(errors: list[float], names: tuple[str, ...]) -> tuple[float, str]:
     return worst, name
 
 
-def _over(up: tuple[Tensor, ...], down: tuple[Tensor, ...], step: float) -> tuple[Tensor, ...]:
-    return tuple((above - below).double() / step for above, below in zip(up, down, strict=True))
+def _downhill(function: Functional, piece: Any) -> tuple[Tensor, float]:
+    """The direction of the gradient, and its length."""
+    grad = gradient(function, piece)
+    length = norm(grad)
+    return grad.div_(max(length, 1e-300)), length
 
 
 def faint(operator: Curvature, piece: Any) -> float:
@@ -180,11 +204,14 @@ def _steps(function: Functional, piece: Any) -> Iterator[tuple[float, float]]:
         yield from ((step * least, enough) for step in first)
 
 
-def _gradient_error(function: Functional, piece: Any, direction: Tensor, h: float, expected: float) -> float:
-    with torch.no_grad():
-        up, down = (float(function.total(function.shifted(direction, s), piece)) for s in (h, -h))
+def _gradient_error(checked: Checked, direction: Tensor, h: float, expected: float) -> float:
+    losses = []
+    for step in (h, -h):
+        with torch.no_grad(), checked.at(direction, step) as theta:
+            losses.append(float(checked.function.total(theta, checked.piece)))
     if expected == 0:
         return 0.0
+    up, down = losses
     # a loss of size L is only known to L·eps: below that a gradient cannot be refuted
-    noise = 8 * torch.finfo(function.dtype).eps * max(abs(up), abs(down)) / h
+    noise = 8 * torch.finfo(checked.function.dtype).eps * max(abs(up), abs(down)) / h
     return abs((up - down) / (2 * h) - expected) / (expected + noise)

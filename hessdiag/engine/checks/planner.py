@@ -18,6 +18,7 @@ from hessdiag.engine.products.gradients import depends, gradient
 from hessdiag.engine.products.graphs import GradientGraph, StackGraph
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.stacking import batching_rules_only, stacks
+from hessdiag.engine.products.windows import distance_in_double, norm, windows
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.samples import divide, row_count
 
@@ -87,8 +88,10 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
                 if is_out_of_memory(error):
                     raise
                 failures[name] = one_line(error, 120)
+        tried, agreements = bool(results), [_agreement(list(results.values()))]
+        results.clear()  # before the gradient takes its memory
         gradient_seconds = _timed(lambda: gradient(operator.function, piece)[None])[1]
-    if not results:
+    if not tried:
         why = "; ".join(f"{name}: {text}" for name, text in failures.items())
         if fixed:
             msg = f"`method={operator.method!r}` does not work here ({why}): `method='auto'` takes one that does"
@@ -99,7 +102,6 @@ def choose(operator: Curvature, *, fixed: bool, products: int | None = None) -> 
             )
             msg = f"no exact product works here ({why}): replace the operation{also}"
         raise MeasurementError(msg)
-    agreements = [_agreement(list(results.values()))]
     method = next(iter(seconds))
     built_in = operator.problem.built_in is not None
     many = built_in or products is None or products >= WORTH_STACKING
@@ -183,9 +185,12 @@ def trial_vectors(operator: Curvature, number: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(20_261_121)
     shape = (number, operator.size)
-    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-    sizes = torch.rand(shape, generator=generator, dtype=operator.dtype) + 0.5
-    return (signs * sizes).to(operator.device, operator.dtype)
+    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+    sizes = torch.rand(shape, generator=generator, dtype=operator.dtype).add_(0.5)
+    for row, sign in zip(sizes, signs, strict=True):
+        for size, positive in windows(row, sign):
+            size.mul_(positive)
+    return sizes.to(operator.device, operator.dtype)
 
 
 def _try(operator: Curvature, name: str, piece: Any, rows: Tensor) -> Tensor:
@@ -196,6 +201,7 @@ def _timed(call: Callable[[], Tensor], least: int = 1) -> tuple[Tensor, float]:
     """The result and its seconds per row, the best of a few calls; of ``least``, if they take long."""
     trials: list[float] = []
     while len(trials) < least or (len(trials) < TRIALS and sum(trials) < LONG_TRIAL):
+        result = torch.empty(0)  # the one before goes first
         begun = time.perf_counter()
         result = call()
         if result.is_cuda:
@@ -207,9 +213,8 @@ def _timed(call: Callable[[], Tensor], least: int = 1) -> tuple[Tensor, float]:
 def _agreement(results: list[Tensor]) -> float | None:
     if len(results) < 2:
         return None
-    reference = results[0].double()
-    scale = max(float(reference.norm()), 1e-300)
-    return max(float((other.double() - reference).norm()) / scale for other in results[1:])
+    scale = max(norm(results[0]), 1e-300)
+    return max(distance_in_double(other, results[0]) / scale for other in results[1:])
 
 
 def _time(seconds: float) -> str:

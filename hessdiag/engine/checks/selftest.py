@@ -21,7 +21,8 @@ from hessdiag.engine.checks.suspects import half_precision, suspects
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.methods import METHODS
-from hessdiag.engine.products.precision import in_double, narrowest, norm
+from hessdiag.engine.products.precision import in_double, narrowest
+from hessdiag.engine.products.windows import distance, dot, norm
 from hessdiag.results import SelfTest
 
 
@@ -43,7 +44,8 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
     """
     function = operator.function
     piece = operator.function.place(operator.trial)
-    u, v = trial_vectors(operator, 2)
+    rows = trial_vectors(operator, 2)
+    u, v = rows
     method = METHODS[operator.method]
 
     def product(row: Tensor) -> Tensor:
@@ -56,9 +58,10 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
         symmetry = abs(_dot(function, u, hv) - _dot(function, v, hu))
         symmetry /= max(norm(u) * max(norm(hu), scale), 1e-300)
         symmetry *= math.sqrt(operator.size)  # of random vectors, a product's share along another is 1/√P
-        del u, hu  # what is held here is held in float64 below
+        v = v.clone()
+        del u, hu, rows  # what is held here is held in float64 below
         torch.rand(1)  # moves the random stream on: noise inside the model must not repeat by chance
-        repeatability = norm(product(v) - hv) / scale
+        repeatability = distance(product(v), hv) / scale
         double = in_double(operator)  # a copy of θ: it goes with this function
         difference, jump = differences(Checked(operator, double, v, product=hv)), None
         known = repeatability <= LIMITS["repeatability"] and bool(torch.isfinite(hv).all())
@@ -86,8 +89,7 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
 
 def _dot(function: Functional, a: Tensor, b: Tensor) -> float:
     """aᵀb in float64, a tensor at a time."""
-    pairs = zip(function.split(a), function.split(b), strict=True)
-    return math.fsum(float((x.double() * y.double()).sum()) for x, y in pairs)
+    return math.fsum(dot(x, y) for x, y in zip(function.split(a), function.split(b), strict=True))
 
 
 def _infinite(operator: Curvature, product: Tensor) -> Fault | None:

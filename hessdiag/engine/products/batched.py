@@ -80,13 +80,10 @@ class Batched(SymmetricOperator):
         Raises:
             MeasurementError: nothing is left to give up.
         """
-        if self.graphs.release(for_good=True):
+        if self.give_way(vectors):
             return
         size = self.micro_batch or row_count(batch) or 1
-        if vectors > 1:
-            self.block = vectors // 2
-            note = f"out of memory: {self.block} vectors travel together from here on"
-        elif size > 1 and self.divisible:
+        if size > 1 and self.divisible:
             self.micro_batch = size // 2
             note = f"out of memory: batches are cut into {self.micro_batch} examples from here on"
         elif self.method != "layer_streamed" and has_blocks(self.function):
@@ -99,6 +96,35 @@ class Batched(SymmetricOperator):
             msg = f"out of memory with one vector and one example ({failure}): choose `params`"
             raise MeasurementError(msg)
         self.notes.append(f"{note}; the numbers do not change")
+
+    def give_way(self, vectors: int) -> bool:
+        """Give up kept graphs, then vectors together; whether there was anything of the kind."""
+        if self.graphs.release(for_good=True):
+            return True
+        if vectors > 1:
+            self.block = vectors // 2
+            note = f"out of memory: {self.block} vectors travel together from here on"
+            self.notes.append(f"{note}; the numbers do not change")
+        return vectors > 1
+
+    def summed(self, form: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """``form(rows)``, in blocks that fit: for sums over all batches, which memory must hold beside a batch.
+
+        Raises:
+            MeasurementError: they do not fit with one vector.
+        """
+        try:
+            return form(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = one_line(error, 120)
+        if not self.give_way(len(rows)):
+            msg = f"out of memory with one vector beside those of the measurement ({failure}): choose `params`"
+            raise MeasurementError(msg)
+        if len(rows) <= self.block:
+            return self.summed(form, rows)
+        return torch.cat([self.summed(form, part) for part in torch.split(rows, self.block)])
 
     @contextmanager
     def timed(self) -> Iterator[None]:

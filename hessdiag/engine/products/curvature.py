@@ -21,6 +21,7 @@ from hessdiag.engine.products.methods import METHODS, retained_graph
 from hessdiag.engine.products.preconditioned import Preconditioned, preconditioner_for
 from hessdiag.engine.products.records import Record, Records
 from hessdiag.engine.products.semidefinite import is_convex
+from hessdiag.engine.products.windows import add, row_dots
 from hessdiag.errors import ProblemError, UsageError
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, divide, row_count
@@ -126,16 +127,21 @@ class Curvature(Batched):
 
     def gradient(self) -> Tensor:
         """The gradient (P,) of the mean loss, float64; one gradient."""
+        return self.summed(self._sum_of_gradients, torch.empty(1)).div_(self.total_weight)
+
+    def _sum_of_gradients(self, one: Tensor) -> Tensor:
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         with self.engine():
             for batch in self.batches:
-                grad = self.fitting(batch, torch.empty(1), lambda piece, _: gradient(self.function, piece)[None])
-                total += grad[0].double()
-        return total / self.total_weight
+                add(total, self.fitting(batch, one, lambda piece, _: gradient(self.function, piece)[None])[0])
+        return total
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Products over all batches, each batch by its weight; `records` takes their quadratic forms."""
-        rows = rows.contiguous()  # some kernels take no strided tangents: grouped products of experts
+        # some kernels take no strided tangents: grouped products of experts
+        return self.summed(self._products, rows.contiguous())
+
+    def _products(self, rows: Tensor) -> Tensor:
         shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
         forms = torch.zeros(shape if self.records.wanted else 0, dtype=wide, device=self.device)
         whole = len(self.batches) == 1  # no sum of its own: 9 of 66 MiB of a streamed 12-layer GPT
@@ -146,9 +152,13 @@ class Curvature(Batched):
                 if self.records.wanted:
                     # a tensor at a time: what is multiplied for the forms never takes another vector's memory
                     pairs = zip(torch.split(products, sizes, 2), torch.split(rows[:, None], sizes, 2), strict=True)
-                    forms[:, indices] = torch.stack([(hv * v).sum(2, dtype=wide) for hv, v in pairs], dim=2)
+                    forms[:, indices] = torch.stack([row_dots(hv, v) for hv, v in pairs], dim=2)
                 part = products.sum(1, dtype=wide) if products.shape[1] > 1 else products[:, 0]
-                total = part if whole else total.add_(part)
+                if whole:
+                    total = part
+                else:
+                    add(total, part)
+                del products, part  # before those of the next batches come
         self.records.add(forms, self.weights, self.total_weight)
         return total.div_(self.total_weight).to(self.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from hessdiag.engine.products.failures import KEPT_GRAPH, is_kept_graph
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.windows import joined
 from hessdiag.errors import MeasurementError
 
 Kind = Literal["hessian", "ggn", "residual"]
@@ -18,7 +20,7 @@ Kind = Literal["hessian", "ggn", "residual"]
 def gradient(function: Functional, batch: Any, theta: tuple[Tensor, ...] | None = None) -> Tensor:
     """The gradient (P,) of the batch's summed loss at ``theta``, by default at the checkpoint."""
     theta = function.theta if theta is None else theta
-    return function.flat(gradients(function.total(theta, batch), theta))
+    return joined([*gradients(function.total(theta, batch), theta)])
 
 
 def gradients(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = False) -> tuple[Tensor, ...]:
@@ -31,6 +33,37 @@ def gradients(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = 
         if not is_kept_graph(error):
             raise
         raise MeasurementError(KEPT_GRAPH) from error
+
+
+def each_gradient(total: Tensor, theta: tuple[Tensor, ...], look: Callable[[int, Tensor], None]) -> None:
+    """``look(index, gradient)`` of every parameter as soon as a backward pass has it; none is kept.
+
+    Args:
+        total: a scalar.
+        theta: leaves without a ``.grad``.
+        look: may be called in any order, once for each; with zeros where a parameter takes no part.
+    """
+    left = set(range(len(theta)))
+
+    def arrive(index: int, leaf: Tensor) -> None:
+        found, leaf.grad = leaf.grad, None
+        left.discard(index)
+        assert found is not None
+        look(index, found)
+
+    hooks = [leaf.register_post_accumulate_grad_hook(partial(arrive, index)) for index, leaf in enumerate(theta)]
+    try:
+        if total.requires_grad:
+            torch.autograd.backward(total, inputs=list(theta))
+    except RuntimeError as error:
+        if not is_kept_graph(error):
+            raise
+        raise MeasurementError(KEPT_GRAPH) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for index in sorted(left):
+        look(index, torch.zeros_like(theta[index]))
 
 
 def depends(function: Functional, batch: Any) -> bool:

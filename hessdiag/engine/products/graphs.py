@@ -12,9 +12,10 @@ from torch.autograd import Function
 
 from hessdiag.engine.products.folding import Folded
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.gradients import Kind, gradients, scalar_of
+from hessdiag.engine.products.gradients import Kind, each_gradient, gradients, scalar_of
 from hessdiag.engine.products.memory import free_bytes
 from hessdiag.engine.products.stacking import Stack, filled, vmapped
+from hessdiag.engine.products.windows import joined
 from hessdiag.samples import leaves
 
 KEPT_SHARE = 4  # of the memory that is free without them, graphs take at most this part
@@ -82,16 +83,23 @@ class GradientGraph:
     def products(self, rows: Tensor, *, keep: bool = True) -> Tensor:
         """Products (k, P) of the batch's summed loss; without ``keep`` the graph is gone afterwards."""
         if not self._live:
-            return self._flat(tuple(torch.zeros_like(t) for t in self._theta)).expand(len(rows), *self._shape)
+            return self._flat([torch.zeros_like(t) for t in self._theta]).expand(len(rows), *self._shape)
         products = []
         for number, row in enumerate(rows, start=1):
             pieces = self._pieces(row)
             self._along[:] = [pieces[index] for index in self._live]
             retain = keep or number < len(rows)
-            product = torch.autograd.grad(self._top, self._theta, retain_graph=retain, materialize_grads=True)
+            product = [*torch.autograd.grad(self._top, self._theta, retain_graph=retain, materialize_grads=True)]
             self._along.clear()
             products.append(self._flat(product))
         return torch.stack(products) if len(products) > 1 else products[0][None]  # no copy of a long vector
+
+    def each_product(self, row: Tensor, look: Callable[[int, Tensor], None]) -> None:
+        """``look(index, piece)`` of a product (P,), a tensor at a time; the graph is gone afterwards."""
+        pieces = self._pieces(row)
+        self._along[:] = [pieces[index] for index in self._live]
+        each_gradient(self._top if self._live else row.new_zeros(()), self._theta, look)
+        self._along.clear()
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -100,8 +108,8 @@ class GradientGraph:
     def _pieces(self, row: Tensor) -> tuple[Tensor, ...]:
         return self.function.split(row)
 
-    def _flat(self, product: tuple[Tensor, ...]) -> Tensor:
-        return self.function.flat(product)
+    def _flat(self, product: list[Tensor]) -> Tensor:
+        return joined(product)
 
 
 class StackGraph(GradientGraph):
@@ -124,7 +132,7 @@ class StackGraph(GradientGraph):
     def _pieces(self, row: Tensor) -> tuple[Tensor, ...]:
         return tuple(piece.expand(self._number, *piece.shape) for piece in self.function.split(row))
 
-    def _flat(self, product: tuple[Tensor, ...]) -> Tensor:
+    def _flat(self, product: list[Tensor]) -> Tensor:
         return torch.cat([piece.reshape(self._number, -1) for piece in product], dim=1)
 
 

@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.gradients import gradient
+from hessdiag.engine.products.gradients import each_gradient, gradient
 from hessdiag.engine.products.nodes import graph_nodes
+from hessdiag.engine.products.windows import distance, norm
 from hessdiag.samples import divide
 
 SAME_GRADIENT = 1e-2
@@ -58,26 +59,31 @@ def _in_double(operator: Curvature) -> Functional | None:
     double = operator.dtype == torch.float64
     try:
         function = operator.function if double else _as(Functional, operator)
-        grad = _gradient(operator, function)
+        _require_gradient(operator, function)
         if narrowest(function, _two(operator, function)) != torch.float32:
             return function
     except (RuntimeError, TypeError, ValueError):
         return operator.function if double else None
     try:
         wide = _as(_Widened, operator)
-        same = _gradient(operator, wide)
+        grad, same = _gradient(operator, function), _gradient(operator, wide)
         whole = narrowest(wide, _two(operator, wide)) == torch.float64
     except (RuntimeError, TypeError, ValueError):
         return function
-    return wide if whole and norm(grad - same) <= SAME_GRADIENT * max(norm(grad), norm(same)) else function
+    return wide if whole and distance(grad, same) <= SAME_GRADIENT * max(norm(grad), norm(same)) else function
 
 
 def _as(kind: type[Functional], operator: Curvature) -> Functional:
     return kind(operator.problem, dtype=torch.float64, device=operator.device)
 
 
+def _require_gradient(operator: Curvature, function: Functional) -> None:
+    """Take the gradient of two examples: not all models can have it in float64."""
+    with function.measuring():
+        each_gradient(function.total(function.theta, _two(operator, function)), function.theta, lambda *_: None)
+
+
 def _gradient(operator: Curvature, function: Functional) -> Tensor:
-    """The gradient of two examples: not all models can have it in float64."""
     with function.measuring():
         return gradient(function, _two(operator, function))
 
@@ -93,9 +99,3 @@ def narrowest(function: Functional, batch: Any) -> torch.dtype:
     found: set[torch.dtype] = {function.dtype}
     found |= {value.dtype for node in graph_nodes(total) for value in node._input_metadata}
     return max((dtype for dtype in found if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
-
-
-def norm(tensor: Tensor) -> float:
-    """The Euclidean norm, taken in double precision."""
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return float(torch.linalg.vector_norm(tensor, dtype=wide).real)
