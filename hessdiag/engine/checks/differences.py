@@ -17,7 +17,7 @@ from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.gradients import each_gradient, gradient, gradients
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import narrowest
-from hessdiag.engine.products.windows import WINDOW, distance, norm
+from hessdiag.engine.products.windows import WINDOW, distance, norm, together, windows
 
 LIMITS = {"repeatability": 1e-4, "symmetry": 1e-2, "finite_difference": 1e-2, "gradient": 1e-2}
 """Above these a measurement is refused. Silent faults begin at 2e-2; healthy models stay below 1e-4, or below 2e-3
@@ -116,9 +116,13 @@ class Checked:
         norms = [(0.0, 0.0, 0.0)] * len(up)
 
         def look(index: int, down: Tensor) -> None:
-            central = (up[index] - down).double().div_(2 * step / self.length)
-            up[index] = central[:0]
-            norms[index] = norm(product[index]), norm(central), distance(product[index], central)
+            found = []
+            for one, above, below in windows(product[index], up[index], down):
+                central = (above - below).double().div_(2 * step / self.length)
+                found.append((norm(one), norm(central), distance(one, central)))
+            up[index] = down[:0]  # it is not needed any more
+            a, b, off = (together(parts) for parts in zip(*found, strict=True))
+            norms[index] = a, b, off
 
         with self.at(self.row, -step / self.length) as theta:
             each_gradient(function.total(theta, self.piece), theta, look)

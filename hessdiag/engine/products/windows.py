@@ -6,12 +6,12 @@ Vectors of up to `WINDOW` numbers are one window, and their results those of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-WINDOW = 1 << 22  # numbers; 32 MiB in float64, beside which what an operation costs to start is nothing
+WINDOW = 1 << 20  # numbers; 8 MiB in float64, beside which what an operation costs to start is nothing
 
 
 def windows(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -24,17 +24,17 @@ def windows(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def norm(tensor: Tensor) -> float:
     """The Euclidean norm, taken in double precision."""
-    return _together(_norm(part) for (part,) in windows(tensor))
+    return together(_norm(part) for (part,) in windows(tensor))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
     """‖a − b‖, subtracted in the wider of their types."""
-    return _together(_norm(x - y) for x, y in windows(a, b))
+    return together(_norm(x - y) for x, y in windows(a, b))
 
 
 def distance_in_double(a: Tensor, b: Tensor) -> float:
     """‖a − b‖, subtracted in double precision."""
-    return _together(_norm(x.double() - y.double()) for x, y in windows(a, b))
+    return together(_norm(x.double() - y.double()) for x, y in windows(a, b))
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -81,6 +81,7 @@ def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=wide).real)
 
 
-def _together(norms: Iterator[float]) -> float:
+def together(norms: Iterable[float]) -> float:
+    """The norm of a vector by those of its parts."""
     found = list(norms)
     return found[0] if len(found) == 1 else math.hypot(*found)
