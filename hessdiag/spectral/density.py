@@ -131,7 +131,7 @@ def _first_forms(known: Krylov | None, block: torch.Tensor, alphas: Array, betas
     """uᵀHu = α₁ and ‖PHu‖² = α₁² + β₁² less what HQ = QT + βqeₖᵀ says of QᵀHu, (2, n)."""
     squares = alphas**2 + betas**2
     if known is not None and known.residual is not None:
-        overlap = dots(block, known.residual.expand_as(block)).cpu().numpy()
+        overlap = dots(block, known.next.expand_as(block)).cpu().numpy()
         squares = squares - (known.beta * overlap) ** 2
     return np.stack([alphas, squares.clip(min=0)])
 

@@ -226,5 +226,5 @@ def _of_run(krylov: Krylov) -> Tensor:
     weighted = torch.from_numpy(krylov.T).to(basis) @ basis
     found = (basis * weighted).sum(0)
     if krylov.residual is not None and math.isfinite(krylov.beta):
-        found += 2 * krylov.beta * krylov.residual.double() * basis[-1]
+        found += 2 * krylov.beta * krylov.next.double() * basis[-1]
     return found

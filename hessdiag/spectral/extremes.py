@@ -16,6 +16,7 @@ import torch
 from hessdiag.errors import UsageError
 from hessdiag.operator import as_operator
 from hessdiag.results import RitzValue
+from hessdiag.spectral.basis import Storage
 from hessdiag.spectral.certificate import Side, Wanted, Watch
 from hessdiag.spectral.ends import Extremes, Known, report
 from hessdiag.spectral.krylov import Krylov
@@ -47,6 +48,7 @@ def extremes(
     least: int = 0,
     warm: Warm | None = None,
     on_step: Callable[[Watch], None] | None = None,
+    storage: Storage | None = None,
 ) -> Extremes:
     """Find lambda_max, lambda_min and the largest eigenvalues, each with a two-sided interval.
 
@@ -70,6 +72,7 @@ def extremes(
         least: steps to take at least.
         warm: an earlier run's answer to start near (`hessdiag.spectral.warm`); never trusted alone.
         on_step: called after each product with the certificates as they are then.
+        storage: how the vectors are held; None: in the operator's dtype, on its device.
 
     Returns:
         Extremes; ``confidence`` of each is ``1 - failure``, or 1.0 where every dimension was explored.
@@ -88,7 +91,7 @@ def extremes(
     _require(wanted, which, failure)
     before = op.products
     start = beginning(op, seed, warm)
-    run = Lanczos(op, start.vector, basis_size(op, max_steps, max_basis), seed)
+    run = Lanczos(op, start.vector, basis_size(op, max_steps, max_basis), seed, storage)
     watch = Watch(run, which, failure, start.stretch)
     _grow(watch, wanted, max_steps, on_step)
     settings = {"rtol": rtol, "seed": seed, "max_steps": max_steps, "failure": failure}

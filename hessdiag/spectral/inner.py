@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from hessdiag.operator import full_precision
+from hessdiag.spectral.basis import Rows
+
+Basis = Tensor | Rows  # of a Lanczos run, (m, d) orthonormal
 
 WINDOW = 1 << 17  # float64 elements widened at once: 1 MiB stays in the cache, 32 MiB took 1.5 times as long
 SMALL = 8 * 1024  # columns that float32 may add up by itself: an optimal kernel keeps many partial sums
@@ -34,7 +37,7 @@ def norms(rows: Tensor) -> Tensor:
     return together
 
 
-def project_out(work: Tensor, basis: Tensor) -> Tensor:
+def project_out(work: Tensor, basis: Basis) -> Tensor:
     """Take the span of orthonormal rows ``basis`` out of ``work``, in place.
 
     A second pass where the first took more than half of a row's length: it leaves what the first pass's rounding
@@ -54,29 +57,39 @@ def project_out(work: Tensor, basis: Tensor) -> Tensor:
     return total
 
 
-def continue_basis(work: Tensor, basis: Tensor) -> Tensor:
+def continue_basis(work: Tensor, basis: Basis) -> Tensor:
     """`project_out` for ``work`` = H times the last of the basis's rows.
 
     Such a product lies along the last two rows and the next one, to rounding: with those two taken out first, one
     pass over the whole basis is enough, except after a restart.
     """
-    near = _taken(work, basis[..., -2:, :])
+    near = _taken(work, basis[-2:] if isinstance(basis, Rows) else basis[..., -2:, :])
     total = project_out(work, basis)
     total[..., -near.shape[-1] :] += near
     return total
 
 
 @full_precision()
-def _taken(work: Tensor, basis: Tensor) -> Tensor:
+def _taken(work: Tensor, basis: Basis) -> Tensor:
     coefficients = overlaps(work, basis)
+    if isinstance(basis, Rows):
+        for part, rows in basis.parts():
+            work[:, part].addmm_(coefficients.to(work.dtype), rows, alpha=-1)
+        return coefficients
     subtract = work.addmm_ if work.dim() == 2 else work.baddbmm_
     subtract(coefficients.to(work.dtype), basis, alpha=-1)
     return coefficients
 
 
 @full_precision()
-def overlaps(a: Tensor, b: Tensor) -> Tensor:
+def overlaps(a: Basis, b: Basis) -> Tensor:
     """Inner products of rows of one dtype, multiplied in it, pieces of `PIECE` columns added up in float64."""
+    if isinstance(b, Rows):
+        total = torch.zeros((len(a), len(b)), dtype=torch.float64, device=b.device)
+        for part, rows in b.parts():
+            total += overlaps(rows if a is b else a[:, part].contiguous(), rows)
+        return total
+    assert isinstance(a, Tensor)
     if b.dtype == torch.float64 or b.shape[-1] <= SMALL:
         return (a @ b.mT).double()
     if b.dim() > 2:  # pieces of one matrix are views, those of several are copies
@@ -87,8 +100,12 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
     return pieces.sum(0, dtype=torch.float64) + (a[:, whole:] @ b[:, whole:].mT)
 
 
-def rotate(basis: Tensor, weights: Tensor, out: Tensor) -> None:
+def rotate(basis: Basis, weights: Tensor, out: Tensor) -> None:
     """Write ``weights`` (n, m) times ``basis`` (m, d) into ``out`` (n, d), which may be rows of ``basis``."""
+    if isinstance(basis, Rows):
+        for part, rows in basis.parts():
+            out[..., part] = (weights @ rows.double()).to(out.dtype)
+        return
     for part in windows(basis):
         out[..., part] = (weights @ basis[..., part].double()).to(out.dtype)
 

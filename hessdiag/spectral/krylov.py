@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator
-from hessdiag.spectral.inner import overlaps, rotate
+from hessdiag.spectral.inner import Basis, overlaps, rotate
 
 Array = NDArray[np.float64]
 
@@ -54,21 +54,23 @@ class Krylov:
         basis: (k, d) orthonormal rows in the operator's dtype.
         T: (k, k) float64; tridiagonal, after a restart an arrowhead followed by a tridiagonal.
         beta: norm of what leaves the subspace; 0.0 where nothing does.
-        residual: (d,) the next basis vector, or None where the basis is complete.
+        residual: (1, d) the next basis vector, or None where the basis is complete.
         cycles: the recurrences of the run, first cycle first.
         products: spent on the run.
         scale: the largest ‖Hq‖ met: at most ‖H‖, and the size to which rounding is relative.
         semidefinite: whether H is known to have no negative eigenvalue: Ritz values below zero are rounding.
+        lost: norm of what the relation above misses because of how the basis is held (`hessdiag.spectral.basis`).
     """
 
-    basis: Tensor
+    basis: Basis
     T: Array
     beta: float
-    residual: Tensor | None
+    residual: Basis | None
     cycles: tuple[Cycle, ...]
     products: int
     scale: float
     semidefinite: bool = False
+    lost: float = 0.0
 
     def __repr__(self) -> str:
         """Its size and its cost."""
@@ -84,6 +86,13 @@ class Krylov:
     def exhausted(self) -> bool:
         """Whether every direction is explored: T is H in another basis."""
         return self.residual is None
+
+    @property
+    def next(self) -> Tensor:
+        """The residual as a vector (d,); only where there is one."""
+        assert self.residual is not None
+        vector: Tensor = self.residual[0]
+        return vector
 
     @property
     def restarted(self) -> bool:
@@ -107,7 +116,7 @@ class Krylov:
     def margin(self, op: SymmetricOperator) -> float:
         """Rounding of the run: T belongs to H + E with ‖E‖ at most this, residuals that were dropped included."""
         dropped = BREAKDOWN * torch.finfo(op.dtype).eps * self.scale
-        return self.floor(op) * math.sqrt(self.size) + 2 * dropped * math.sqrt(self.breakdowns)
+        return self.floor(op) * math.sqrt(self.size) + 2 * dropped * math.sqrt(self.breakdowns) + self.lost
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -159,7 +168,8 @@ class Krylov:
             basis=self.basis[:size],
             T=self.T[:size, :size],
             beta=float(self.T[size, size - 1]),
-            residual=self.basis[size],
+            residual=self.basis[size : size + 1],
+            lost=self.lost,
             cycles=self.cycles,
             products=self.products,
             scale=self.scale,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
+from hessdiag.spectral.basis import Rows, Storage, begin, hold
 from hessdiag.spectral.inner import continue_basis, norms, project_out, rotate
 from hessdiag.spectral.krylov import BREAKDOWN, Cycle, Krylov
 from hessdiag.spectral.probes import sphere
@@ -47,7 +48,14 @@ class Lanczos:
         UsageError: a zero start, or room for fewer than ``SMALLEST_BASIS`` vectors where d is larger.
     """
 
-    def __init__(self, op: SymmetricOperator, start: Tensor, capacity: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        op: SymmetricOperator,
+        start: Tensor,
+        capacity: int,
+        seed: int = 0,
+        storage: Storage | None = None,
+    ) -> None:
         self.capacity = min(capacity, op.size)
         self.seed = seed
         length = float(norms(start[None])[0])
@@ -63,9 +71,8 @@ class Lanczos:
         self.faint = False
         self.cycles = [Cycle()]
         self.T: Array = np.zeros((self.capacity, self.capacity))
-        # Rows not reached stay untouched, so on a CPU they take no memory.
-        self._rows = torch.empty((self.capacity + 1, op.size), dtype=op.dtype, device=op.device)
-        self._rows[0] = (start.double() / length).to(op.dtype)
+        self._rows = (storage or Storage()).rows(self.capacity + 1, op.size, op.dtype, op.device)
+        begin(self._rows, start, length)
         self.rounding = torch.finfo(op.dtype).eps
 
     def step(self) -> None:
@@ -75,7 +82,7 @@ class Lanczos:
         if self.size == self.capacity:
             self._restart()
         j = self.size
-        work = self.op.rows(self._rows[j : j + 1])
+        work = self.op.rows(self._rows[j][None])
         self.products += 1
         self.scale = max(self.scale, float(norms(work)[0]))
         alpha = float(continue_basis(work, self._rows[: j + 1])[0, j])
@@ -90,7 +97,7 @@ class Lanczos:
         elif self.beta <= BREAKDOWN * self.rounding * self.scale:
             self._begin_afresh()
         else:
-            torch.div(work[0], self.beta, out=self._rows[j + 1])
+            hold(self._rows, j + 1, work[0], self.beta)
             if self.size < self.capacity:
                 self.T[j + 1, j] = self.T[j, j + 1] = self.beta
 
@@ -102,7 +109,7 @@ class Lanczos:
         project_out(fresh, self._rows[: self.size])
         fresh /= float(norms(fresh)[0])
         project_out(fresh, self._rows[: self.size])  # little is left of it where the basis is almost complete
-        torch.div(fresh[0], float(norms(fresh)[0]), out=self._rows[self.size])
+        hold(self._rows, self.size, fresh[0], float(norms(fresh)[0]))
         self.cycles.append(Cycle(fresh=self.op.size - self.size))
 
     def ritz_values(self) -> Array:
@@ -119,7 +126,8 @@ class Lanczos:
             basis=self._rows[:k],
             T=self.T[:k, :k].copy(),
             beta=self.beta,
-            residual=None if self.exhausted else self._rows[k],
+            residual=None if self.exhausted else self._rows[k : k + 1],
+            lost=self._rows.error if isinstance(self._rows, Rows) else 0.0,
             cycles=tuple(Cycle(c.thetas, c.sigmas, c.fresh, list(c.alphas), list(c.betas)) for c in self.cycles),
             products=self.products,
             scale=self.scale,
@@ -134,9 +142,13 @@ class Lanczos:
         kept = [*range(bottom), *range(m - top, m)]
         sigmas = self.beta * vectors[m - 1, kept]
         weights = torch.from_numpy(vectors[:, kept].T.copy()).to(self.op.device)
-        rotate(self._rows[:m], weights, self._rows[: len(kept)])
         self.size = n = len(kept)
-        self._rows[n] = self._rows[m]
+        if isinstance(self._rows, Rows):
+            self._rows[:m].rotate(weights, [self.scale + abs(theta) for theta in values[kept]])
+            self._rows.moved(m, n)
+        else:
+            rotate(self._rows[:m], weights, self._rows[:n])
+            self._rows[n] = self._rows[m]
         self.T[:] = 0.0
         self.T[range(n), range(n)] = values[kept]
         self.T[:n, n] = self.T[n, :n] = sigmas
@@ -150,6 +162,7 @@ def lanczos(
     start: Tensor | None = None,
     seed: int = 0,
     max_basis: int | None = None,
+    storage: Storage | None = None,
 ) -> Krylov:
     """Run ``steps`` steps of Lanczos, fewer if they cover every direction.
 
@@ -159,6 +172,7 @@ def lanczos(
         start: (d,) first vector; None draws it uniformly on the sphere.
         seed: names the streams of the random start, and of those after breakdowns.
         max_basis: most vectors held; None holds all. Memory: (max_basis + 1) d numbers.
+        storage: how they are held; None: in the operator's dtype, on its device.
 
     Raises:
         UsageError: no step, a zero start, or a basis of fewer than ``SMALLEST_BASIS`` vectors.
@@ -169,7 +183,7 @@ def lanczos(
     """
     op = as_operator(operator)
     first = sphere(op, seed, "lanczos", 0) if start is None else start
-    run = Lanczos(op, first, basis_size(op, steps, max_basis), seed)
+    run = Lanczos(op, first, basis_size(op, steps, max_basis), seed, storage)
     for _ in range(steps):
         run.step()
         if op.stopped:
