@@ -59,7 +59,7 @@ def stages(parameters: float) -> dict[str, float]:
         return result
 
     op = Curvature(problem, samples)
-    op.loss(), op.trial  # noqa: B018 - what is computed once
+    op.loss(), op.trial
     plan = stage("plan", lambda: choose(op, fixed=False))
     op.method = plan.method
     stage("self-test", lambda: self_test(op, plan))
@@ -101,7 +101,9 @@ def run(data: str | None, quick: bool = False, sizes: Sequence[float] = ()) -> l
         name = f"MLP of {size:.3g} parameters"
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            rows.append(Row(name, "hessdiag", "bytes per parameter", None, None, f"crash: {one_line(last[0], 120)}"))
+            rows.append(
+                Row(name, "hessdiag", "bytes per parameter", None, None, f"crash: {one_line(last[0], 120)}")
+            )
             continue
         told = json.loads(done.stdout.splitlines()[-1])
         rows += [Row(name, "hessdiag", f"{stage} [bytes/parameter]", told[stage], None, "") for stage in told]
@@ -118,7 +120,9 @@ def _main(words: Sequence[str]) -> None:
     from benchmarks.tables import report
 
     rows = run(None, sizes=[float(word) for word in words])
-    sys.stdout.write(report("Bytes per parameter", "At the peak of a stage, above what was held before.", rows) + "\n")
+    sys.stdout.write(
+        report("Bytes per parameter", "At the peak of a stage, above what was held before.", rows) + "\n"
+    )
 
 
 if __name__ == "__main__":

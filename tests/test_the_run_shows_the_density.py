@@ -208,20 +208,6 @@ def test_a_run_that_was_restarted_shows_no_density():
     assert measure_of(lanczos(diagonal(values), steps=40)) is not None
 
 
-def test_the_basis_may_have_a_share_of_the_free_memory(monkeypatch):
-    from hessdiag.analysis import run as stage
-    from hessdiag.settings import Settings
-
-    op, vector = diagonal(np.arange(5e6)), 8 * 5e6
-    monkeypatch.setattr(stage, "free_bytes", lambda _: int(4 * 100 * vector))
-    notes = []
-    assert stage.max_basis(op, Settings(), notes) == 100 and "100 vectors" in notes[0]
-    monkeypatch.setattr(stage, "free_bytes", lambda _: 0)
-    assert stage.max_basis(op, Settings(), []) == stage.BASIS_BYTES // vector
-    monkeypatch.setattr(stage, "free_bytes", lambda _: int(4 * 200 * vector))
-    assert stage.max_basis(op, Settings(), []) is None
-
-
 def test_a_run_goes_on_until_the_density_is_known():
     op = diagonal(SPECTRA["outliers"])
     short, long = (extremes(op, density=error).krylov for error in (0.3, 0.04))

@@ -16,6 +16,7 @@ from hessdiag.analysis.foreseen import Foreseen, foresee
 from hessdiag.analysis.needs import PRECONDITIONED, planned
 from hessdiag.analysis.preconditioned import take_preconditioned
 from hessdiag.analysis.record import environment, fingerprint, key_of
+from hessdiag.analysis.room import fit_block
 from hessdiag.analysis.so_far import Account, SoFar
 from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.structure import by_structure, sought
@@ -177,6 +178,7 @@ class Measurement:
             report("products", min(done(), total), total)
             account.tell()
 
+        fit_block(op)
         account = Account(look, self.settings, done, total)
         spending = Spending(self.settings.spending, op, checked.gradient_seconds, self._begun)
         self._spending, spending.interrupted, op.watch = spending, self._interrupted, watch

@@ -65,7 +65,7 @@ def shares(
         return 0, 0
     probes = 0 if closed or not needs_forms(settings, model) else _probes(settings, by_model)
     further = settings.density_probes * (settings.steps or TYPICAL_DENSITY) if wants_density(settings) else 0
-    return _run(settings) + further, probes
+    return run_steps(settings) + further, probes
 
 
 def preconditioned(settings: Settings) -> int:
@@ -88,7 +88,7 @@ def _probes(settings: Settings, by_model: bool | None) -> int:
     return min(max(round(both), PROBES_ALONE), settings.most_probes)
 
 
-def _run(settings: Settings) -> int:
+def run_steps(settings: Settings) -> int:
     """Steps of the run, and a product to verify each end."""
     known, steps = settings.known_to, 0.0
     ends = [name for name in TYPICAL if settings.wants(name)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hessdiag.analysis.needs import PRECONDITIONED, TYPICAL
 from hessdiag.analysis.population import batch_error
-from hessdiag.analysis.run import max_basis
+from hessdiag.analysis.room import held
 from hessdiag.analysis.spending import Spending
 from hessdiag.engine.checks.rounding import preconditioned_floor
 from hessdiag.engine.products.curvature import Curvature
@@ -34,6 +34,7 @@ def take_preconditioned(
     known, alone, notes = settings.known_to, settings.quantities == (PRECONDITIONED,), list[str]()
     scaled = Preconditioned(operator, preconditioner)
     scaled.floor = preconditioned_floor(scaled, operator)
+    kept = held(operator, settings, notes)
     operator.room = spending.room(1.0 if alone else SHARE, first=TYPICAL["lambda_max"])
     with operator.recorded() as record:
         found = extremes(
@@ -43,7 +44,8 @@ def take_preconditioned(
             failure=known.failure,
             seed=settings.seed,
             max_steps=settings.max_steps,
-            max_basis=max_basis(operator, settings, notes),
+            max_basis=kept.vectors,
+            storage=kept,
         )
     end = found.lambda_max
     assert end is not None

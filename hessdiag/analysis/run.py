@@ -9,8 +9,8 @@ from typing import Any
 from hessdiag.analysis.found import Found
 from hessdiag.analysis.needs import DEFLATION_STEPS, needs_square, wants_density
 from hessdiag.analysis.population import batch_error
+from hessdiag.analysis.room import held
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.products.memory import free_bytes
 from hessdiag.engine.products.records import Record
 from hessdiag.settings import Settings
 from hessdiag.spectral import (
@@ -33,10 +33,6 @@ from hessdiag.spectral.warm import Warm
 
 FURTHER, FURTHER_STEPS = 2, 60  # starts of a density that the run does not show, and their steps
 FEWEST_STEPS = 10  # fewer than these say next to nothing, and are not begun
-BASIS_BYTES = 2 << 30  # a Lanczos basis may always have 2 GiB
-BASIS_SHARE = 0.25
-"""Of the free memory, where that is more. Beyond, it restarts: more products, the same certificates."""
-FEWEST_VECTORS = 12
 
 
 def sides(settings: Settings) -> list[Any]:
@@ -74,7 +70,9 @@ def take_run(
         if every:
             found.krylov = whole(op)
         elif not which and not wants_density(s):
-            found.krylov = lanczos(op, steps=min(DEFLATION_STEPS, op.size), seed=s.seed)
+            kept = held(op, s, found.notes)
+            steps = kept.at_most(min(DEFLATION_STEPS, op.size))
+            found.krylov = lanczos(op, steps=steps, seed=s.seed, storage=kept)
         result = _ends(op, s, found, which, warm, on_step)
     if result is not None:
         found.krylov, found.convergence, found.top = result.krylov, result.convergence, result.top
@@ -96,7 +94,8 @@ def _ends(
     known = s.known_to
     if found.krylov is not None:
         return extremes_of(op, found.krylov, which=which, top=s.top) if which else None
-    shown = wants_density(s)
+    shown, kept = wants_density(s), held(op, s, found.notes)
+    deflating = kept.at_most(DEFLATION_STEPS) if needs_square(s) else 0
     return extremes(
         op,
         which=which,
@@ -105,12 +104,13 @@ def _ends(
         rtol_min=known.lambda_min,
         failure=known.failure,
         density=known.density if shown and s.steps is None else None,
-        least=max((s.steps or 0) if shown else 0, DEFLATION_STEPS if needs_square(s) else 0),
+        least=max((s.steps or 0) if shown else 0, deflating),
         seed=s.seed,
         warm=None if shown else warm,  # the density needs a start that is uniform on the sphere
         max_steps=s.max_steps,
-        max_basis=max_basis(op, s, found.notes),
+        max_basis=kept.vectors,
         on_step=on_step,
+        storage=kept,
     )
 
 
@@ -128,17 +128,6 @@ def _with_data(op: Curvature, s: Settings, found: Found, result: Extremes, recor
         found.notes.append(
             f"{len(op.batches)} batches are too few for error bars over data: take a smaller `batch_size`"
         )
-
-
-def max_basis(op: Curvature, s: Settings, notes: list[str]) -> int | None:
-    """Vectors of a run that are held; None for all of them. What is held back is noted."""
-    room = max(BASIS_BYTES, int(BASIS_SHARE * free_bytes(op.device)))
-    vectors = room // (op.size * op.dtype.itemsize)
-    if vectors >= s.max_steps:
-        return None
-    vectors = max(vectors, FEWEST_VECTORS + s.top)
-    notes.append(f"the Lanczos basis holds {vectors} vectors at a time and is restarted")
-    return int(vectors)
 
 
 def take_density(operator: Curvature, settings: Settings, found: Found) -> None:

@@ -43,6 +43,10 @@ class Storage:
     on_host: bool = False
     reason: str = ""
 
+    def at_most(self, steps: int) -> int:
+        """So many steps, or as many as take no restart."""
+        return steps if self.vectors is None else min(steps, self.vectors)
+
     def rows(self, count: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor | Rows:
         """Memory for so many rows; rows not reached stay untouched, so on a CPU they take none."""
         if not self.half and not self.on_host:

@@ -19,8 +19,8 @@ from hessdiag.engine.products.checkpointing import kept_activations
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.engine.products.nodes import graph_nodes, written_by_hand
-from hessdiag.engine.products.windows import norm
 from hessdiag.engine.products.restoring import random_states
+from hessdiag.engine.products.windows import norm
 from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 

@@ -18,8 +18,8 @@ from hessdiag.engine.checks.plain_pass import Passed, PlainModel, Returned
 from hessdiag.engine.checks.readings import Reading
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import KEPT_GRAPH, is_kept_graph, is_out_of_memory
-from hessdiag.engine.products.windows import norm
 from hessdiag.engine.products.real_pairs import real
+from hessdiag.engine.products.windows import norm
 from hessdiag.errors import HessdiagError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion

@@ -167,6 +167,11 @@ class Graphs:
         """Bytes in use."""
         return sum(graph.held for _, graph in self._kept.values())
 
+    @property
+    def kept(self) -> int:
+        """How many there are."""
+        return len(self._kept)
+
     def products(self, batch: Any, rows: Tensor) -> Tensor:
         """Products (k, P) of a batch's summed loss, or (k, b, P) of a `Stack`'s, from its graph if it is there."""
         known = self._kept.get(id(batch))

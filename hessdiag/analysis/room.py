@@ -1,0 +1,147 @@
+"""What a measurement may hold, decided from what is free after one product: the basis of its run, its blocks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hessdiag.analysis.costs import price
+from hessdiag.analysis.needs import run_steps
+from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.memory import free_bytes
+from hessdiag.errors import MeasurementError
+from hessdiag.settings import Settings
+from hessdiag.spectral.basis import Storage
+from hessdiag.spectral.lanczos import SMALLEST_BASIS
+
+BASIS_BYTES = 2 << 30  # a Lanczos basis may have them, where half of the free memory is as much
+SHARE, OWN_SHARE = 1 / 8, 1 / 2
+"""Of the free memory, where that is more: of one that other programs use too, and of an accelerator's."""
+FEWEST_VECTORS = 12  # of a run that is restarted in full precision; with fewer, more in half precision say more
+MARGIN = 1.3  # rows over what a run typically takes
+ROUGH = 1e-2
+"""Where no end is asked for more accurately, rows in half precision cost nothing: their rounding widens an interval by
+2e-4 of the largest eigenvalue, of a run that is restarted by 4e-3 (measured, docs/memory.md)."""
+SMALL = 512 << 20  # bytes of a basis, of which nothing is saved
+PER_VECTOR = 28
+"""Bytes per parameter and vector of a block of probes, measured: signs, products, float64 sums, images; in float32."""
+BLOCK_SHARE, KEPT_BLOCK_SHARE = 1 / 8, 1 / 32
+"""Of the free memory: for blocks that share the building of graphs, and where all graphs are kept, so that a block of
+one vector is as fast."""
+LONG = 1 << 20  # numbers: shorter vectors need no look at the memory
+
+
+@dataclass(frozen=True)
+class Free:
+    """Bytes that could be allocated: where the operator's vectors are, and of the host if that is another memory."""
+
+    own: int
+    host: int | None = None
+
+    @classmethod
+    def now(cls, device: torch.device) -> Free:
+        """As it is."""
+        host = None if device.type == "cpu" else free_bytes(torch.device("cpu"))
+        return cls(free_bytes(device), host)
+
+    @property
+    def basis(self) -> int:
+        """Bytes that a basis may take there."""
+        return _room(self.own, SHARE if self.host is None else OWN_SHARE)
+
+    @property
+    def basis_on_host(self) -> int:
+        """Bytes that it may take in the host's memory; none where that is the same."""
+        return 0 if self.host is None else _room(self.host, SHARE)
+
+
+def _room(free: int, share: float) -> int:
+    return max(min(BASIS_BYTES, free // 2), int(share * free))
+
+
+def held(operator: Curvature, settings: Settings, notes: list[str]) -> Storage:
+    """How the run's basis is held, given what is free now; a choice that is not the default is noted, with why."""
+    each = operator.size * operator.dtype.itemsize
+    if settings.max_steps * each <= SMALL // 4:
+        return Storage()
+    free = measured(operator)
+    kept = storage(operator.size, operator.dtype.itemsize, settings, free)
+    if kept.reason:
+        notes.append(f"{kept.reason} ({free.own / 2**30:.2g} GiB were free)")
+    return kept
+
+
+def fit_block(operator: Curvature) -> None:
+    """Let no more vectors travel together than a share of what is free holds."""
+    if operator.size > LONG and operator.block > 1:
+        free, graphs = measured(operator), operator.graphs
+        kept = graphs.kept == len(operator.batches)
+        operator.block = block(operator.size, operator.dtype.itemsize, operator.block, free, kept=kept)
+
+
+def measured(operator: Curvature) -> Free:
+    """What is free once a product has been formed; forms one of a large model where none was, which does not count."""
+    if operator.size > LONG and not operator.graphs.largest and not operator.products:
+        price(operator)
+    return Free.now(operator.device)
+
+
+def storage(size: int, itemsize: int, settings: Settings, free: Free) -> Storage:
+    """How the run's basis is held: as it is while what it will need fits, then more tightly, then restarted.
+
+    Args:
+        size: P.
+        itemsize: bytes of a number.
+        settings: how many steps the ends and the density need, typically, and how well they must be known.
+        free: bytes.
+
+    Raises:
+        MeasurementError: not even the smallest basis fits.
+    """
+    most, least = settings.max_steps, SMALLEST_BASIS + settings.top + 1
+    needed = min(most, math.ceil(MARGIN * run_steps(settings)))
+    bytes_of = {False: size * itemsize, True: size * 2}  # of a row, by whether it is held in half precision
+    rooms = {False: free.basis, True: free.basis_on_host}  # by whether it lies in the host's memory
+    known = settings.known_to
+    saving = min(known.lambda_max, known.lambda_min) >= ROUGH and needed * bytes_of[False] > SMALL
+    for on_host, half in itertools.product((False, True), (saving, True)):
+        vectors = rooms[on_host] // bytes_of[half]
+        if vectors >= most and not (on_host or half):
+            return Storage()
+        if vectors >= needed:
+            return _said(needed if saving else min(vectors, most), half, on_host, bytes_of[half], most)
+    on_host = rooms[True] > rooms[False]
+    half = rooms[on_host] < (FEWEST_VECTORS + settings.top) * bytes_of[False]
+    vectors = max(rooms[on_host] // bytes_of[half], least)
+    left = free.own if free.host is None or not on_host else free.host
+    if vectors * bytes_of[half] > left:
+        msg = f"out of memory: the smallest Lanczos basis of {size:,} parameters, {least} vectors, takes "
+        msg += f"{least * bytes_of[half] / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are free: choose `params`"
+        raise MeasurementError(msg)
+    return _said(vectors, half, on_host, bytes_of[half], most)
+
+
+def _said(vectors: int, half: bool, on_host: bool, each: int, most: int) -> Storage:
+    """With what it is, and what that means for the numbers."""
+    where = " in half precision" * half + " in the host's memory" * on_host
+    text = f"the Lanczos basis holds {vectors} vectors at a time{where}, {vectors * each / 2**30:.2g} GiB"
+    text += ", and is restarted beyond" if vectors < most else ""
+    return Storage(vectors, half, on_host, text + "; its rounding is in the intervals" * half)
+
+
+def block(size: int, itemsize: int, most: int, free: Free, *, kept: bool) -> int:
+    """Vectors that travel together: as many as asked for, or as fit in a share of what is free.
+
+    Args:
+        size: P.
+        itemsize: bytes of a number.
+        most: as asked.
+        free: bytes.
+        kept: whether the graphs of all batches are kept.
+    """
+    share = OWN_SHARE / 2 if free.host is not None else KEPT_BLOCK_SHARE if kept else BLOCK_SHARE
+    each = size * itemsize * PER_VECTOR // 4
+    return max(1, min(most, int(share * free.own) // max(each, 1)))
