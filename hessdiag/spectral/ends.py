@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results import Convergence, Provenance, RitzValue
 from hessdiag.spectral.certificate import Side
-from hessdiag.spectral.inner import dots, norms
+from hessdiag.spectral.inner import combined, dots, norms
 from hessdiag.spectral.krylov import Krylov
 
 
@@ -129,6 +130,6 @@ def rayleigh(vectors: Tensor, images: Tensor) -> list[tuple[float, float]]:
     for vector, image in zip(vectors, images, strict=True):
         length = float(norms(vector[None])[0])
         theta = float(dots(vector[None], image[None])[0]) / length**2
-        residual = image.double() - theta * vector.double()
-        pairs.append((theta, float(torch.linalg.vector_norm(residual)) / length))
+        left = [float(torch.linalg.vector_norm(part)) for part in combined(image, vector, -theta)]
+        pairs.append((theta, (left[0] if len(left) == 1 else math.hypot(*left)) / length))
     return pairs

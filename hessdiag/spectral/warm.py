@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator
+from hessdiag.spectral.inner import LONG, norms
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.probes import sphere
 
@@ -61,8 +62,11 @@ def ending(krylov: Krylov, turn: int) -> Warm:
     """The directions both ends of a run have found, as a start for the next."""
     k, (top, bottom) = krylov.size, ENDS
     which = sorted({*range(max(k - top, 0), k), *range(min(bottom, k))})
-    direction = krylov.ritz_vectors(which).double().sum(0)
-    return Warm(torch.nn.functional.normalize(direction, dim=0).to(krylov.basis.dtype), turn)
+    rows = krylov.ritz_vectors(which)
+    if krylov.basis.dtype == torch.float64 or rows.shape[1] <= LONG:
+        return Warm(torch.nn.functional.normalize(rows.double().sum(0), dim=0).to(krylov.basis.dtype), turn)
+    direction = rows.sum(0)  # any direction will do
+    return Warm(direction.div_(float(norms(direction[None])[0])), turn)
 
 
 def beginning(op: SymmetricOperator, seed: int, warm: Warm | None) -> Start:

@@ -16,6 +16,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.gradients import output_gradient
 from hessdiag.engine.products.precision import in_double
+from hessdiag.engine.products.windows import WINDOW, norm, together
 from hessdiag.samples import divide
 
 CURVED = 1e-6  # relative: piecewise linear tensors give exactly 0 or rounding, curved ones 1e-3 and more
@@ -54,20 +55,22 @@ def _curved_in(
     grads = torch.autograd.grad(
         (outputs * cotangent).sum(), function.theta, create_graph=True, materialize_grads=True
     )
-    typical = float(function.flat(function.theta).detach().double().norm()) / math.sqrt(function.size)
+    theta = [t.detach() for t in function.theta]
+    whole = norm(function.flat(tuple(theta))) if function.size <= WINDOW else together(map(norm, theta))
+    typical = whole / math.sqrt(function.size)
     found = {}
-    for name, theta, grad in zip(function.names, function.theta, grads, strict=True):
-        length = float(grad.detach().double().norm())
+    for name, tensor, grad in zip(function.names, function.theta, grads, strict=True):
+        length = norm(grad.detach())
         if name in decided or length == 0:
             continue
         found[name] = False
         if grad.requires_grad:
-            v = torch.randn(theta.shape, generator=generator).to(theta)
-            (block,) = torch.autograd.grad(grad, theta, v, retain_graph=True, materialize_grads=True)
+            v = torch.randn(tensor.shape, generator=generator).to(tensor)
+            (block,) = torch.autograd.grad(grad, tensor, v, retain_graph=True, materialize_grads=True)
             # biases often begin at zero: their size is then that of a typical weight
-            size = max(float(theta.detach().double().norm()), typical * math.sqrt(theta.numel())) or 1.0
+            size = max(norm(tensor.detach()), typical * math.sqrt(tensor.numel())) or 1.0
             scale = length / size
-            found[name] = float(block.double().norm()) > CURVED * scale * float(v.double().norm())
+            found[name] = norm(block) > CURVED * scale * norm(v)
     return found
 
 
