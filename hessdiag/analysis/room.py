@@ -17,8 +17,8 @@ from hessdiag.settings import Settings
 from hessdiag.spectral.basis import Storage
 from hessdiag.spectral.lanczos import SMALLEST_BASIS
 
-BASIS_BYTES = 2 << 30  # a Lanczos basis may have them, where half of the free memory is as much
-SHARE, OWN_SHARE = 1 / 8, 1 / 2
+BASIS_BYTES = 3 << 29  # a Lanczos basis may have them, where half of the free memory is as much
+SHARE, OWN_SHARE = 1 / 10, 1 / 2
 """Of the free memory, where that is more: of one that other programs use too, and of an accelerator's."""
 FEWEST_VECTORS = 12  # of a run that is restarted in full precision; with fewer, more in half precision say more
 MARGIN = 1.3  # rows over what a run typically takes
@@ -101,23 +101,23 @@ def storage(size: int, itemsize: int, settings: Settings, free: Free) -> Storage
     Raises:
         MeasurementError: not even the smallest basis fits.
     """
-    most, least = settings.max_steps, SMALLEST_BASIS + settings.top + 1
+    most, least = settings.max_steps, SMALLEST_BASIS + settings.top - 1
     needed = min(most, math.ceil(MARGIN * run_steps(settings)))
     bytes_of = {False: size * itemsize, True: size * 2}  # of a row, by whether it is held in half precision
     rooms = {False: free.basis, True: free.basis_on_host}  # by whether it lies in the host's memory
     known = settings.known_to
     saving = min(known.lambda_max, known.lambda_min) >= ROUGH and needed * bytes_of[False] > SMALL
     for on_host, half in itertools.product((False, True), (saving, True)):
-        vectors = rooms[on_host] // bytes_of[half]
+        vectors = rooms[on_host] // bytes_of[half] - 1  # and the residual
         if vectors >= most and not (on_host or half):
             return Storage()
         if vectors >= needed:
             return _said(needed if saving else min(vectors, most), half, on_host, bytes_of[half], most)
     on_host = rooms[True] > rooms[False]
     half = rooms[on_host] < (FEWEST_VECTORS + settings.top) * bytes_of[False]
-    vectors = max(rooms[on_host] // bytes_of[half], least)
+    vectors = max(rooms[on_host] // bytes_of[half] - 1, least)
     left = free.own if free.host is None or not on_host else free.host
-    if vectors * bytes_of[half] > left:
+    if (vectors + 1) * bytes_of[half] > left:
         msg = f"out of memory: the smallest Lanczos basis of {size:,} parameters, {least} vectors, takes "
         msg += f"{least * bytes_of[half] / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are free: choose `params`"
         raise MeasurementError(msg)

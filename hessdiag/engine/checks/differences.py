@@ -14,7 +14,7 @@ from torch import Tensor
 from hessdiag.engine.checks.shifts import shifted
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.gradients import each_gradient, gradient, gradients
+from hessdiag.engine.products.gradients import each_gradient, gradient
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import narrowest
 from hessdiag.engine.products.windows import WINDOW, distance, norm, together, windows
@@ -30,6 +30,7 @@ SINGLE_STEPS = (1e-2, 1e-3, 1e-4)  # where the model cannot run in float64
 SINGLE_LIMIT = 5e-2
 ROUNDED_STEPS = (1e-4, 1e-3, 1e-5, 1e-2)  # where it casts to float32 inside, and no other way
 ROUNDED_SETTLED = 1e-3
+PARTS = 4  # of a long gradient, each of two more gradients of 16 examples, and a fourth of the memory
 LEAST_WEIGHT = 1e-2  # weights are this large, or steps of this scale are tried too: a model may sit at 0
 NEGLIGIBLE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Curvature below this share of ‖gradient‖ / ‖θ‖ counts as none: it is the rounding of a Hessian that is 0."""
@@ -108,25 +109,35 @@ class Checked:
     def missed(self, step: float) -> list[float]:
         """By how much the product misses the central difference of the gradient: `errors`.
 
-        Of the two gradients one is held, and the other comes a tensor at a time.
+        Of the two gradients one is held, of a long vector in parts, and the other comes a tensor at a time.
         """
         function, product = self.function, self.function.split(self.product)
-        with self.at(self.row, step / self.length) as theta:
-            up = [*gradients(function.total(theta, self.piece), theta)]
-        norms = [(0.0, 0.0, 0.0)] * len(up)
+        norms = [(0.0, 0.0, 0.0)] * len(product)
+        up: dict[int, Tensor] = {}
 
         def look(index: int, down: Tensor) -> None:
             found = []
-            for one, above, below in windows(product[index], up[index], down):
+            for one, above, below in windows(product[index], up.pop(index), down):
                 central = (above - below).double().div_(2 * step / self.length)
                 found.append((norm(one), norm(central), distance(one, central)))
-            up[index] = down[:0]  # it is not needed any more
             a, b, off = (together(parts) for parts in zip(*found, strict=True))
             norms[index] = a, b, off
 
-        with self.at(self.row, -step / self.length) as theta:
-            each_gradient(function.total(theta, self.piece), theta, look)
+        for part in self._parts():
+            for sign, take in ((1, up.__setitem__), (-1, look)):
+                with self.at(self.row, sign * step / self.length) as theta:
+                    each_gradient(function.total(theta, self.piece), theta, take, part)
         return self._relative(norms)
+
+    def _parts(self) -> list[list[int]]:
+        """Tensors whose gradients are held together: all, or `PARTS` parts of about one size."""
+        sizes = [tensor.numel() for tensor in self.function.theta]
+        parts: list[list[int]] = [[]]
+        for index, size in enumerate(sizes):
+            if self.in_place and parts[-1] and sum(sizes[i] for i in parts[-1]) + size > sum(sizes) / PARTS:
+                parts.append([])
+            parts[-1].append(index)
+        return parts
 
     def at(self, direction: Tensor, step: float) -> AbstractContextManager[tuple[Tensor, ...]]:
         """θ + step · direction."""
@@ -174,9 +185,20 @@ def _largest(errors: list[float], names: tuple[str, ...]) -> tuple[float, str]:
 
 def _downhill(function: Functional, piece: Any) -> tuple[Tensor, float]:
     """The direction of the gradient, and its length."""
-    grad = gradient(function, piece)
-    length = norm(grad)
-    return grad.div_(max(length, 1e-300)), length
+    if function.size <= WINDOW:
+        grad = gradient(function, piece)
+        length = norm(grad)
+        return grad.div_(max(length, 1e-300)), length
+    direction = torch.empty(function.size, device=function.device)  # any direction about downhill will do
+    pieces, norms = function.split(direction), dict[int, float]()
+
+    def look(index: int, found: Tensor) -> None:
+        norms[index] = norm(found)
+        pieces[index].copy_(found)
+
+    each_gradient(function.total(function.theta, piece), function.theta, look)
+    length = together(norms.values())
+    return direction.div_(max(length, 1e-300)), length
 
 
 def faint(operator: Curvature, piece: Any) -> float:

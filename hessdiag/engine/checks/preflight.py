@@ -29,12 +29,14 @@ from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory, to_check
 from hessdiag.engine.products.gradients import Kind
+from hessdiag.engine.products.memory import give_back
 from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion, SelfTest
 from hessdiag.samples import SampleSet, leaves, row_count
 
+LARGE = 1 << 24  # parameters whose tensors must not stay with the process when they are freed
 REPEATS = 4  # of the first batch's loss: two passes of a tiny network drop the same units once in 40 times
 
 
@@ -96,6 +98,8 @@ def preflight(
     """
     first_method = EXACT_METHODS[0] if method == "auto" else method
     operator = Curvature(problem, samples, kind=kind, method=first_method, **options)
+    if operator.size >= LARGE:
+        give_back()
     at_first = first_pass(operator)
     findings = [_loss_works(operator)]
     if findings[0].level == "fault":

@@ -21,12 +21,13 @@ from hessdiag.engine.products.methods import METHODS, retained_graph
 from hessdiag.engine.products.preconditioned import Preconditioned, preconditioner_for
 from hessdiag.engine.products.records import Record, Records
 from hessdiag.engine.products.semidefinite import is_convex
-from hessdiag.engine.products.windows import add, row_dots
+from hessdiag.engine.products.windows import add, narrowed, row_dots
 from hessdiag.errors import ProblemError, UsageError
 from hessdiag.problem import Problem
 from hessdiag.samples import SampleSet, divide, row_count
 
 TRIAL_EXAMPLES = 16
+LONG = 1 << 24  # parameters, from which on a product is summed up a tensor at a time
 KINDS = ("hessian", "ggn", "residual")
 
 
@@ -38,6 +39,7 @@ class Curvature(Batched):
 
     Attributes:
         weights: what each batch's mean stands for, (batches,) float64.
+        leanly: whether products of long vectors are summed up a tensor at a time.
 
     Those of `Batched` too: method, block, divisible, notes, graphs, seconds.
 
@@ -78,6 +80,7 @@ class Curvature(Batched):
             raise ProblemError(msg)
         self.semidefinite = kind == "ggn" and is_convex(problem, self.batches, self.weights)
         self.records = Records()
+        self.leanly = True
 
     def __repr__(self) -> str:
         """What it is the matrix of."""
@@ -142,6 +145,13 @@ class Curvature(Batched):
         return self.summed(self._products, rows.contiguous())
 
     def _products(self, rows: Tensor) -> Tensor:
+        if self._is_long(rows):
+            try:
+                return self._long_product(rows[0])[None]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.leanly = False  # the other way cuts batches where memory does not do
         shape, wide = (len(rows), len(self.batches), len(self.layout)), torch.float64
         forms = torch.zeros(shape if self.records.wanted else 0, dtype=wide, device=self.device)
         whole = len(self.batches) == 1  # no sum of its own: 9 of 66 MiB of a streamed 12-layer GPT
@@ -161,6 +171,27 @@ class Curvature(Batched):
                 del products, part  # before those of the next batches come
         self.records.add(forms, self.weights, self.total_weight)
         return total.div_(self.total_weight).to(self.dtype)
+
+    def _is_long(self, rows: Tensor) -> bool:
+        """Whether a product goes into the sum a tensor at a time, so that no batch's own is ever held."""
+        plain = self.method == "retained_graph" and self.kind != "ggn" and not self.micro_batch
+        return plain and len(rows) == 1 and self.size >= LONG and len(self.batches) > 1 and self.leanly
+
+    def _long_product(self, row: Tensor) -> Tensor:
+        forms = torch.zeros((1, len(self.batches), len(self.layout)), dtype=torch.float64, device=self.device)
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        sums, along = self.function.split(total), self.function.split(row)
+        with self.engine():
+            for number, batch in enumerate(self.batches):
+
+                def look(index: int, piece: Tensor, number: int = number) -> None:
+                    add(sums[index], piece)
+                    if self.records.wanted:
+                        forms[0, number, index] = row_dots(piece.reshape(-1), along[index].reshape(-1))
+
+                self.graphs.each_product(batch, row, look)
+        self.records.add(forms, self.weights, self.total_weight)
+        return narrowed(total.div_(self.total_weight), self.dtype)
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
         """Products (k, b, P) of b batches' summed losses, with their indices: stacks of batches, or one by one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -35,15 +35,24 @@ def gradients(total: Tensor, theta: tuple[Tensor, ...], *, create_graph: bool = 
         raise MeasurementError(KEPT_GRAPH) from error
 
 
-def each_gradient(total: Tensor, theta: tuple[Tensor, ...], look: Callable[[int, Tensor], None]) -> None:
+def each_gradient(
+    total: Tensor,
+    theta: tuple[Tensor, ...],
+    look: Callable[[int, Tensor], None],
+    among: Iterable[int] | None = None,
+    *,
+    keep: bool = False,
+) -> None:
     """``look(index, gradient)`` of every parameter as soon as a backward pass has it; none is kept.
 
     Args:
         total: a scalar.
         theta: leaves without a ``.grad``.
         look: may be called in any order, once for each; with zeros where a parameter takes no part.
+        among: positions of the parameters looked at; None for all.
+        keep: whether the graph may be gone through again.
     """
-    left = set(range(len(theta)))
+    left = set(range(len(theta)) if among is None else among)
 
     def arrive(index: int, leaf: Tensor) -> None:
         found, leaf.grad = leaf.grad, None
@@ -51,10 +60,11 @@ def each_gradient(total: Tensor, theta: tuple[Tensor, ...], look: Callable[[int,
         assert found is not None
         look(index, found)
 
-    hooks = [leaf.register_post_accumulate_grad_hook(partial(arrive, index)) for index, leaf in enumerate(theta)]
+    leaves = {index: theta[index] for index in left}
+    hooks = [leaf.register_post_accumulate_grad_hook(partial(arrive, index)) for index, leaf in leaves.items()]
     try:
         if total.requires_grad:
-            torch.autograd.backward(total, inputs=list(theta))
+            torch.autograd.backward(total, inputs=list(leaves.values()), retain_graph=keep)
     except RuntimeError as error:
         if not is_kept_graph(error):
             raise

@@ -94,11 +94,11 @@ class GradientGraph:
             products.append(self._flat(product))
         return torch.stack(products) if len(products) > 1 else products[0][None]  # no copy of a long vector
 
-    def each_product(self, row: Tensor, look: Callable[[int, Tensor], None]) -> None:
-        """``look(index, piece)`` of a product (P,), a tensor at a time; the graph is gone afterwards."""
+    def each_product(self, row: Tensor, look: Callable[[int, Tensor], None], *, keep: bool = False) -> None:
+        """``look(index, piece)`` of a product (P,), a tensor at a time; as for `products`."""
         pieces = self._pieces(row)
         self._along[:] = [pieces[index] for index in self._live]
-        each_gradient(self._top if self._live else row.new_zeros(()), self._theta, look)
+        each_gradient(self._top if self._live else row.new_zeros(()), self._theta, look, keep=keep)
         self._along.clear()
 
     @property
@@ -174,9 +174,19 @@ class Graphs:
 
     def products(self, batch: Any, rows: Tensor) -> Tensor:
         """Products (k, P) of a batch's summed loss, or (k, b, P) of a `Stack`'s, from its graph if it is there."""
+        graph, keep = self._graph(batch)
+        return graph.products(rows, keep=keep)
+
+    def each_product(self, batch: Any, row: Tensor, look: Callable[[int, Tensor], None]) -> None:
+        """``look(index, piece)`` of one product (P,) of a batch's summed loss, a tensor at a time."""
+        graph, keep = self._graph(batch)
+        graph.each_product(row, look, keep=keep)
+
+    def _graph(self, batch: Any) -> tuple[GradientGraph, bool]:
+        """Of a batch or stack, and whether it is kept."""
         known = self._kept.get(id(batch))
         if known is not None and known[0] is batch:
-            return known[1].products(rows)
+            return known[1], True
         make = StackGraph if isinstance(batch, Stack) else GradientGraph
         begun = time.perf_counter()
         graph = make(self._function, self._kind, batch)
@@ -185,7 +195,7 @@ class Graphs:
         if keep:
             self.building += time.perf_counter() - begun
             self._kept[id(batch)] = (batch, graph)
-        return graph.products(rows, keep=keep)
+        return graph, keep
 
     def release(self, *, for_good: bool = False) -> bool:
         """Free them; ``for_good`` keeps none from here on. Whether there were any."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 import torch
@@ -62,3 +64,22 @@ def _numbers(path: Path) -> dict[str, int]:
     except OSError:
         return {}
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
+
+
+LARGE_PIECE = 1 << 20  # bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def give_back() -> None:
+    """Have what is freed from here on returned to the system at once, and what is free already now; glibc only.
+
+    Left alone it keeps tensors of up to 32 MiB for the next of their size: of GPT-2 small 1.2 GB after a self-test.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):  # musl
+        return
+    library.mallopt(M_MMAP_THRESHOLD, LARGE_PIECE)
+    library.mallopt(M_TRIM_THRESHOLD, LARGE_PIECE)
+    library.malloc_trim(0)

@@ -6,7 +6,7 @@ Vectors of up to `WINDOW` numbers are one window, and their results those of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -68,12 +68,14 @@ def joined(pieces: list[Tensor]) -> Tensor:
     return vector
 
 
-def in_windows(rows: Tensor, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
-    """``change`` of every window, in a tensor of its own of another type."""
-    out = torch.empty_like(rows, dtype=dtype)
-    for source, target in zip(windows(rows), windows(out), strict=True):
-        target[0].copy_(change(source[0]))
-    return out
+def narrowed(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """A vector in a narrower type, written over the wide one, whose memory it keeps."""
+    if wide.dtype == dtype:
+        return wide
+    narrow = wide.view(dtype)[: len(wide)]
+    for begin in range(0, len(wide), WINDOW):  # what is written was read before
+        narrow[begin : begin + WINDOW] = wide[begin : begin + WINDOW].to(dtype)
+    return narrow
 
 
 def _norm(tensor: Tensor) -> float:
