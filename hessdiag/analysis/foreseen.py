@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from hessdiag.analysis.costs import bytes_of, exact_trace_likely, price, seconds_of
 from hessdiag.analysis.needs import preconditioned, shares, uses_trace
+from hessdiag.analysis.room import LONG, foreseen_bytes
 from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.checks.preflight import Preflight
+from hessdiag.engine.products.memory import free_bytes
 from hessdiag.settings import Settings
 
 TRACE_GRADIENTS = 10  # of per-example gradients: 9 on MLPs, 21 on a ResNet-20
@@ -22,6 +24,7 @@ class Foreseen:
         products: of the operator, about.
         seconds: on a machine that does nothing else, self-test and planning aside.
         bytes: at the peak, beside model and data: vectors, kept graphs and what a product fills.
+        lacking: bytes of those still to be taken that are not free; 0 where all are.
         by_model: whether per-example gradients give the trace, where it is asked for.
     """
 
@@ -29,6 +32,7 @@ class Foreseen:
     seconds: float
     bytes: int
     by_model: bool
+    lacking: int = 0
 
 
 def foresee(checked: Preflight, settings: Settings, network: Recognized | None) -> Foreseen:
@@ -54,5 +58,9 @@ def foresee(checked: Preflight, settings: Settings, network: Recognized | None) 
         whole = {"s": seconds, "g": seconds / max(checked.gradient_seconds, 1e-9), "p": steps + probes}
         part = min(spending.amount / max(whole[spending.unit], 1e-9), 1.0)
         steps, probes, seconds = round(part * steps), round(part * probes), part * seconds
-    memory = bytes_of(op, each, steps, probes) + by_model * TRACE_BYTES
-    return Foreseen(steps + probes, seconds, memory, by_model)
+    if op.size <= LONG:
+        memory = bytes_of(op, each, steps, probes) + by_model * TRACE_BYTES
+        return Foreseen(steps + probes, seconds, memory, by_model)
+    memory, ahead = foreseen_bytes(op, each, settings, steps, probes)
+    lacking = max(ahead - free_bytes(op.device), 0)
+    return Foreseen(steps + probes, seconds, memory + by_model * TRACE_BYTES, by_model, lacking)

@@ -16,6 +16,7 @@ from hessdiag.analysis.foreseen import Foreseen, foresee
 from hessdiag.analysis.needs import PRECONDITIONED, planned
 from hessdiag.analysis.preconditioned import take_preconditioned
 from hessdiag.analysis.record import environment, fingerprint, key_of
+from hessdiag.analysis.room import LONG as VECTORS
 from hessdiag.analysis.room import fit_block
 from hessdiag.analysis.so_far import Account, SoFar
 from hessdiag.analysis.spending import Spending
@@ -26,6 +27,7 @@ from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import device_of
 from hessdiag.engine.products.preconditioned import preconditioner_for
+from hessdiag.errors import MeasurementError
 from hessdiag.formatting import format_seconds
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost, Fingerprint, Metric
@@ -33,6 +35,7 @@ from hessdiag.samples import SampleSet
 from hessdiag.settings import Settings
 from hessdiag.spectral.warm import Warm, ending
 
+LEANER = "a smaller `batch_size`, `method='layer_streamed'` or `params` take less"
 LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -132,12 +135,21 @@ class Measurement:
         beside = ", and per-example gradients for the trace" if ahead.by_model else ""
         if self.network is not None:
             beside = ", and the closed form of a three-layer network for the traces"
+        if ahead.lacking:
+            lacking = f"; {ahead.lacking / 2**20:,.0f} MiB of it are not free: {LEANER}"
+            beside += lacking
         hint = "; a first look: `effort='quick'`" if ahead.seconds > LONG and s.effort != "quick" else ""
         return (
             f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
             f"about {ahead.products} products, {format_seconds(ahead.seconds)}, "
             f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.method})" + beside + hint
         )
+
+    def _require_room(self) -> None:
+        if self.operator.size > VECTORS and (lacking := self.foreseen.lacking):
+            whole = self.foreseen.bytes / 2**30
+            msg = f"out of memory: this takes about {whole:.1f} GiB, of which {lacking / 2**30:.1f} GiB are not free: "
+            raise MeasurementError(msg + LEANER)
 
     def interrupt(self) -> None:
         """End with what there is: `run` returns the answer so far, its intervals as honest as ever.
@@ -167,6 +179,7 @@ class Measurement:
             MeasurementError: the preflight found a fault, or a product is not finite.
         """
         require_sound(self.checked)
+        self._require_room()
         checked, op, total = self.checked, self.operator, self.products
         begun, before, spent = time.perf_counter(), op.products + op.beside, op.seconds
         report = progress or (lambda *_: None)

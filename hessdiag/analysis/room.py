@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hessdiag.analysis.costs import price
-from hessdiag.analysis.needs import run_steps
+from hessdiag.analysis.costs import FIXED, Price, price
+from hessdiag.analysis.needs import DEFLATION_STEPS, needs_square, run_steps, uses_trace
+from hessdiag.engine.products.curvature import LONG as LARGE
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.memory import free_bytes
 from hessdiag.errors import MeasurementError
@@ -60,6 +61,41 @@ class Free:
 
 def _room(free: int, share: float) -> int:
     return max(min(BASIS_BYTES, free // 2), int(share * free))
+
+
+def foreseen_bytes(
+    operator: Curvature, each: Price, settings: Settings, steps: int, probes: int
+) -> tuple[int, int]:
+    """Bytes at the peak of a measurement of long vectors beside model and data, and those still to be taken.
+
+    The peak is that of the self-test, which is over by now, or of the run: its basis, and beside it a product, a
+    block of probes, or what the trace by way of the model holds. Right within 1.3 (benchmarks/memory_stages.py).
+
+    Args:
+        operator: after its self-test.
+        each: price of a product.
+        settings: what is wanted.
+        steps: of the run, about.
+        probes: after it.
+
+    Raises:
+        MeasurementError: not even the smallest basis fits.
+    """
+    size, width, free = operator.size, operator.dtype.itemsize, Free.now(operator.device)
+    kept = storage(size, width, settings, free)
+    most = block(size, width, operator.block, free, kept=operator.graphs.kept == len(operator.batches))
+    long, largest = size >= LARGE, max(count for _, count in operator.layout)
+    rows = 1 + min(
+        max(steps, DEFLATION_STEPS if needs_square(settings) else 0), kept.vectors or settings.max_steps
+    )
+    basis = 0 if kept.on_host else rows * size * (2 if kept.half else width)
+    product = (2 * width + 8) * size + (2 * width * largest if long else 2 * width * size)
+    beside = [product, min(most, probes) * size * PER_VECTOR * width // 4]
+    if uses_trace(settings):
+        beside.append((3 * width if long else 3 * 8) * size + 4 * width * largest)
+    run = each.kept + each.passing + basis + max(beside)
+    test = 20 * size + 16 * largest + 2 * (each.kept + each.passing) if width < 8 else 40 * size
+    return FIXED + width * size + max(run, test), FIXED + run - each.kept
 
 
 def held(operator: Curvature, settings: Settings, notes: list[str]) -> Storage:
