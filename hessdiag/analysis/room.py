@@ -10,6 +10,7 @@ import torch
 
 from hessdiag.analysis.costs import FIXED, Price, price
 from hessdiag.analysis.needs import DEFLATION_STEPS, needs_square, run_steps, uses_trace
+from hessdiag.engine.checks.preflight import LARGEST, SELF_TEST
 from hessdiag.engine.products.curvature import LONG as LARGE
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.memory import free_bytes
@@ -94,7 +95,7 @@ def foreseen_bytes(
     if uses_trace(settings):
         beside.append((3 * width if long else 3 * 8) * size + 4 * width * largest)
     run = each.kept + each.passing + basis + max(beside)
-    test = 20 * size + 16 * largest + 2 * (each.kept + each.passing) if width < 8 else 40 * size
+    test = SELF_TEST * size + LARGEST * largest + 2 * (each.kept + each.passing) if width < 8 else 40 * size
     return FIXED + width * size + max(run, test), FIXED + run - each.kept
 
 

@@ -4,10 +4,11 @@ What is computed stays in the operator's precision: rows are widened a window of
 as 16-bit floating-point numbers of about unit size with a scale of its own, so that each row has unit length: off by
 1.7e-4 of it (2⁻¹² per entry at most; bfloat16, whose range is of no use here, by 1.4e-3).
 
-What that rounding does to a run is measured, not guessed. The next vector q is multiplied as it is held, so a step
-leaves H q = Q T eⱼ + β (q' + δ) with q' what is held of the vector that follows and ‖βδ‖ known when it is stored. So
-the run is an exact one of H + E with ‖E‖² ≤ Σ ‖βδ‖² (Kahan 1967), and `Rows.error` is what a certificate of H has to
-be widened by. A value comes from a fresh product of a widened vector: its residual is as true as ever.
+What that rounding does to a run is measured, not guessed. A vector q is multiplied as it is held, so a step leaves
+H q = Q (T eⱼ + c) + β (q' + δ) with q' what is held of the vector that follows: ‖βδ‖ is known when it is stored, and c,
+what the product has along earlier rows beside T, when it is taken out. So the run is an exact one of H + E with
+‖E‖² ≤ Σ (‖βδ‖² + ‖c‖²) (Kahan 1967), and `Rows.error` is what a certificate of H has to be widened by. A value comes
+from a fresh product of a widened vector: its residual is as true as ever.
 """
 
 from __future__ import annotations
@@ -127,6 +128,10 @@ class Rows:
         vector.div_(length)
         off = self._hold(index, vector)
         self._account.squares += counts * (length * off) ** 2
+
+    def account(self, off: Any) -> None:
+        """Note what a product had along earlier rows that T does not have (numbers, as an array)."""
+        self._account.squares += float((off**2).sum())
 
     def moved(self, source: int, target: int) -> None:
         """Copy a row as it is."""

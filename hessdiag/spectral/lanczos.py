@@ -85,7 +85,10 @@ class Lanczos:
         work = self.op.rows(self._rows[j][None])
         self.products += 1
         self.scale = max(self.scale, float(norms(work)[0]))
-        alpha = float(continue_basis(work, self._rows[: j + 1])[0, j])
+        taken = continue_basis(work, self._rows[: j + 1])[0]
+        alpha = float(taken[j])
+        if isinstance(self._rows, Rows):
+            self._rows.account(taken[:j].cpu().numpy() - self.T[:j, j])
         self.beta = float(norms(work)[0])
         self.T[j, j] = alpha
         self.size = j + 1

@@ -29,7 +29,7 @@ from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory, to_check
 from hessdiag.engine.products.gradients import Kind
-from hessdiag.engine.products.memory import give_back
+from hessdiag.engine.products.memory import free_bytes, give_back
 from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
@@ -37,6 +37,7 @@ from hessdiag.results import SecondOpinion, SelfTest
 from hessdiag.samples import SampleSet, leaves, row_count
 
 LARGE = 1 << 24  # parameters whose tensors must not stay with the process when they are freed
+SELF_TEST, LARGEST = 20, 16  # bytes per parameter, and per number of the largest tensor, beside activations
 REPEATS = 4  # of the first batch's loss: two passes of a tiny network drop the same units once in 40 times
 
 
@@ -100,6 +101,7 @@ def preflight(
     operator = Curvature(problem, samples, kind=kind, method=first_method, **options)
     if operator.size >= LARGE:
         give_back()
+        _require_room(operator)
     at_first = first_pass(operator)
     findings = [_loss_works(operator)]
     if findings[0].level == "fault":
@@ -169,6 +171,15 @@ def _failures_named(operator: Curvature, where: str) -> Iterator[None]:
         msg += _without_labels(operator)
         msg = "; ".join((msg, *operator.samples.notes))
         raise ProblemError(msg) from error
+
+
+def _require_room(operator: Curvature) -> None:
+    """Refuse what would only make the machine swap: most is held by the self-test, in float64."""
+    needed = SELF_TEST * operator.size + LARGEST * max(size for _, size in operator.layout)
+    free = free_bytes(operator.device)
+    if needed > free:
+        msg = f"out of memory: the self-test of {operator.size:,} parameters takes about {needed / 2**30:.1f} GiB, and "
+        raise MeasurementError(f"{msg}{free / 2**30:.1f} GiB are free: choose `params`")
 
 
 def _without_labels(operator: Curvature) -> str:
