@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def mlp(parameters: float) -> Problem:
     torch.manual_seed(0)
     width = max(8, round(math.sqrt(parameters / (LAYERS - 1))))
     widths = [INPUTS, *[width] * LAYERS]
-    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.Tanh())]
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.Tanh())]
     model = nn.Sequential(*layers, nn.Linear(width, CLASSES))
     data = (torch.randn(EXAMPLES, INPUTS), torch.randint(CLASSES, (EXAMPLES,)))
     return Problem(model, {"train": data}, criterion="cross_entropy")
@@ -68,7 +69,7 @@ def stages(parameters: float) -> dict[str, float]:
     stage("first product, graphs kept", lambda: op.rows(row))
     stage("product", lambda: op.rows(row))
     op.graphs.release()
-    del op, row, plan
+    op = None
     op = stage_preflight(problem, samples, found)
     settings = Settings(quantities=("lambda_max",), max_steps=20)
     run = stage("extremes, 20 steps", lambda: _run(op, settings))

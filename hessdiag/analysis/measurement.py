@@ -147,8 +147,8 @@ class Measurement:
 
     def _require_room(self) -> None:
         if self.operator.size > VECTORS and (lacking := self.foreseen.lacking):
-            whole = self.foreseen.bytes / 2**30
-            msg = f"out of memory: this takes about {whole:.1f} GiB, of which {lacking / 2**30:.1f} GiB are not free: "
+            whole, part = (f"{count / 2**30:.1f} GiB" for count in (self.foreseen.bytes, lacking))
+            msg = f"out of memory: this takes about {whole}, of which {part} are not free: "
             raise MeasurementError(msg + LEANER)
 
     def interrupt(self) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from hessdiag.analysis.costs import FIXED, Price, price
 from hessdiag.analysis.needs import DEFLATION_STEPS, needs_square, run_steps, uses_trace
-from hessdiag.engine.checks.preflight import LARGEST, SELF_TEST
+from hessdiag.engine.checks.selftest import LARGEST, SELF_TEST
 from hessdiag.engine.products.curvature import LONG as LARGE
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.memory import free_bytes
@@ -25,20 +25,20 @@ SHARE, OWN_SHARE = 1 / 10, 1 / 2
 FEWEST_VECTORS = 12  # of a run that is restarted in full precision; with fewer, more in half precision say more
 MARGIN = 1.3  # rows over what a run typically takes
 ROUGH = 1e-2
-"""Where no end is asked for more accurately, rows in half precision cost nothing: their rounding widens an interval by
-2e-4 of the largest eigenvalue, of a run that is restarted by 4e-3 (measured, docs/memory.md)."""
+"""Where no end is asked for more accurately, half precision costs nothing: what it rounds widens an interval by 2e-4
+of the largest eigenvalue, that of a run that is restarted by 4e-3 (measured, docs/memory.md)."""
 SMALL = 512 << 20  # bytes of a basis, of which nothing is saved
 PER_VECTOR = 28
-"""Bytes per parameter and vector of a block of probes, measured: signs, products, float64 sums, images; in float32."""
+"""Bytes per parameter and vector of a block of probes in float32: signs, products, float64 sums, images."""
 BLOCK_SHARE, KEPT_BLOCK_SHARE = 1 / 8, 1 / 32
-"""Of the free memory: for blocks that share the building of graphs, and where all graphs are kept, so that a block of
-one vector is as fast."""
+"""Of the free memory: for blocks that share the building of graphs, and where all graphs are kept, so that a block
+of one vector is as fast."""
 LONG = 1 << 20  # numbers: shorter vectors need no look at the memory
 
 
 @dataclass(frozen=True)
 class Free:
-    """Bytes that could be allocated: where the operator's vectors are, and of the host if that is another memory."""
+    """Bytes that could be allocated: where the vectors are, and of the host if that is another memory."""
 
     own: int
     host: int | None = None
@@ -120,7 +120,7 @@ def fit_block(operator: Curvature) -> None:
 
 
 def measured(operator: Curvature) -> Free:
-    """What is free once a product has been formed; forms one of a large model where none was, which does not count."""
+    """What is free once a product has been formed; of a large model one is formed for it, which does not count."""
     if operator.size > LONG and not operator.graphs.largest and not operator.products:
         price(operator)
     return Free.now(operator.device)

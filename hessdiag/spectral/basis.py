@@ -1,13 +1,14 @@
 """A basis that does not fit as it is: rows in half precision, in the memory of the host, or both.
 
-What is computed stays in the operator's precision: rows are widened a window of columns at a time. A vector is held
-as 16-bit floating-point numbers of about unit size with a scale of its own, so that each row has unit length: off by
-1.7e-4 of it (2⁻¹² per entry at most; bfloat16, whose range is of no use here, by 1.4e-3).
+What is computed stays in the operator's precision: rows are widened a window of columns at a time. A vector is
+held as 16-bit floating-point numbers of about unit size with a scale of its own, so that each row has unit length:
+off by 1.7e-4 of it (2⁻¹² per entry at most; bfloat16, whose range is of no use here, by eight times that).
 
 What that rounding does to a run is measured, not guessed. A vector q is multiplied as it is held, so a step leaves
-H q = Q (T eⱼ + c) + β (q' + δ) with q' what is held of the vector that follows: ‖βδ‖ is known when it is stored, and c,
-what the product has along earlier rows beside T, when it is taken out. So the run is an exact one of H + E with
-‖E‖² ≤ Σ (‖βδ‖² + ‖c‖²) (Kahan 1967), and `Rows.error` is what a certificate of H has to be widened by. A value comes
+H q = Q (T eⱼ + c) + β (q' + δ) with q' what is held of the vector that follows: ‖βδ‖ is known when it is stored,
+and c, what the product has along earlier rows beside T, when it is taken out. So the run is an exact one of H + E
+with ‖E‖² ≤ Σ (‖βδ‖² + ‖c‖²) (Kahan 1967), and `Rows.error` is what a certificate of H has to be widened by. The
+rows that a restart keeps are rounded anew, each by δ: there ‖(H − θ)δ‖ ≤ (‖H‖ + |θ|) ‖δ‖ has to do. A value comes
 from a fresh product of a widened vector: its residual is as true as ever.
 """
 

@@ -22,22 +22,19 @@ from hessdiag.engine.checks.log_probabilities import require_log_probabilities
 from hessdiag.engine.checks.masked_rows import masked_gradients
 from hessdiag.engine.checks.planner import Plan, choose, trials_in
 from hessdiag.engine.checks.second_opinion import second_opinion
-from hessdiag.engine.checks.selftest import Fault, self_test
+from hessdiag.engine.checks.selftest import Fault, make_room, self_test
 from hessdiag.engine.checks.unsteady import differ, why_it_changes, why_not_finite
 from hessdiag.engine.checks.weighting import weighting
 from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import is_out_of_memory, to_check
 from hessdiag.engine.products.gradients import Kind
-from hessdiag.engine.products.memory import free_bytes, give_back
 from hessdiag.engine.products.methods import EXACT_METHODS
 from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion, SelfTest
 from hessdiag.samples import SampleSet, leaves, row_count
 
-LARGE = 1 << 24  # parameters whose tensors must not stay with the process when they are freed
-SELF_TEST, LARGEST = 20, 16  # bytes per parameter, and per number of the largest tensor, beside activations
 REPEATS = 4  # of the first batch's loss: two passes of a tiny network drop the same units once in 40 times
 
 
@@ -99,9 +96,7 @@ def preflight(
     """
     first_method = EXACT_METHODS[0] if method == "auto" else method
     operator = Curvature(problem, samples, kind=kind, method=first_method, **options)
-    if operator.size >= LARGE:
-        give_back()
-        _require_room(operator)
+    make_room(operator)
     at_first = first_pass(operator)
     findings = [_loss_works(operator)]
     if findings[0].level == "fault":
@@ -171,15 +166,6 @@ def _failures_named(operator: Curvature, where: str) -> Iterator[None]:
         msg += _without_labels(operator)
         msg = "; ".join((msg, *operator.samples.notes))
         raise ProblemError(msg) from error
-
-
-def _require_room(operator: Curvature) -> None:
-    """Refuse what would only make the machine swap: most is held by the self-test, in float64."""
-    needed = SELF_TEST * operator.size + LARGEST * max(size for _, size in operator.layout)
-    free = free_bytes(operator.device)
-    if needed > free:
-        msg = f"out of memory: the self-test of {operator.size:,} parameters takes about {needed / 2**30:.1f} GiB, and "
-        raise MeasurementError(f"{msg}{free / 2**30:.1f} GiB are free: choose `params`")
 
 
 def _without_labels(operator: Curvature) -> str:

@@ -20,10 +20,15 @@ from hessdiag.engine.checks.rounding import rounding_floor
 from hessdiag.engine.checks.suspects import half_precision, suspects
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
+from hessdiag.engine.products.memory import free_bytes, give_back
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import in_double, narrowest
 from hessdiag.engine.products.windows import WINDOW, distance, dot, norm
+from hessdiag.errors import MeasurementError
 from hessdiag.results import SelfTest
+
+LARGE = 1 << 24  # parameters whose tensors must not stay with the process when they are freed
+SELF_TEST, LARGEST = 20, 16  # bytes per parameter, and per number of the largest tensor, beside activations
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,23 @@ class Fault:
 
     name: str
     text: str
+
+
+def make_room(operator: Curvature) -> None:
+    """Have freed memory given back where a model is large, and refuse what would only make the machine swap.
+
+    Raises:
+        MeasurementError: what the self-test holds in float64, the most before a run, is not free.
+    """
+    if operator.size < LARGE:
+        return
+    give_back()
+    needed = SELF_TEST * operator.size + LARGEST * max(size for _, size in operator.layout)
+    free = free_bytes(operator.device)
+    if needed > free:
+        takes, are_free = (f"{count / 2**30:.1f} GiB" for count in (needed, free))
+        msg = f"out of memory: the self-test of {operator.size:,} parameters takes about {takes}, and {are_free} "
+        raise MeasurementError(msg + "are free: choose `params`")
 
 
 def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, ...]]:

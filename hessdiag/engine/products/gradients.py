@@ -61,7 +61,10 @@ def each_gradient(
         look(index, found)
 
     leaves = {index: theta[index] for index in left}
-    hooks = [leaf.register_post_accumulate_grad_hook(partial(arrive, index)) for index, leaf in leaves.items()]
+    hooks = [
+        leaf.register_post_accumulate_grad_hook(partial(arrive, index))  # type: ignore[no-untyped-call]
+        for index, leaf in leaves.items()
+    ]
     try:
         if total.requires_grad:
             torch.autograd.backward(total, inputs=list(leaves.values()), retain_graph=keep)

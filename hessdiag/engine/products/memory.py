@@ -66,14 +66,15 @@ def _numbers(path: Path) -> dict[str, int]:
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
 
 
-LARGE_PIECE = 1 << 20  # bytes
+LARGE_PIECE = 1 << 17  # bytes: what glibc begins with, before it learns to keep more
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def give_back() -> None:
     """Have what is freed from here on returned to the system at once, and what is free already now; glibc only.
 
-    Left alone it keeps tensors of up to 32 MiB for the next of their size: of GPT-2 small 1.2 GB after a self-test.
+    Left alone it keeps tensors of up to 32 MiB for the next of their size: of GPT-2 small 1.2 GB after a
+    self-test.
     """
     if sys.platform != "linux":
         return

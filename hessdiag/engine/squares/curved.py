@@ -34,7 +34,7 @@ def curved_tensors(operator: Curvature) -> tuple[str, ...]:
     the next. What autograd gets wrong here the self-test has refused before.
     """
     generator = torch.Generator().manual_seed(7)
-    # a copy of a long θ and its gradient in float64 would be the most that is held; single precision errs to "curved"
+    # a long θ and its gradient in float64 would be the most that is ever held; single precision errs to "curved"
     function = (in_double(operator) if operator.size < LARGE else None) or operator.function
     curved: dict[str, bool] = {}
     pieces = (piece for batch in operator.batches for piece in divide(batch, PROBED_EXAMPLES))
