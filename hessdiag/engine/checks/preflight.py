@@ -22,7 +22,7 @@ from hessdiag.engine.checks.log_probabilities import require_log_probabilities
 from hessdiag.engine.checks.masked_rows import masked_gradients
 from hessdiag.engine.checks.planner import Plan, choose, trials_in
 from hessdiag.engine.checks.second_opinion import second_opinion
-from hessdiag.engine.checks.selftest import Fault, make_room, self_test
+from hessdiag.engine.checks.selftest import Fault, self_test, with_room
 from hessdiag.engine.checks.unsteady import differ, why_it_changes, why_not_finite
 from hessdiag.engine.checks.weighting import weighting
 from hessdiag.engine.products.composition import require_outputs
@@ -96,8 +96,7 @@ def preflight(
     """
     first_method = EXACT_METHODS[0] if method == "auto" else method
     operator = Curvature(problem, samples, kind=kind, method=first_method, **options)
-    make_room(operator)
-    at_first = first_pass(operator)
+    at_first = first_pass(with_room(operator))
     findings = [_loss_works(operator)]
     if findings[0].level == "fault":
         raise MeasurementError(findings[0].text)

@@ -39,14 +39,14 @@ class Fault:
     text: str
 
 
-def make_room(operator: Curvature) -> None:
-    """Have freed memory given back where a model is large, and refuse what would only make the machine swap.
+def with_room(operator: Curvature) -> Curvature:
+    """The operator, once freed memory is given back where it is large; refused where the machine would only swap.
 
     Raises:
         MeasurementError: what the self-test holds in float64, the most before a run, is not free.
     """
     if operator.size < LARGE:
-        return
+        return operator
     give_back()
     needed = SELF_TEST * operator.size + LARGEST * max(size for _, size in operator.layout)
     free = free_bytes(operator.device)
@@ -54,6 +54,7 @@ def make_room(operator: Curvature) -> None:
         takes, are_free = (f"{count / 2**30:.1f} GiB" for count in (needed, free))
         msg = f"out of memory: the self-test of {operator.size:,} parameters takes about {takes}, and {are_free} "
         raise MeasurementError(msg + "are free: choose `params`")
+    return operator
 
 
 def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, ...]]:
