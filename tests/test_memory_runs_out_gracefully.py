@@ -15,6 +15,7 @@ from hessdiag.engine.checks import planner
 from hessdiag.engine.checks.preflight import preflight
 from hessdiag.engine.products import batched, methods
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.errors import MeasurementError
 from hessdiag.problem import Problem
 from hessdiag.samples import row_count
@@ -26,6 +27,24 @@ ERRORS = {
     "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
     "numpy": MemoryError("Unable to allocate 20 GiB"),
 }
+OF_LIBRARIES = (
+    "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9.",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    "MPS backend out of memory (MPS allocated: 9 GB)",
+    "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+    "std::bad_alloc",
+)
+ANOTHER_MATTER = (
+    RuntimeError(
+        "its data is not allocated yet: call mutable_data() to actually allocate memory"
+    ),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ValueError("CUDA error: out of memory, as our own code says"),
+)
 
 
 def limited(error, vectors=10_000, examples=10_000):
@@ -50,6 +69,16 @@ def small_machine(monkeypatch):
         return Curvature(problem, models.sample(problem, 7), method="limited", block=8), seen
 
     return build
+
+
+@pytest.mark.parametrize("text", OF_LIBRARIES)
+def test_what_cublas_and_the_others_say_is_out_of_memory(text):
+    assert is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize("error", ANOTHER_MATTER, ids=["words", "access", "value"])
+def test_other_errors_are_not_out_of_memory(error):
+    assert not is_out_of_memory(error)
 
 
 def reference(problem=None):

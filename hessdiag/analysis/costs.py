@@ -10,10 +10,11 @@ import torch
 from hessdiag.engine.checks.planner import trial_vectors
 from hessdiag.engine.products.composition import beside_outputs
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.devices import is_accelerator
 from hessdiag.engine.squares.gauss_newton import EXACT_OUTPUTS, FAILURES, outputs_per_example
 
-BASIS_SECONDS = {"cpu": 1e-9, "cuda": 1e-11}
-"""Per number of a basis that a vector is orthogonalized against, both passes."""
+BASIS_SECONDS, BASIS_SECONDS_THERE = 1e-9, 1e-11
+"""On the CPU and on an accelerator: per number of a basis that a vector is orthogonalized against, both passes."""
 LOOK_SECONDS = 1.5e-3  # per step, of the looks at its certificates and its density
 BASIS_VECTORS, BUSY = 1.3, 8  # per step, and beside the basis: parameters, gradient, a product
 BUSY_BLOCK, STACKED = 8, 3  # vectors per probe of a block; and per probe and batch of a stack
@@ -56,7 +57,7 @@ def _timed(operator: Curvature, rows: torch.Tensor) -> tuple[float, float]:
     """A product's seconds, on the clock and on a machine that does nothing else."""
     begun, used = time.perf_counter(), time.process_time()
     with operator.recorded():  # as a run's
-        operator.rows(rows).sum().item()  # waits for a GPU
+        operator.rows(rows).sum().item()  # waits for an accelerator
     clock, own = time.perf_counter() - begun, time.process_time() - used
     # where others take turns on the processor the clock runs on; where several threads work their sum is larger
     return clock, min(clock, own) if operator.device.type == "cpu" else clock
@@ -65,7 +66,8 @@ def _timed(operator: Curvature, rows: torch.Tensor) -> tuple[float, float]:
 def seconds_of(operator: Curvature, each: Price, steps: int, probes: int) -> float:
     """Seconds of a run of ``steps`` products and ``probes`` that it deflates, orthogonalizing included."""
     numbers = operator.size * steps * (steps / 2 + 3 * probes)
-    beside = numbers * BASIS_SECONDS.get(operator.device.type, 1e-11) + steps * LOOK_SECONDS
+    each_number = BASIS_SECONDS_THERE if is_accelerator(operator.device) else BASIS_SECONDS
+    beside = numbers * each_number + steps * LOOK_SECONDS
     return (steps + probes) * each.seconds + beside
 
 

@@ -14,6 +14,7 @@ import torch
 from hessdiag import hashing
 from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.devices import name_of
 from hessdiag.installed import version
 from hessdiag.results import Fingerprint
 from hessdiag.settings import Settings
@@ -85,15 +86,12 @@ def key_of(subject: Fingerprint, surroundings: Mapping[str, Any], settings: Sett
 def environment(checked: Preflight) -> dict[str, Any]:
     """Where it was measured: informs, and forbids no comparison."""
     device = checked.operator.device
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    )
     return {
         "hessdiag": version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": str(device),
-        "device_name": name,
+        "device_name": name_of(device) or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -74,7 +74,7 @@ def init(
     target = _target(Path(baseline))
     prefix = ("tool", "hessdiag") if target.name == "pyproject.toml" else ()
     names = [name.strip() for name in (metrics or quantities).split(",") if name.strip()]
-    given: dict[str, Any] = {"samples": samples, "split": split, "seed": seed}
+    given: dict[str, Any] = {"samples": samples, "split": split, "seed": seed, "device": device}
     run = {key: value for key, value in given.items() if value is not None}
     recipe.check(checkpoint)
     table: dict[str, Any] = {"schema": 1, **recipe.keys(), **({"checkpoint": checkpoint} if checkpoint else {})}
@@ -85,7 +85,7 @@ def init(
     }
     for place in (target, Path(baseline)):  # nothing is made there yet
         require_writable(next(folder for folder in place.resolve().parents if folder.exists()))
-    entry = _first_look(trial, device, quiet)
+    entry = _first_look(trial, quiet)
     limits = {name: _limits(name, entry.metrics[name]) for name in names}
     comments = {n: _comment(entry.metrics[n]) for n in names}
     run["samples"] = entry.fingerprint.samples
@@ -122,13 +122,13 @@ def _target(baseline: Path) -> Path:
     return Path("pyproject.toml") if Path("pyproject.toml").exists() else Path("hessdiag.toml")
 
 
-def _first_look(trial: dict[str, Any], device: str | None, quiet: bool) -> Entry:
+def _first_look(trial: dict[str, Any], quiet: bool) -> Entry:
     """Measure as ``baseline update`` will, with a configuration that exists nowhere yet."""
     from hessdiag.check.config import OWN, load_config
     from hessdiag.check.render import render
     from hessdiag.cli.baseline import record
 
-    config = load_config(Path(OWN), {"run.device": device}, render(trial, prefix=()))
+    config = load_config(Path(OWN), {}, render(trial, prefix=()))
     return next(iter(record(config, "initial", fresh=False, quiet=quiet).values()))
 
 

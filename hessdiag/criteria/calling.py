@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor, nn
-from torch.cuda import OutOfMemoryError
+from torch import OutOfMemoryError, Tensor, nn
 
 from hessdiag.criteria.layout import TARGET_KEYS
 from hessdiag.errors import ProblemError

@@ -30,9 +30,7 @@ class Generators:
     """
 
     def __init__(self, *roots: Any) -> None:
-        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        cuda = torch.cuda.default_generators if started else ()
-        self._all: list[Any] = [torch.default_generator, *cuda, np.random, random]
+        self._all: list[Any] = [torch.default_generator, *_of_accelerators(), np.random, random]
         known = {id(one) for one in self._all}
         self._all += [one for one in _held(roots) if id(one) not in known]
 
@@ -60,13 +58,41 @@ class Generators:
         return not _equal(self.states(), since)
 
 
+class _Stream:
+    """The random stream of one accelerator, with the methods of a generator."""
+
+    def __init__(self, module: Any, device: torch.device) -> None:
+        self._module, self._device = module, device
+
+    def get_state(self) -> Tensor:
+        state: Tensor = self._module.get_rng_state(self._device)
+        return state
+
+    def set_state(self, state: Tensor) -> None:
+        self._module.set_rng_state(state, self._device)
+
+    def manual_seed(self, number: int) -> None:
+        self.set_state(torch.Generator(self._device).manual_seed(number).get_state())
+
+
+def _of_accelerators() -> list[_Stream]:
+    """The streams of CUDA devices, XPUs and so on, if the program has started them; nothing starts them here."""
+    kind = torch.accelerator.current_accelerator()
+    module = None if kind is None else torch.get_device_module(kind)
+    if kind is None or not hasattr(module, "get_rng_state"):
+        return []
+    if not getattr(module, "is_initialized", torch.accelerator.is_available)():
+        return []
+    return [_Stream(module, torch.device(kind.type, n)) for n in range(torch.accelerator.device_count())]
+
+
 def integer(seed: object, name: str) -> int:
     """A number below 2⁵⁶ that belongs to a seed and a name."""
     return int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 def _get(one: Any) -> Any:
-    if isinstance(one, torch.Generator):
+    if isinstance(one, torch.Generator | _Stream):
         return one.get_state()
     if isinstance(one, np.random.Generator):
         return one.bit_generator.state
@@ -85,7 +111,7 @@ def _set(one: Any, state: Any) -> None:
 
 
 def _seed(one: Any, number: int) -> None:
-    if isinstance(one, torch.Generator):
+    if isinstance(one, torch.Generator | _Stream):
         one.manual_seed(number)
     elif isinstance(one, np.random.Generator):
         one.bit_generator.state = type(one.bit_generator)(number).state

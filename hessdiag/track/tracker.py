@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hessdiag.analysis.asked import options_asked, problem_of, sample_set
+from hessdiag.engine.products.devices import wait
 from hessdiag.errors import UsageError, one_line
 from hessdiag.option import Fault, refuse
 from hessdiag.results import Analysis
@@ -130,8 +129,7 @@ class Tracker:
         if not self._pace.allows():
             self._watch.tell(self._pace.slower(step, self.every, self._budget), key="budget")
             return None
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()  # what training has queued is no time of measuring
+        wait()  # what training has queued is no time of measuring
         with self._pace.measuring():
             found = self._watch.measure(step, lr)
             self._found.append(found)

@@ -95,11 +95,10 @@ class PlainModel:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode; modes, attributes, tensors, ``.grad`` and random states are put back afterwards."""
-        cuda = [p.device for p in self.parameters[:1] if p.device.type == "cuda"]
         held = [_Held(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())]
         with ExitStack() as stack:
             stack.enter_context(left_as_found(self.model))
-            stack.enter_context(random_states(cuda))
+            stack.enter_context(random_states(*(p.device for p in self.parameters)))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(kept_activations())  # a reentrant checkpoint knows backward() only
             for module in self.model.modules():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessdiag.engine.checks.kinks import kinks
 from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
+from hessdiag.engine.products.devices import wait
 from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.engine.products.gradients import depends, gradient
 from hessdiag.engine.products.graphs import GradientGraph, StackGraph
@@ -204,8 +205,7 @@ def _timed(call: Callable[[], Tensor], least: int = 1) -> tuple[Tensor, float]:
         result = torch.empty(0)  # the one before goes first
         begun = time.perf_counter()
         result = call()
-        if result.is_cuda:
-            torch.cuda.synchronize()
+        wait(result.device)
         trials.append(time.perf_counter() - begun)
     return result, min(trials) / len(result)
 

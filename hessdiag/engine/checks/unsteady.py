@@ -23,11 +23,10 @@ def differ(a: float, b: float) -> bool:
 def why_it_changes(operator: Curvature, batch: Any) -> str:
     """What makes the loss of a batch change from pass to pass; two more passes, from the same random state."""
     function = operator.function
-    cuda = [operator.device] if operator.device.type == "cuda" else []
     replayed = []
     with function.measuring(), torch.no_grad():
         for _ in range(2):
-            with random_states(cuda):
+            with random_states(operator.device):
                 replayed.append(float(function.total(function.theta, batch)))
     if differ(*replayed):
         return (

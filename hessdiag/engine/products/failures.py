@@ -6,10 +6,26 @@ import torch
 
 from hessdiag.errors import one_line
 
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "HIP error: out of memory",
+    "MPS backend out of memory",
+    "_STATUS_ALLOC_FAILED",  # of cuBLAS, cuDNN, cuSOLVER, cuSPARSE
+    "DEVICE_ALLOCATION_FAILED",  # of cuDNN 9
+    "ERROR_OUT_OF_DEVICE_MEMORY",  # of the driver of XPUs
+    "ERROR_OUT_OF_RESOURCES",
+)
+"""What torch and the libraries below it say in a plain RuntimeError."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on the CPU torch says so in a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    """Whether memory ran out, of the CPU or of an accelerator."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 KEPT_GRAPH = (

@@ -140,11 +140,10 @@ class Functional:
     def measuring(self) -> Iterator[None]:
         """Evaluation mode, MATH attention, no TF32, own random streams; all put back afterwards."""
         modules = list(self._model.modules())
-        cuda = [self.device] if self.device.type == "cuda" else []
         has_rnn = any(isinstance(module, nn.RNNBase) for module in modules)
         with ExitStack() as stack:
             stack.enter_context(left_as_found(self._model))
-            stack.enter_context(random_states(cuda))
+            stack.enter_context(random_states(self.device))
             stack.enter_context(kept_activations())
             stack.enter_context(uncompiled())
             stack.enter_context(twice_differentiable())

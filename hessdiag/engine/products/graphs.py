@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from hessdiag.engine.products.devices import empty_cache
 from hessdiag.engine.products.folding import Folded
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.gradients import Kind, each_gradient, gradients, scalar_of
@@ -202,8 +203,7 @@ class Graphs:
         found = bool(self._kept)
         self._kept.clear()
         self._open = self._open and not for_good
-        if self._function.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self._function.device)
         return found
 
     @property

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from hessdiag.engine.products.devices import offered
+
 MEMINFO, GROUP, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 UNKNOWN = 2 * 2**30  # bytes, where the system does not say (macOS, Windows): most machines have them
 FILES = (
@@ -18,10 +20,12 @@ FILES = (
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that could be allocated now: of a GPU, or in the system's memory and every control group we are in."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    """Bytes that could be allocated now: of an accelerator, or of the system, in every control group we are in."""
+    asked = offered(device, "mem_get_info")
+    if asked is not None:
+        free: int = asked(device)[0]
+        reserved, used = offered(device, "memory_reserved"), offered(device, "memory_allocated")
+        return free if reserved is None or used is None else free + reserved(device) - used(device)
     rooms = [room for room in (_available(), *map(_left, control_groups())) if room is not None]
     return max(0, min(rooms, default=UNKNOWN))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils import parametrize
 
+from hessdiag.engine.products.devices import offered
 from hessdiag.engine.products.ranks import Pieces
 
 
@@ -122,22 +123,30 @@ class Randomness:
     """The random state a step began with, so that dropout masks agree between its passes."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        self._devices = sorted({param.device.index or 0 for param in params if param.is_cuda})
         self._cpu = torch.get_rng_state()
-        self._cuda = [torch.cuda.get_rng_state(index) for index in self._devices]
+        self._devices = drawing(param.device for param in params)
+        self._states = [offered(device, "get_rng_state")(device) for device in self._devices]
 
     def replay(self) -> None:
-        """Torch's generators, on the CPU and the parameters' CUDA devices, as they were at the start."""
+        """Torch's generators, on the CPU and the parameters' devices, as they were at the start."""
         torch.set_rng_state(self._cpu)
-        for index, state in zip(self._devices, self._cuda, strict=True):
-            torch.cuda.set_rng_state(state, index)
+        for device, state in zip(self._devices, self._states, strict=True):
+            offered(device, "set_rng_state")(state, device)
+
+
+def drawing(devices: Iterable[torch.device]) -> list[torch.device]:
+    """Those that have a random stream of their own, each once."""
+    return [device for device in dict.fromkeys(devices) if offered(device, "get_rng_state") is not None]
 
 
 @contextmanager
-def random_states(cuda: list[torch.device]) -> Iterator[None]:
-    """The random states of torch, numpy and Python, put back afterwards."""
+def random_states(*devices: torch.device) -> Iterator[None]:
+    """The random states of torch on the CPU and on these devices, of numpy and of Python, put back afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=cuda):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for device in drawing(devices):
+            stack.enter_context(torch.random.fork_rng(devices=[device], device_type=device.type))
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.devices import is_accelerator
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.stacking import quiet_vmap, vmapped
 from hessdiag.engine.squares.captured import Call, Captured, Role, capture, roles_of
@@ -20,7 +21,7 @@ from hessdiag.errors import one_line
 from hessdiag.samples import divide, map_tensors, row_count
 
 CHUNK_BYTES = 32 * 2**20  # for per-example gradients: on an MLP twice as fast as 256 MiB, on a ResNet alike
-CAPTURE_BYTES = {"cpu": 2**28, "cuda": 2**30}  # for what the layers of one piece saw
+CAPTURE_BYTES, CAPTURE_BYTES_THERE = 2**28, 2**30  # for what the layers of one piece saw; on an accelerator
 GRADIENTS_BYTES = 2**23  # for what comes back to them, as long as more than one column does
 CHECKED_EXAMPLES = 4
 CHECKED_COLUMNS = 2
@@ -59,7 +60,7 @@ class Pullbacks:
         """Examples to take at a time."""
         if self.all_slow:
             return _rows_at_a_time(self.function, range(len(self.function.names)))
-        limit = CAPTURE_BYTES.get(self.function.device.type, CAPTURE_BYTES["cpu"])
+        limit = CAPTURE_BYTES_THERE if is_accelerator(self.function.device) else CAPTURE_BYTES
         return max(1, limit // max(1, self.fixed + self.moving))
 
     def give_up(self, error: Exception) -> None:
