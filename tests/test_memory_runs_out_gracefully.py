@@ -39,9 +39,7 @@ OF_LIBRARIES = (
     "std::bad_alloc",
 )
 ANOTHER_MATTER = (
-    RuntimeError(
-        "its data is not allocated yet: call mutable_data() to actually allocate memory"
-    ),
+    RuntimeError("its data is not allocated yet: call mutable_data() to actually allocate memory"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     ValueError("CUDA error: out of memory, as our own code says"),
 )
