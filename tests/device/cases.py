@@ -71,7 +71,7 @@ def analysis(problem: Problem, device: str | None, **options: Any) -> Any:
 
 
 def regularized(name: str, device: str) -> list[Tensor]:
-    """Weights and gradients after two steps, on the host; with dropout where a step's passes must share its masks."""
+    """Weights and gradients after two steps, on the host; with dropout, whose masks a step's passes share."""
     model = net(nn.Dropout(0.2)) if name in KINDS else net()
     model.to(device)
     x, y = X.to(device), Y.to(device)

@@ -89,7 +89,7 @@ class Seen:
         return sum(amount for (kind, _), (_, amount) in self.counts.items() if kind in kinds)
 
     def places(self, kinds: tuple[str, ...] = WAITS, depth: int = 1, least: int = 0) -> Counter[tuple[str, ...]]:
-        """How often each of the innermost ``depth`` lines of hessdiag asked for ``least`` bytes or more of a kind."""
+        """How often each of the innermost ``depth`` lines of hessdiag asked for ``least`` bytes of a kind."""
         found: Counter[tuple[str, ...]] = Counter()
         for kind, name, amount, stack in self.stacks:
             if kind in kinds and amount >= least:

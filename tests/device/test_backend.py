@@ -1,4 +1,4 @@
-"""Promise: the pretend device refuses what CUDA refuses, counts what CUDA waits for, and computes what the CPU does."""
+"""Promise: the pretend device refuses what CUDA refuses, counts its waits, and computes what the CPU does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COUNTED = {
 
 @pytest.mark.parametrize("call", REFUSED)
 def test_what_cuda_refuses_is_refused(call):
-    with pytest.raises((RuntimeError, TypeError), match="same device|can't convert|generator"):
+    with pytest.raises((RuntimeError, TypeError), match=r"same device|can't convert|generator"):
         REFUSED[call](HERE.to(THERE))
 
 
