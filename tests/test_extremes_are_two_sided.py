@@ -143,12 +143,8 @@ def test_a_large_float32_run_stays_orthogonal():
 def test_this_promise_would_notice_vectors_that_are_not_projected(monkeypatch):
     room = importlib.import_module("hessdiag.spectral.lanczos")
 
-    def near(work, basis):
-        found = torch.zeros(1, len(basis), dtype=torch.float64)
-        found[:, -2:] = inner.project_out(work, basis[-2:])
-        return found
-
-    monkeypatch.setattr(room, "continue_basis", near)
+    own = inner.continue_basis
+    monkeypatch.setattr(room, "continue_basis", lambda work, basis, total: own(work, basis[-2:], total))
     run = lanczos(large(), steps=40)
     assert run.orthogonality > 0.1
 

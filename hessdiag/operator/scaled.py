@@ -47,4 +47,4 @@ class Scaled(SymmetricOperator):
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Scaled, multiplied by A, and scaled again."""
-        return self.base.rows(rows * self.diagonal).mul_(self.diagonal)
+        return self.base.multiplied(rows * self.diagonal)[0].mul_(self.diagonal)  # not finite shows in ours

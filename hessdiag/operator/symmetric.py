@@ -99,23 +99,33 @@ class SymmetricOperator(ABC):
             UsageError: wrong shape.
             NonFiniteError: a product is NaN or infinite.
         """
+        result, total = self.multiplied(rows)
+        self.require_finite(float(total), result)
+        return result
+
+    def multiplied(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As `rows`, with the sum of the products: for `require_finite`, when the caller reads other numbers."""
         if rows.dim() != 2 or rows.shape[1] != self.size:
             msg = f"a vector of shape {tuple(rows.shape)} was given to an operator of size {self.size}"
             raise UsageError(msg)
-        if not len(rows):
-            return rows.to(device=self.device, dtype=self.dtype)
         given = rows.to(device=self.device, dtype=self.dtype)
+        if not len(rows):
+            return given, given.sum()
         result = self.multiply(given).contiguous()
         if result.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
             result = result.clone()  # the caller may write into it
         self.products += rows.shape[0]
         if self.watch is not None:
             self.watch(self.products)
-        # what is not finite shows in the sum, which takes a tenth of the time; a finite sum may still overflow
-        if not bool(torch.isfinite(result.sum())) and not bool(torch.isfinite(result).all()):
+        # what is not finite shows in the sum, which takes a tenth of the time of looking at each number
+        return result, result.sum()
+
+    def require_finite(self, total: float, result: Tensor) -> None:
+        """Refuse products that `multiplied` gave with this sum, if one of them is not finite."""
+        # the sum of finite numbers may overflow
+        if not math.isfinite(total) and not bool(torch.isfinite(result).all()):
             msg = f"a product is not finite in {self.dtype}: the loss overflows here; try `dtype='float64'`"
             raise NonFiniteError(msg)
-        return result
 
     @property
     def T(self) -> SymmetricOperator:

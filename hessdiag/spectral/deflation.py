@@ -26,7 +26,7 @@ from torch import Tensor
 from hessdiag.errors import BudgetError
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results.interval import PILOT, enough
-from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out
+from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out, read
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.probes import rademacher, sphere
 
@@ -111,7 +111,7 @@ def forms(
         some = block if exact else block[: op.granted(len(block), max(FEWEST - values.shape[1], 0))]
         if not len(some):
             break
-        values = np.concatenate([values, form_values(krylov, some, op.rows(some))], axis=1)
+        values = np.concatenate([values, _multiplied(op, krylov, some)], axis=1)
         if on_block is not None and not exact and values.shape[1] >= FEWEST:
             on_block(from_values(op, krylov, *values, seed=seed, exact=False, spent=values.shape[1]))
         if len(some) < len(block):
@@ -164,12 +164,15 @@ def from_values(
     )
 
 
-def form_values(krylov: Krylov | None, block: Tensor, images: Tensor) -> Array:
-    """wᵀHw and ‖PHw‖² of rows w of the complement with their products, (2, n)."""
+def _multiplied(op: SymmetricOperator, krylov: Krylov | None, block: Tensor) -> Array:
+    """wᵀHw and ‖PHw‖² of rows w of the complement, (2, n)."""
+    images, total = op.multiplied(block)
     squares = norms(images).square()
     if krylov is not None:
         squares = squares - overlaps(images, krylov.basis).square().sum(dim=1)
-    return torch.stack([dots(block, images), squares.clamp(min=0)]).cpu().numpy()
+    found = read(dots(block, images), squares.clamp(min=0), total.expand_as(squares))
+    op.require_finite(float(found[2, 0]), images)
+    return found[:2]
 
 
 def unit_probes(

@@ -9,14 +9,19 @@ the basis itself is, in a tenth of the time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.operator import full_precision
 from hessdiag.spectral.basis import Rows
 
 Basis = Tensor | Rows  # of a Lanczos run, (m, d) orthonormal
+
+Array = NDArray[np.float64]
 
 WINDOW = 1 << 17  # float64 elements widened at once: 1 MiB stays in the cache, 32 MiB took 1.5 times as long
 LONG = 1 << 20  # numbers that are widened at once where a window is not needed for speed
@@ -38,6 +43,11 @@ def norms(rows: Tensor) -> Tensor:
     return together
 
 
+def read(*columns: Tensor) -> Array:
+    """Columns of one length from a device, in one copy for which the host waits once, (columns, n) float64."""
+    return torch.stack([column.reshape(-1).double() for column in columns]).cpu().numpy()
+
+
 def project_out(work: Tensor, basis: Basis) -> Tensor:
     """Take the span of orthonormal rows ``basis`` out of ``work``, in place.
 
@@ -53,26 +63,65 @@ def project_out(work: Tensor, basis: Basis) -> Tensor:
     """
     before = norms(work)
     total = _taken(work, basis)
-    if bool((norms(work) < TWICE_BELOW * before).any()):
+    much = (norms(work) < TWICE_BELOW * before).any()
+    if much.device.type != "cpu":  # a second pass that takes nothing costs less than to wait for the answer
+        total += _taken(work, basis, much)
+    elif much:
         total += _taken(work, basis)
     return total
 
 
-def continue_basis(work: Tensor, basis: Basis) -> Tensor:
-    """`project_out` for ``work`` = H times the last of the basis's rows.
+class Continued(NamedTuple):
+    """What is left of n products, and its numbers on the host, for which it waited once."""
+
+    lengths: Array  # (n,) of the products
+    alphas: Array  # (n,) parts along the vectors that were multiplied
+    betas: Array  # (n,) lengths of what is left
+    left: Tensor  # (n,) the same on the device
+    taken: Tensor  # (..., n, m) parts along all rows, on the device
+    total: float  # of the products, as `SymmetricOperator.require_finite` takes it
+
+
+def continue_basis(work: Tensor, basis: Basis, total: Tensor, *, place: int = -1, near: bool = True) -> Continued:
+    """`project_out` for ``work`` = H times a row of the basis, with the numbers that a Lanczos step needs.
 
     Such a product lies along the last two rows and the next one, to rounding: with those two taken out first, one
     pass over the whole basis is enough, except after a restart.
+
+    Args:
+        work: (1, d) or (n, 1, d), overwritten with what is left.
+        basis: (m, d) or (n, m, d) orthonormal rows.
+        total: sum of the products, to be read with the rest.
+        place: of the row that was multiplied.
+        near: whether to take the last two rows out first; ``place`` is then the last.
     """
-    near = _taken(work, basis[-2:] if isinstance(basis, Rows) else basis[..., -2:, :])
-    total = project_out(work, basis)
-    total[..., -near.shape[-1] :] += near
-    return total
+    lengths = norms(work)
+    first = _taken(work, basis[-2:] if isinstance(basis, Rows) else basis[..., -2:, :]) if near else None
+    before = norms(work) if near else lengths
+    taken = _taken(work, basis)
+    left = norms(work)
+
+    def alphas() -> Tensor:
+        return taken[..., place] if first is None else taken[..., place] + first[..., -1]
+
+    if not near and work.device.type != "cpu":  # as in `project_out`
+        taken = taken + _taken(work, basis, (left < TWICE_BELOW * before).any())
+        before = left = norms(work)
+    found = read(lengths, alphas(), left, before, total.expand_as(left))
+    if (found[2] < TWICE_BELOW * found[3]).any():
+        taken = taken + _taken(work, basis)
+        left = norms(work)
+        found[1:3] = read(alphas(), left)
+    if first is not None:
+        taken[..., -first.shape[-1] :] += first
+    return Continued(found[0], found[1], found[2], left.reshape(-1), taken, float(found[4, :1].sum()))
 
 
 @full_precision()
-def _taken(work: Tensor, basis: Basis) -> Tensor:
+def _taken(work: Tensor, basis: Basis, whether: Tensor | None = None) -> Tensor:
     coefficients = overlaps(work, basis)
+    if whether is not None:
+        coefficients *= whether
     if isinstance(basis, Rows):
         for part, rows in basis.parts():
             work[:, part].addmm_(coefficients.to(work.dtype), rows, alpha=-1)

@@ -82,14 +82,9 @@ class Lanczos:
         if self.size == self.capacity:
             self._restart()
         j = self.size
-        work = self.op.rows(self._rows[j][None])
+        alpha, self.beta, length = self._follow(j)
         self.products += 1
-        self.scale = max(self.scale, float(norms(work)[0]))
-        taken = continue_basis(work, self._rows[: j + 1])[0]
-        alpha = float(taken[j])
-        if isinstance(self._rows, Rows):
-            self._rows.account(taken[:j].cpu().numpy() - self.T[:j, j])
-        self.beta = float(norms(work)[0])
+        self.scale = max(self.scale, length)
         self.T[j, j] = alpha
         self.size = j + 1
         self.cycles[-1].alphas.append(alpha)
@@ -99,10 +94,20 @@ class Lanczos:
             self.exhausted, self.beta = True, 0.0
         elif self.beta <= BREAKDOWN * self.rounding * self.scale:
             self._begin_afresh()
-        else:
-            hold(self._rows, j + 1, work[0], self.beta)
-            if self.size < self.capacity:
-                self.T[j + 1, j] = self.T[j, j + 1] = self.beta
+        elif self.size < self.capacity:
+            self.T[j + 1, j] = self.T[j, j + 1] = self.beta
+
+    def _follow(self, j: int) -> tuple[float, float, float]:
+        """Put what follows vector j into the next row: its part along j, the rest, and the product's length."""
+        work, total = self.op.multiplied(self._rows[j][None])
+        found = continue_basis(work, self._rows[: j + 1], total)
+        self.op.require_finite(found.total, work)
+        if isinstance(self._rows, Rows):
+            self._rows.account(found.taken[0, :j].cpu().numpy() - self.T[:j, j])
+        beta = float(found.betas[0])
+        if beta > 0:
+            hold(self._rows, j + 1, work[0], beta)
+        return float(found.alphas[0]), beta, float(found.lengths[0])
 
     def _begin_afresh(self) -> None:
         """Go on from a vector uniform on the sphere of the complement; what is left of the last one is dropped."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.operator import SymmetricOperator
-from hessdiag.spectral.inner import continue_basis, norms, project_out
+from hessdiag.spectral.inner import continue_basis, norms
 
 Array = NDArray[np.float64]
 
@@ -42,14 +42,14 @@ def lanczos_block(
     for j in range(limit):
         # The whole basis so far, or just its last two vectors: the three-term recurrence.
         seen = (basis if len(alive) == n else basis[torch.from_numpy(alive)])[:, : min(j + 1, kept)]
-        work = torch.cat([op.rows(part) for part in torch.split(seen[:, j % kept], op.block)])
-        scale[alive] = np.maximum(scale[alive], norms(work).cpu().numpy())
-        taken = continue_basis(work[:, None], seen) if reorthogonalize else project_out(work[:, None], seen)
-        alphas[alive, j] = taken[:, 0, j % kept].cpu().numpy()
-        length = norms(work)
-        left = length.cpu().numpy()
-        ended = (left <= breakdown * scale[alive]) | (j + 1 == op.size)
-        betas[alive, j] = np.where(ended, 0.0, left)
+        parts, totals = zip(*map(op.multiplied, torch.split(seen[:, j % kept], op.block)), strict=True)
+        work = torch.cat(parts)
+        found = continue_basis(work[:, None], seen, sum(totals), place=j % kept, near=reorthogonalize)
+        op.require_finite(found.total, work)
+        scale[alive] = np.maximum(scale[alive], found.lengths)
+        alphas[alive, j] = found.alphas
+        ended = (found.betas <= breakdown * scale[alive]) | (j + 1 == op.size)
+        betas[alive, j] = np.where(ended, 0.0, found.betas)
         lengths[alive[ended]] = j + 1
         going = np.flatnonzero(~ended)
         alive = alive[going]
@@ -59,6 +59,10 @@ def lanczos_block(
             lengths[alive] = limit = j + 1
             break
         if j + 1 < limit:
-            work.div_(length[:, None].to(op.dtype))
-            basis[torch.from_numpy(alive), (j + 1) % kept] = work if len(going) == len(work) else work[going]
+            work.div_(found.left[:, None].to(op.dtype))
+            follow = basis[:, (j + 1) % kept]
+            if len(alive) == n:
+                follow.copy_(work)
+            else:
+                follow[torch.from_numpy(alive)] = work if len(going) == len(work) else work[going]
     return alphas[:, :limit], betas[:, :limit], lengths

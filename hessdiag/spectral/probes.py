@@ -48,7 +48,8 @@ def sphere(op: SymmetricOperator, seed: int, quantity: str, index: int) -> Tenso
 
 def rademacher(op: SymmetricOperator, seed: int, quantity: str, index: int) -> Tensor:
     """A vector of random signs ±1, shape (d,); arguments as for `sphere`."""
-    return _draw(op, seed, quantity, index, _signs).to(device=op.device, dtype=op.dtype)
+    # a byte an entry travels
+    return _draw(op, seed, quantity, index, _signs).to(op.device).to(op.dtype)
 
 
 def _draw(

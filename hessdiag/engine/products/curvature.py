@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,7 @@ from hessdiag.samples import SampleSet, divide, row_count
 TRIAL_EXAMPLES = 16
 LONG = 1 << 24  # parameters, from which on a product is summed up a tensor at a time
 KINDS = ("hessian", "ggn", "residual")
+Indices = slice | list[int]
 
 
 class Curvature(Batched):
@@ -193,13 +194,13 @@ class Curvature(Batched):
         self.records.add(forms, self.weights, self.total_weight)
         return narrowed(total.div_(self.total_weight), self.dtype)
 
-    def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    def by_batch(self, rows: Tensor) -> Iterator[tuple[Indices, Tensor]]:
         """Products (k, b, P) of b batches' summed losses, with their indices: stacks of batches, or one by one."""
         if self.method == "stacked_graph" and self.kind != "ggn" and (found := self._stacked(rows)) is not None:
             yield from found
             return
         for index, batch in enumerate(self.batches):
-            yield [index], self.fitting(batch, rows, self._form)[:, None]
+            yield slice(index, index + 1), self.fitting(batch, rows, self._form)[:, None]
 
     def _form(self, piece: Any, rows: Tensor) -> Tensor:
         method = METHODS[self.method]
@@ -207,9 +208,9 @@ class Curvature(Batched):
             return self.graphs.products(piece, rows)
         return method(self.function, self.kind, piece, rows)
 
-    def _stacked(self, rows: Tensor) -> list[tuple[list[int], Tensor]] | None:
+    def _stacked(self, rows: Tensor) -> list[tuple[Indices, Tensor]] | None:
         try:
-            return [(list(stack.indices), self.graphs.products(stack, rows)) for stack in self.stacks]
+            return [(consecutive(stack.indices), self.graphs.products(stack, rows)) for stack in self.stacks]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -241,3 +242,9 @@ class Curvature(Batched):
     def recorded(self) -> AbstractContextManager[Record]:
         """Keep what the products formed inside show beside their images."""
         return self.records.opened()
+
+
+def consecutive(indices: Sequence[int]) -> Indices:
+    """Indices as a slice if they follow one another: a list is copied to the device whenever it is used."""
+    first, end = indices[0], indices[-1] + 1
+    return slice(first, end) if list(indices) == list(range(first, end)) else list(indices)

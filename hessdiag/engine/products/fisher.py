@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from hessdiag.criteria import Criterion
 from hessdiag.engine.products.composition import require_outputs
-from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature, Indices
 from hessdiag.engine.products.folding import Folded
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.tangents import push
@@ -70,10 +70,10 @@ class Fisher(Curvature):
             list(_uniform(self.problem, self.batches, draws, seed)) if sampled else [None] * len(self.batches)
         )
 
-    def by_batch(self, rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    def by_batch(self, rows: Tensor) -> Iterator[tuple[Indices, Tensor]]:
         """Products (k, 1, P) of each batch's sum of terms, with its index."""
         for index, batch in enumerate(zip(self.batches, self.noise, strict=True)):
-            yield [index], self.fitting(batch, rows, self._form)[:, None]
+            yield slice(index, index + 1), self.fitting(batch, rows, self._form)[:, None]
 
     def _form(self, piece: Any, rows: Tensor) -> Tensor:
         function, (batch, noise) = self.function, piece

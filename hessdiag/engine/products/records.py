@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class Record:
-    """One entry per product, in their order.
+    """One entry per product, in their order; copied from the operator's device when somebody looks."""
 
-    Attributes:
-        batches: v·H_b v per batch, (batches,) float64: what error bars over data are made of. Their mean over
-            batches, by the operator's ``weights``, is v·H v.
-        tensors: v_t·(Hv)_t per parameter tensor t, (tensors,) float64.
-    """
+    def __init__(self, batches: Sequence[Tensor] = (), tensors: Sequence[Tensor] = ()) -> None:
+        self._batches, self._tensors = [*batches], [*tensors]
+        self._there: list[Tensor] = []  # (k, batches + tensors) of products that nobody has looked at
 
-    batches: list[Tensor] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
+    @property
+    def batches(self) -> list[Tensor]:
+        """v·H_b v per batch, (batches,) float64: what error bars over data are made of.
+
+        Their mean over batches, by the operator's ``weights``, is v·H v.
+        """
+        self._fetch()
+        return self._batches
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """v_t·(Hv)_t per parameter tensor t, (tensors,) float64."""
+        self._fetch()
+        return self._tensors
+
+    def note(self, sums: Tensor, weights: Tensor, total: float) -> None:
+        """Add products by the sums over batches and tensors of their forms, (k, batches + tensors)."""
+        self._there.append(sums)
+        self._weights, self._total = weights, total
+
+    def _fetch(self) -> None:
+        if self._there:
+            sums, self._there = torch.cat(self._there).cpu(), []
+            self._batches.extend(sums[:, : len(self._weights)] / self._weights.clamp(min=1e-300))
+            self._tensors.extend(sums[:, len(self._weights) :] / self._total)
 
     def first(self, number: int) -> Record:
         """The first ``number`` products alone."""
@@ -57,7 +77,6 @@ class Records:
         """Note products by their forms (k, batches, tensors) of the batches' summed losses."""
         if not self._open:
             return
-        forms = forms.cpu()
+        sums = torch.cat([forms.sum(2), forms.sum(1)], dim=1)
         for record in self._open:
-            record.batches.extend(forms.sum(2) / weights.clamp(min=1e-300))
-            record.tensors.extend(forms.sum(1) / total)
+            record.note(sums, weights, total)

@@ -22,7 +22,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.stacking import vmapped
 from hessdiag.engine.products.tangents import load_forward_mode
-from hessdiag.engine.squares.loss_roots import root, signed_root
+from hessdiag.engine.squares.loss_roots import root, signed_root, signs_of
 from hessdiag.engine.squares.pullbacks import Pullbacks, pullbacks
 from hessdiag.errors import Refused, one_line
 from hessdiag.samples import divide, map_tensors, row_count
@@ -103,7 +103,7 @@ def gauss_newton_trace(
             operator.notes.extend(f"tr(G): {reason}" for reason in pulled.reasons)
     except FAILURES as error:
         return failed(error)
-    singles = [one for batch in operator.batches for one in divide(batch, 1)]
+    singles = [one for batch in operator.samples.batches for one in divide(batch, 1)]  # on the host
     counts = torch.tensor([operator.problem.count(one) for one in singles], dtype=torch.float64)
     return GaussNewtonTrace(
         exact, per_example, per_tensor / operator.total_weight, counts, outputs if exact else draws
@@ -188,7 +188,9 @@ def _drawn(pulled: Pullbacks, piece: Any, generators: list[torch.Generator]) -> 
     parts = []
     for begin in range(0, len(generators), group):
         some = generators[begin : begin + group]
-        roots = [signed_root(pulled.function.problem, outputs, piece, one) for one in some]
+        problem = pulled.function.problem
+        signs = signs_of(problem, outputs, piece, some)
+        roots = [signed_root(problem, outputs, piece, one) for one in signs]
         parts.append(pulled.squares(captured, piece, torch.stack(roots, dim=1)))
     return torch.cat(parts, dim=1).transpose(0, 1)
 

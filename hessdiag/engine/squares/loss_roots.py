@@ -6,6 +6,7 @@ S = s (diag(p) − p pᵀ) and A = √s (diag(√p) − p √pᵀ), s what the r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,14 +54,22 @@ def root(problem: Problem, outputs: Tensor, piece: Any) -> Tensor | None:
     return _applied(criterion, outputs.repeat_interleave(len(kept), 0), repeated, units).view(n, len(kept), *shape)
 
 
-def signed_root(problem: Problem, outputs: Tensor, piece: Any, generator: Generator) -> Tensor:
+def signs_of(problem: Problem, outputs: Tensor, piece: Any, generators: Sequence[Generator]) -> Tensor:
+    """Random signs z for `signed_root`, of each generator its own; in one copy to the outputs' device."""
+    criterion = problem.built_in
+    assert criterion is not None
+    of_classes = criterion.of_classes
+    shape = criterion.align(outputs, problem.targets(piece))[0].shape if of_classes else outputs.shape
+    return torch.stack([_signs(shape, one) for one in generators]).to(outputs.device)
+
+
+def signed_root(problem: Problem, outputs: Tensor, piece: Any, signs: Tensor) -> Tensor:
     """A_n z for random signs z, shaped like the outputs, for a criterion whose formula is known."""
     criterion, targets = problem.built_in, problem.targets(piece)
     assert criterion is not None
     if not criterion.of_classes:
-        return criterion.bends(outputs, targets).sqrt().to(outputs) * _signs(outputs.shape, generator).to(outputs)
-    signs = _signs(criterion.align(outputs, targets)[0].shape, generator)
-    return _applied(criterion, outputs, targets, signs.to(outputs.device, torch.float64))
+        return criterion.bends(outputs, targets).sqrt().to(outputs) * signs.to(outputs)
+    return _applied(criterion, outputs, targets, signs.to(torch.float64))
 
 
 def _applied(criterion: Criterion, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:

@@ -81,12 +81,15 @@ class Pullbacks:
         Costs one backward pass per column, without that of the parameters where layers are captured.
         """
         missing = [i for i in range(len(self.function.names)) if i not in captured.uses or i in self.slow]
-        found = torch.zeros(*columns.shape[:2], len(self.function.names), dtype=torch.float64)
+        shape = (*columns.shape[:2], len(self.function.names))
+        found = torch.zeros(shape, dtype=torch.float64, device=columns.device)
         if len(missing) < found.shape[2]:
             self._fill(found, captured, columns)
         if missing:
-            found[:, :, missing] = by_gradients(self.function, piece, columns, missing)
-        return found
+            each = by_gradients(self.function, piece, columns, missing).unbind(2)
+            for index, squares_of in zip(missing, each, strict=True):  # a list of indices is copied to the device
+                found[:, :, index] = squares_of
+        return found.cpu()
 
     def _fill(self, found: Tensor, captured: Captured, columns: Tensor) -> None:
         n = len(columns)
@@ -100,7 +103,7 @@ class Pullbacks:
             for index, pairs in uses.items():
                 live = [(use, grad) for use, place in pairs if (grad := grads[place]) is not None]
                 if live:
-                    found[:, begin : begin + step, index] = squares(live).cpu()
+                    found[:, begin : begin + step, index] = squares(live)
 
 
 def pullbacks(operator: Curvature) -> Pullbacks:
@@ -210,7 +213,7 @@ def by_gradients(function: Functional, piece: Any, columns: Tensor, indices: Seq
 
     step = _rows_at_a_time(function, indices)
     pieces = zip(divide(piece, step), torch.split(columns, step), strict=True)
-    return torch.cat([vmapped(one, some, cotangents).cpu() for some, cotangents in pieces])
+    return torch.cat([vmapped(one, some, cotangents) for some, cotangents in pieces])
 
 
 def _rows_at_a_time(function: Functional, indices: Sequence[int]) -> int:
