@@ -12,7 +12,7 @@ from torch import Tensor
 from hessdiag.criteria import IGNORE_INDEX
 from hessdiag.engine.landscape.passes import CHUNK_BYTES, Passes
 from hessdiag.engine.landscape.scores import Scores, classes, from_outputs, joined, with_classes
-from hessdiag.engine.products.curvature import Curvature
+from hessdiag.engine.products.curvature import Curvature, consecutive
 from hessdiag.engine.products.stacking import filled
 from hessdiag.errors import UsageError
 from hessdiag.samples import divide, leaves, row_count
@@ -55,6 +55,7 @@ class Landscape:
         self.batches, self.weights = operator.batches, operator.weights
         self.counts = {"forwards": 0.0, "gradients": 0.0}
         self._passes = Passes(operator, normalize)
+        self._divisors = self.weights.clamp(min=1e-300).to(operator.device)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,17 +89,17 @@ class Landscape:
 
     def draws(self, shifts: Tensor) -> Draws:
         """Losses and accuracy at θ + each row of ``shifts`` (k, P); k forward passes."""
-        losses = torch.zeros(len(shifts), len(self.batches), dtype=torch.float64)
-        hits = torch.zeros(len(shifts), dtype=torch.float64)
         rows, positions = self._row(shifts), self.positions
+        found = torch.zeros(len(rows), len(self.batches) + 1, dtype=torch.float64, device=rows.device)
         with self.operator.timed(), torch.no_grad():
             for stack in self._passes.stacks:
-                chosen = list(stack.indices)
+                chosen = consecutive(stack.indices)
                 totals, hit = self._passes.values(stack, rows)
-                losses[:, chosen] = totals.double().cpu() / self.weights[chosen].clamp(min=1e-300)
-                hits += hit.double().sum(1).cpu()
+                found[:, chosen] = totals.double() / self._divisors[chosen]
+                found[:, -1] += hit.double().sum(1)
         self._count("forwards", len(rows) * len(self.batches))
-        return Draws(losses, hits / positions if positions else None)
+        found = found.cpu()  # the one copy
+        return Draws(found[:, :-1].contiguous(), found[:, -1] / positions if positions else None)
 
     def loss_and_gradient(self, shift: Tensor | None = None) -> LossAndGradient:
         """Loss, gradient and accuracy at θ + shift; one gradient."""
@@ -112,7 +113,8 @@ class Landscape:
     def losses_and_gradients(self, shifts: Tensor, batches: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Batches at a shift of their own each: (b, P) to losses (b,) and gradients (b, P), both float64.
 
-        Cost: its share of a gradient. A batch in which nothing counts has loss and gradient 0.
+        They are on the operator's device. A batch in which nothing counts has loss and gradient 0.
+        Cost: its share of a gradient.
 
         Args:
             shifts: one row per batch.
@@ -121,14 +123,14 @@ class Landscape:
         indices = list(range(len(self.batches)) if batches is None else batches)
         rows = self._row(shifts)
         gradients = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
-        losses = torch.zeros(len(rows), dtype=torch.float64)
+        losses = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         with self.operator.timed():
             for stack in self._passes.stacked(tuple(indices)):
-                chosen = list(stack.indices)
+                chosen = consecutive(stack.indices)
                 grads, totals = self._passes.losses_and_gradients(stack, rows[chosen])
-                weight = self.weights[[indices[place] for place in chosen]].clamp(min=1e-300)
-                gradients[chosen] = grads.double() / weight.to(rows.device)[:, None]
-                losses[chosen] = totals.double().cpu() / weight
+                weight = self._divisors[consecutive([indices[place] for place in stack.indices])]
+                gradients[chosen] = grads.double() / weight[:, None]
+                losses[chosen] = totals.double() / weight
         self._count("gradients", len(indices))
         return losses, gradients
 
@@ -173,7 +175,7 @@ class Landscape:
         for index, batch in enumerate(self.batches):
             outputs = self._returned(index, shift)
             found = None if outputs is None else from_outputs(self.operator.problem, outputs, batch)
-            parts.append(found or self._one_by_one(outputs, batch, self._row(shift)))
+            parts.append(found or self._one_by_one(outputs, index, self._row(shift)))
         return joined(parts)
 
     def example_gradients(self) -> Iterator[Tensor]:
@@ -212,15 +214,16 @@ class Landscape:
                 handle.remove()
         return tuple(called)
 
-    def _one_by_one(self, outputs: Tensor | None, batch: Any, row: Tensor) -> Scores:
+    def _one_by_one(self, outputs: Tensor | None, index: int, row: Tensor) -> Scores:
         """Scores under a loss that is known for whole batches only: every example becomes a batch."""
+        batch, there = self.batches[index], self.operator.samples.batches[index]
         number = self._rows(batch)
         self._count("forwards", 1)
         with self.operator.timed(), torch.no_grad():
             totals, _ = self._passes.mapped(
                 lambda *t: self._passes.evaluate(row, filled(batch, t)), [leaf[:, None] for leaf in leaves(batch)]
             )
-        counts = torch.tensor([self.operator.problem.count(one) for one in divide(batch, 1)], dtype=torch.float64)
+        counts = torch.tensor([self.operator.problem.count(one) for one in divide(there, 1)], dtype=torch.float64)
         loss = totals.double().cpu() / counts.clamp(min=1e-300)
         found = None if outputs is None else classes(self.operator.problem, outputs, batch)
         if found is None or len(found[1]) != number or bool((found[1] == IGNORE_INDEX).any()):

@@ -114,13 +114,16 @@ class Passes:
         """The gradient (P,) float64 of the whole summed loss at one shift, with that loss and the hits."""
         row = shift.detach().requires_grad_()
         gradient = torch.zeros(len(shift), dtype=torch.float64, device=shift.device)
-        loss = hits = 0.0
+        sums = []
         for part in self.parts:
             total, hit = self.evaluate(row, part)
             if total.requires_grad:
                 (grad,) = torch.autograd.grad(total, row, materialize_grads=True)
                 gradient += grad.double()
-            loss, hits = loss + float(total.detach()), hits + float(hit)
+            sums.append(torch.stack([total.detach().double(), hit.double()]))
+        loss = hits = 0.0
+        for one, hit in torch.stack(sums).tolist():  # read at once; added one by one, as ever
+            loss, hits = loss + one, hits + hit
         return gradient, loss, hits
 
     def mapped(self, function: Callable[..., Any], columns: Sequence[Tensor]) -> Any:

@@ -44,18 +44,20 @@ def worst_rise(
     together = max(1, ASCENT_BYTES // (8 * op.size))
     worst = torch.zeros(by_group.number, dtype=torch.float64)
     for some, pieces in by_group.chunks(together):
-        group, share = by_group.of[list(pieces)] - some.start, shares[list(pieces)]
+        within = slice(pieces.start, pieces.stop)
+        group, share = (by_group.of[within] - some.start).to(op.device), shares[within].to(op.device)
 
         def rise(
             points: Tensor, pieces: range = pieces, group: Tensor = group, share: Tensor = share
         ) -> tuple[Tensor, Tensor]:
             # in units of c: there the ball is round, and a rescaling of the layers is not seen at all
-            losses, grads = landscape.losses_and_gradients(points[group].to(c.device) * c, pieces)
-            sums = torch.zeros(len(points), dtype=torch.float64).index_add_(0, group, losses * share)
-            rises = torch.zeros_like(points).index_add_(0, group, grads.cpu() * share[:, None]) * c.cpu()
+            losses, grads = landscape.losses_and_gradients(points[group] * c, pieces)
+            sums = torch.zeros_like(points[:, 0]).index_add_(0, group, losses * share)
+            rises = torch.zeros_like(points).index_add_(0, group, grads * share[:, None]) * c
             return sums.nan_to_num(-math.inf, -math.inf), rises.nan_to_num(0.0, 0.0, 0.0)
 
-        worst[list(some)] = auto_pgd(rise, len(some), op.size, radius, norm)
+        found_there = auto_pgd(rise, len(some), op.size, radius, norm, device=op.device)
+        worst[some.start : some.stop] = found_there.cpu()
     value = by_group.mean(worst - by_group.losses())
     if landscape is not own:  # what it cost is the checkpoint's
         op.seconds += landscape.operator.seconds

@@ -69,6 +69,7 @@ def auto_pgd(
     *,
     steps: int = STEPS,
     enough: Callable[[], bool] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Largest values found of ``rows`` functions in the ball |e| ≤ radius, each by its own ascent from 0, (rows,).
 
@@ -84,11 +85,12 @@ def auto_pgd(
         norm: of the ball.
         steps: of ascent; costs steps + 1 calls.
         enough: asked after every step whether to stop.
+        device: of the points, values and gradients; nothing is copied from it.
     """
-    zero = torch.zeros(rows, size, dtype=torch.float64)
+    zero = torch.zeros(rows, size, dtype=torch.float64, device=device)
     value, grad = objective(zero)
-    none = torch.zeros(rows, dtype=torch.bool)
-    step = torch.full((rows, 1), 2 * radius, dtype=torch.float64)
+    none = torch.zeros(rows, dtype=torch.bool, device=device)
+    step = torch.full((rows, 1), 2 * radius, dtype=torch.float64, device=device)
     s = _State(zero, zero, zero, value, grad, step, none.double(), none, value)
     looks, last = checkpoints(steps), 0
     for number in range(1, steps + 1):
@@ -124,6 +126,8 @@ def _look(s: _State, since: int, value: Tensor, grad: Tensor) -> tuple[Tensor, T
 
 def largest_in_box(landscape: Landscape, half: Tensor, iterations: int) -> float:
     """Largest mean loss found in the box |z_i| ≤ half_i around θ by L-BFGS-B; the true one may be larger.
+
+    SciPy works on the host: a point and a gradient travel per evaluation.
 
     Cost: about one gradient and a half per iteration.
     """

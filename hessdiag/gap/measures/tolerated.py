@@ -151,14 +151,15 @@ def violating(checkpoint: Checkpoint, alpha: float, target: float, *, magnitude:
     found: list[Tensor] = []
 
     def objective(points: Tensor) -> tuple[Tensor, Tensor]:
-        shift = points[0].to(half.device) * half
+        shift = points[0] * half
         at = checkpoint.landscape.loss_and_gradient(shift)
         if at.accuracy is not None and at.accuracy < target:
             found.append(shift)
-        loss = torch.tensor([at.loss], dtype=torch.float64).nan_to_num(-math.inf, -math.inf)
-        return loss, (at.gradient * half).nan_to_num(0.0, 0.0, 0.0).cpu()[None]
+        loss = torch.full_like(half[:1], at.loss).nan_to_num(-math.inf, -math.inf)
+        return loss, (at.gradient * half).nan_to_num(0.0, 0.0, 0.0)[None]
 
-    auto_pgd(objective, 1, checkpoint.size, 1.0, "linf", steps=STEPS, enough=lambda: bool(found))
+    where = {"device": half.device, "enough": lambda: bool(found)}
+    auto_pgd(objective, 1, checkpoint.size, 1.0, "linf", steps=STEPS, **where)
     return found[0] if found else None
 
 
