@@ -211,7 +211,8 @@ at::Tensor copy_from(const at::Tensor& self, const at::Tensor& dst, bool non_blo
   at::AutoDispatchBelowADInplaceOrView below;
   at::native::copy_(to, aliases.host(self), non_blocking);
   const char* late = non_blocking ? "non_blocking" : "blocking";
-  const int64_t bytes = self.numel() * self.element_size();
+  // what goes to the device is cast before it goes, what comes from it afterwards
+  const int64_t bytes = self.numel() * (self.is_cpu() ? dst : self).element_size();
   if (self.device() == dst.device()) {
     count("launch", "aten::_copy_from", 0, false);
     if (self.scalar_type() == at::kDouble || dst.scalar_type() == at::kDouble)
