@@ -58,7 +58,7 @@ class Settings:
     batch_size: int | None = option(
         None,
         help="Examples per batch. It does not change the numbers.",
-        more="None: an eighth of the samples, at most 128.",
+        more="None: an eighth of the samples; at most 128 on the CPU, as many as fit on an accelerator.",
         metavar="N",
         at_least=1,
     )

@@ -23,6 +23,7 @@ from hessdiag.analysis.spending import Spending
 from hessdiag.analysis.structure import by_structure, sought
 from hessdiag.analysis.sweep import Sweep
 from hessdiag.closed_form import Recognized
+from hessdiag.engine.checks.batch_size import for_device
 from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import device_of
@@ -68,14 +69,19 @@ class Measurement:
         self.repeatable = True
         wanted = settings.wants(PRECONDITIONED)
         self.preconditioner = preconditioner_for(problem) if wanted else None
+        where: dict[str, Any] = {
+            "dtype": getattr(torch, settings.dtype) if settings.dtype else None,
+            "device": device_of(settings.device),
+        }
+        if samples is None and settings.batch_size is None:
+            self.samples = for_device(problem, self.samples, **where)
         self.checked: Preflight = preflight(
             problem,
             self.samples,
             kind=settings.operator,
             method=settings.method,
             products=planned(settings),
-            dtype=getattr(torch, settings.dtype) if settings.dtype else None,
-            device=device_of(settings.device),
+            **where,
             block=settings.block,
             opinion=settings.second_opinion,
         )
