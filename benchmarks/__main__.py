@@ -50,6 +50,10 @@ HEADS = {
         "The closed form of a three-layer network",
         "Wolkowicz-Styan bound by formula, in both orders, alone and with its gradient; and a step of HSR.",
     ),
+    "accelerator": (
+        "An accelerator",
+        "Its numbers beside the CPU's, and what a product costs there by how it is launched.",
+    ),
     "startup": ("Startup", "The ratio is to `python -c 'import click'`."),
     "checkpoints": (
         "Real checkpoints",
@@ -66,7 +70,7 @@ HEADS = {
     ),
     "coverage": ("Coverage", "Share of seeds whose interval holds the truth; value is that share."),
 }
-ON_DEVICE = ("products", "extremes", "trace", "analysis", "defaults", "memory", "truth")
+ON_DEVICE = ("products", "extremes", "trace", "analysis", "defaults", "memory", "accelerator", "truth")
 CHOOSING = (*ON_DEVICE, "forecast", "checkpoints", "gate")
 
 

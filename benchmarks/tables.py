@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.adapters import PACKAGES, version
+from hessdiag.engine.products.devices import name_of, started
 from hessdiag.files import write_whole
 
 
@@ -61,6 +62,9 @@ def circumstances() -> str:
     command = "python -m benchmarks " + " ".join(words)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread"
+    device = started()
+    if device is not None:
+        machine += f"; {name_of(device) or device.type}, CUDA {torch.version.cuda}"
     base = f"torch {torch.__version__}, Python {platform.python_version()}"
     return f"`{command}`, {today}, {base}, {tools}; {machine}.\n"
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hessdiag.engine.products.devices import offered, started, wait
 from hessdiag.problem import Problem
 from hessdiag.samples import map_tensors
 
@@ -25,12 +26,12 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linu
 def bounded_memory(share: float = 0.6) -> Iterator[None]:
     """Beyond this share of the machine's memory an allocation fails, instead of the system ending the process.
 
-    Nothing is bounded where CUDA maps its own.
+    Nothing is bounded where an accelerator maps its own.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = int(share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     stricter = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    if not torch.cuda.is_initialized():
+    if started() is None:
         resource.setrlimit(resource.RLIMIT_DATA, (min([most, *stricter]), hard))
     try:
         yield
@@ -45,8 +46,8 @@ def unit(device: str = "cpu") -> str:
 
 def clock() -> float:
     """CPU time so far, or wall time where a GPU does the work: for parts of a call that is timed as a whole."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if started() is not None:
+        wait()
         return perf_counter()
     return process_time()
 
@@ -66,6 +67,12 @@ def _seconds(function: Callable[[], Any]) -> tuple[float, Any]:
         end.record()
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1000, result
+    if started() is not None:
+        wait()
+        start = perf_counter()
+        result = function()
+        wait()
+        return perf_counter() - start, result
     start = process_time()
     result = function()
     return process_time() - start, result
@@ -122,17 +129,18 @@ def paired(
 def peak_mib(function: Callable[[], Any]) -> tuple[float, Any]:
     """Memory in MiB at the peak of a call above what was held before it, and what it returned.
 
-    On a GPU by torch's own account. On the CPU resident memory by Linux's, best in a process whose freed memory
-    goes back at once (`GIVING_BACK`); elsewhere the growth of the largest resident size so far.
+    On an accelerator by torch's own account. On the CPU resident memory by Linux's, best in a process whose freed
+    memory goes back at once (`GIVING_BACK`); elsewhere the growth of the largest resident size so far.
     """
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    device = started()
+    if device is not None:
+        wait()
+        offered(device, "reset_peak_memory_stats")()
+        before = offered(device, "memory_allocated")()
         result = function()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20, result
+        wait()
+        return (offered(device, "max_memory_allocated")() - before) / 2**20, result
     if STATUS.exists():
         CLEAR.write_text("5")  # the peak begins anew at what is held now
     before = _peak_kib()

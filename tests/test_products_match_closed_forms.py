@@ -22,7 +22,7 @@ from hessdiag.problem import Problem
 from tests import models
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}  # relative to the largest entry: rounding of 1e3 terms
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else [])]
 CLOSED = {
     "linear": models.linear_regression,
     "logistic": lambda: models.softmax_regression(2),

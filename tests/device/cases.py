@@ -70,9 +70,9 @@ def analysis(problem: Problem, device: str | None, **options: Any) -> Any:
     return numbers(dict(analyze(problem, **asked).metrics))
 
 
-def regularized(name: str, device: str) -> list[Tensor]:
+def regularized(name: str, device: str, dropout: float = 0.2) -> list[Tensor]:
     """Weights and gradients after two steps, on the host; with dropout, whose masks a step's passes share."""
-    model = net(nn.Dropout(0.2)) if name in KINDS else net()
+    model = net(nn.Dropout(dropout)) if name in KINDS else net()
     model.to(device)
     x, y = X.to(device), Y.to(device)
     own = KINDS[name](sgd(model)) if name in KINDS else CURVED[name](sgd(model), model)

@@ -90,6 +90,18 @@ def test_it_computes_what_the_cpu_does():
     assert all(torch.equal(a, b.cpu()) for a, b in zip(*found, strict=True))
 
 
+def test_a_compiler_that_fails_is_told_from_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretend.tempfile, "tempdir", str(tmp_path))  # nothing is built there yet
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(pretend.Failed, match="did not compile"):
+        pretend._built()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pretend.Unavailable, match="none found") as none:
+        pretend._built()
+    assert not isinstance(none.value, pretend.Failed)
+
+
 def test_its_random_numbers_are_its_own():
     torch.manual_seed(1)
     first, here = torch.rand(3, device=THERE), torch.get_rng_state()

@@ -25,6 +25,7 @@ from tests import models
 from tests.device import test_waits as budget
 from tests.device.cases import THERE, examined, numbers, regularized
 from tests.device.changed import changed
+from tests.device.test_numbers import Drawing
 
 
 def operator(device: str, make: Callable[[], Any] = models.mlp, **options: Any) -> Any:
@@ -115,10 +116,34 @@ def step(name: str) -> Callable[[str], Any]:
     return two_steps
 
 
+def drawn_data(device: str) -> Any:
+    return len({hessdiag.draw(Drawing(device)).digest for _ in range(2)})
+
+
+def stream_afterwards(device: str) -> Any:
+    function, module = ready(device).function, torch if device == "cpu" else torch.get_device_module(device)
+    before = module.get_rng_state()
+    with function.measuring():
+        torch.rand(3, device=device)
+    return torch.equal(module.get_rng_state(), before)
+
+
 ENGINE, SPECTRAL, GAP = "hessdiag.engine", "hessdiag.spectral", "hessdiag.gap"
 MEASURES, PARTS = f"{GAP}.measures", "hessdiag.regularizers"
 
 MUTANTS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
+    "a stream of data": (
+        "hessdiag.samples.randomness:_of_accelerators",
+        "for n in range(torch.accelerator.device_count())",
+        "for n in range(0)",
+        drawn_data,
+    ),
+    "a stream that a measurement moves": (
+        f"{ENGINE}.products.restoring:random_states",
+        "in drawing(devices)",
+        "in ()",
+        stream_afterwards,
+    ),
     "given vectors": (
         "hessdiag.operator.symmetric:SymmetricOperator.multiplied",
         "device=self.device, ",

@@ -110,6 +110,27 @@ def test_random_streams_are_left_as_found():
     assert torch.equal(torch.pretend.get_rng_state(), before)
 
 
+class Drawing(torch.utils.data.Dataset):
+    """Examples whose augmentation draws on the device."""
+
+    def __init__(self, device=THERE):
+        self.device = device
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.rand(5, device=self.device).cpu(), index % 3
+
+
+def test_data_that_draw_on_the_device_are_seeded_and_leave_its_stream():
+    before = torch.pretend.get_rng_state()
+    found = [hessdiag.draw(Drawing()).digest for _ in range(2)]
+    assert torch.equal(torch.pretend.get_rng_state(), before)
+    torch.rand(3, device=THERE)
+    assert {*found, hessdiag.draw(Drawing()).digest} == {found[0]}
+
+
 FILE = """
 import torch
 from torch import nn

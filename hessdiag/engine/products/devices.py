@@ -40,15 +40,17 @@ def offered(device: torch.device, name: str) -> Any:
     return getattr(torch.get_device_module(device), name, None) if is_accelerator(device) else None
 
 
+def started() -> torch.device | None:
+    """The accelerator that this program uses; None without one. Nothing is started by asking."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    initialized = None if found is None else offered(found, "is_initialized")
+    return found if initialized is None or initialized() else None
+
+
 def wait(device: torch.device | None = None) -> None:
-    """Until a device, or the current accelerator if there is one in use, has done what it was given."""
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        started = None if accelerator is None else offered(accelerator, "is_initialized")
-        if accelerator is None or (started is not None and not started()):
-            return
-        device = accelerator
-    if is_accelerator(device):
+    """Until a device, or the accelerator that is in use, has done what it was given."""
+    device = device or started()
+    if device is not None and is_accelerator(device):
         torch.accelerator.synchronize(device)
 
 
