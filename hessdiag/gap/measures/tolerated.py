@@ -158,8 +158,10 @@ def violating(checkpoint: Checkpoint, alpha: float, target: float, *, magnitude:
         loss = torch.full_like(half[:1], at.loss).nan_to_num(-math.inf, -math.inf)
         return loss, (at.gradient * half).nan_to_num(0.0, 0.0, 0.0)[None]
 
-    where = {"device": half.device, "enough": lambda: bool(found)}
-    auto_pgd(objective, 1, checkpoint.size, 1.0, "linf", steps=STEPS, **where)
+    def enough() -> bool:
+        return bool(found)
+
+    auto_pgd(objective, 1, checkpoint.size, 1.0, "linf", steps=STEPS, enough=enough, device=half.device)
     return found[0] if found else None
 
 
