@@ -17,7 +17,7 @@ from tests.models import generator
 from tests.training_runs import KINDS, X, Y, net, sgd, state
 
 THERE = "pretend"
-FEW = {"steps": 6, "probes": 4, "density_probes": 2, "max_steps": 12, "second_opinion": True, "block": 3}
+FEW = {"steps": 6, "probes": 4, "density_probes": 2, "max_steps": 12, "second_opinion": False, "block": 3}
 
 CURVED = {
     "SpectralRadius": lambda optimizer, model: SpectralRadius(optimizer, mu=0.1),

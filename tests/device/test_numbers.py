@@ -17,7 +17,7 @@ from tests import models
 from tests.command import call
 from tests.device.cases import REGULARIZERS, THERE, analysis, examined, moved, narrowed, numbers, regularized
 
-METHODS = ("retained_graph", "stacked_graph", "double_backward", "finite_difference")
+METHODS = ("retained_graph", "stacked_graph", "finite_difference")
 BLOCKS = nn.Sequential(*(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3)))
 
 
@@ -33,19 +33,29 @@ def loss_only() -> Problem:
     return Problem(problem.bare_model(), data, loss=lambda model, batch: model(batch[0]).square().mean())
 
 
+def with_adam() -> Problem:
+    problem = models.mlp()
+    optimizer = torch.optim.Adam(problem.bare_model().parameters())
+    x, y = problem.data["train"]
+    nn.functional.cross_entropy(problem.bare_model()(x), y).backward()
+    optimizer.step()
+    return Problem(problem.bare_model(), problem.data, criterion="cross_entropy", optimizer=optimizer)
+
+
 CASES = {
     **{f"an MLP, {method}": (models.mlp, {"method": method}) for method in METHODS},
     "a CNN with BatchNorm in float32": (lambda: narrowed(models.cnn()), {"method": "retained_graph"}),
     "an attention block": (models.attention, {"method": "retained_graph", "batch_size": 4}),
-    "its Gauss-Newton matrix": (models.attention, {"method": "forward_over_reverse", "operator": "ggn"}),
+    "a Gauss-Newton matrix": (models.regression, {"method": "forward_over_reverse", "operator": "ggn"}),
     "a regression in float32": (lambda: narrowed(models.regression()), {"method": "double_backward"}),
     "float32 weights in float64": (
         lambda: narrowed(models.mlp()),
         {"dtype": "float64", "method": "double_backward"},
     ),
     "blocks streamed": (blocks, {"method": "layer_streamed"}),
-    "a loss alone": (loss_only, {"method": "retained_graph"}),
-    "some parameters, preconditioned or not": (
+    "Adam's coordinates": (with_adam, {"method": "retained_graph", "quantities": "preconditioned_lambda_max"}),
+    "a loss alone": (loss_only, {"method": "retained_graph", "second_opinion": True}),
+    "some parameters": (
         models.mlp,
         {"params": ["0.*"], "method": "retained_graph", "top": 2},
     ),
