@@ -25,8 +25,8 @@ SHARE, OWN_SHARE = 1 / 10, 1 / 2
 FEWEST_VECTORS = 12  # of a run that is restarted in full precision; with fewer, more in half precision say more
 MARGIN = 1.3  # rows over what a run typically takes
 ROUGH = 1e-2
-"""Where no end is asked for more accurately, half precision costs nothing: what it rounds widens an interval by 2e-4
-of the largest eigenvalue, that of a run that is restarted by 4e-3 (measured, docs/memory.md)."""
+"""Where no end is asked for more accurately, half precision costs nothing: what it rounds widens an interval by
+2e-4 of the largest eigenvalue, that of a run that is restarted by 4e-3 (measured, docs/memory.md)."""
 SMALL = 512 << 20  # bytes of a basis, of which nothing is saved
 PER_VECTOR = 28
 """Bytes per parameter and vector of a block of probes in float32: signs, products, float64 sums, images."""
