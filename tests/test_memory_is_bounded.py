@@ -154,7 +154,7 @@ def test_blocks_shrink_with_size():
 
 
 def long_models(monkeypatch) -> None:
-    for module in (windows, differences, rounding, selftest):
+    for module in (windows, differences, rounding):
         monkeypatch.setattr(module, "WINDOW", 37)
     monkeypatch.setattr(curvature, "LONG", 1)
 

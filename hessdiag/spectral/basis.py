@@ -200,3 +200,8 @@ def begin(rows: Tensor | Rows, start: Tensor, length: float) -> None:
         rows.put(0, first, 1.0, counts=False)
     else:
         rows[0] = first
+
+
+def row(rows: Tensor | Rows, index: int) -> Tensor | Rows:
+    """One row as it is held, a view: of a tensor (d,)."""
+    return rows[index : index + 1] if isinstance(rows, Rows) else rows[index]

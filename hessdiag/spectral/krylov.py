@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator
+from hessdiag.spectral.basis import Rows, row
 from hessdiag.spectral.inner import Basis, overlaps, rotate
 
 Array = NDArray[np.float64]
@@ -54,7 +55,7 @@ class Krylov:
         basis: (k, d) orthonormal rows in the operator's dtype.
         T: (k, k) float64; tridiagonal, after a restart an arrowhead followed by a tridiagonal.
         beta: norm of what leaves the subspace; 0.0 where nothing does.
-        residual: (1, d) the next basis vector, or None where the basis is complete.
+        residual: (d,) the next basis vector, as it is held (`next` widens it); None where the basis is complete.
         cycles: the recurrences of the run, first cycle first.
         products: spent on the run.
         scale: the largest ‖Hq‖ met: at most ‖H‖, and the size to which rounding is relative.
@@ -91,7 +92,7 @@ class Krylov:
     def next(self) -> Tensor:
         """The residual as a vector (d,); only where there is one."""
         assert self.residual is not None
-        vector: Tensor = self.residual[0]
+        vector: Tensor = self.residual[0] if isinstance(self.residual, Rows) else self.residual
         return vector
 
     @property
@@ -168,7 +169,7 @@ class Krylov:
             basis=self.basis[:size],
             T=self.T[:size, :size],
             beta=float(self.T[size, size - 1]),
-            residual=self.basis[size : size + 1],
+            residual=row(self.basis, size),
             lost=self.lost,
             cycles=self.cycles,
             products=self.products,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
-from hessdiag.spectral.basis import Rows, Storage, begin, hold
+from hessdiag.spectral.basis import Rows, Storage, begin, hold, row
 from hessdiag.spectral.inner import continue_basis, norms, project_out, rotate
 from hessdiag.spectral.krylov import BREAKDOWN, Cycle, Krylov
 from hessdiag.spectral.probes import sphere
@@ -134,7 +134,7 @@ class Lanczos:
             basis=self._rows[:k],
             T=self.T[:k, :k].copy(),
             beta=self.beta,
-            residual=None if self.exhausted else self._rows[k : k + 1],
+            residual=None if self.exhausted else row(self._rows, k),
             lost=self._rows.error if isinstance(self._rows, Rows) else 0.0,
             cycles=tuple(Cycle(c.thetas, c.sigmas, c.fresh, list(c.alphas), list(c.betas)) for c in self.cycles),
             products=self.products,

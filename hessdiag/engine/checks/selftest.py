@@ -23,7 +23,7 @@ from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.memory import free_bytes, give_back
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import in_double, narrowest
-from hessdiag.engine.products.windows import WINDOW, distance, dot, norm
+from hessdiag.engine.products.windows import distance, dot, norm
 from hessdiag.errors import MeasurementError
 from hessdiag.results import SelfTest
 
@@ -93,7 +93,6 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
             difference, jump = (difference, None) if beside is None else (beside, difference.worst)
         unit = torch.finfo(dtype if dtype.itemsize >= 4 else operator.dtype).eps
         others = (repeatability, symmetry, plan.agreement or 0.0)
-        v = v.double() if operator.size > WINDOW else v  # as it is needed there: no longer in both
         operator.floor = rounding_floor(operator, double, unit, v, hv, scale, *others)
     if operator.method == "finite_difference":
         operator.floor = max(operator.floor, difference.product)
