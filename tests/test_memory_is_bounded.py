@@ -114,10 +114,11 @@ def test_rows_are_held_to_half_precision():
 LIMITS = [
     (10**5, 20 * GIB, Settings(), Storage()),
     (10**7, 200 * GIB, Settings(), Storage()),
-    (2 * 10**7, 64 * GIB, Settings(), "whole"),
+    (5 * 10**7, 64 * GIB, Settings(), "whole"),
     (2 * 10**7, 24 * GIB, QUICK, "half"),
     (124 * 10**6, 20 * GIB, QUICK, "restarted half"),
-    (10**8, 90 * GIB, Settings(), "restarted"),
+    (10**8, 90 * GIB, Settings(), "half"),
+    (10**8, 40 * GIB, Settings(), "restarted"),
 ]
 
 
@@ -128,7 +129,8 @@ def test_a_basis_keeps_its_limit(size, free, settings, wanted):
         assert kept == wanted
         return
     assert kept.half == ("half" in wanted)
-    assert (kept.vectors + 1) * size * (2 if kept.half else 4) <= Free(free).basis
+    room = Free(free).basis(rough=settings is QUICK)[False]
+    assert (kept.vectors + 1) * size * (2 if kept.half else 4) <= room <= free // 2
     assert f"holds {kept.vectors} vectors at a time" in kept.reason
     assert ("half precision" in kept.reason) == kept.half
 

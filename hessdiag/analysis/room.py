@@ -19,9 +19,11 @@ from hessdiag.settings import Settings
 from hessdiag.spectral.basis import Storage
 from hessdiag.spectral.lanczos import SMALLEST_BASIS
 
-BASIS_BYTES = 3 << 29  # a Lanczos basis may have them, where half of the free memory is as much
-SHARE, OWN_SHARE = 1 / 10, 1 / 2
+BASIS_BYTES = 2 << 30  # a Lanczos basis may have them, where half of the free memory is as much
+SHARE, OWN_SHARE = 1 / 4, 1 / 2
 """Of the free memory, where that is more: of one that other programs use too, and of an accelerator's."""
+ROUGH_BYTES, ROUGH_SHARE = 3 << 29, 1 / 12
+"""The same for a first look (`ROUGH`), which is not worth as much: GPT-2 small then stays below 6 GiB in all."""
 FEWEST_VECTORS = 12  # of a run that is restarted in full precision; with fewer, more in half precision say more
 MARGIN = 1.3  # rows over what a run typically takes
 ROUGH = 1e-2
@@ -49,19 +51,12 @@ class Free:
         host = None if device.type == "cpu" else free_bytes(torch.device("cpu"))
         return cls(free_bytes(device), host)
 
-    @property
-    def basis(self) -> int:
-        """Bytes that a basis may take there."""
-        return _room(self.own, SHARE if self.host is None else OWN_SHARE)
-
-    @property
-    def basis_on_host(self) -> int:
-        """Bytes that it may take in the host's memory; none where that is the same."""
-        return 0 if self.host is None else _room(self.host, SHARE)
-
-
-def _room(free: int, share: float) -> int:
-    return max(min(BASIS_BYTES, free // 2), int(share * free))
+    def basis(self, *, rough: bool) -> dict[bool, int]:
+        """Bytes that a basis may take, by whether it lies in the host's memory; none where that is the same."""
+        least, share = (ROUGH_BYTES, ROUGH_SHARE) if rough else (BASIS_BYTES, SHARE)
+        own = share if self.host is None else OWN_SHARE
+        rooms = ((False, self.own, own), (True, self.host or 0, share))
+        return {on_host: max(min(least, free // 2), int(part * free)) for on_host, free, part in rooms}
 
 
 def foreseen_bytes(
@@ -141,9 +136,8 @@ def storage(size: int, itemsize: int, settings: Settings, free: Free) -> Storage
     most, least = settings.max_steps, SMALLEST_BASIS + settings.top - 1
     needed = min(most, math.ceil(MARGIN * run_steps(settings)))
     bytes_of = {False: size * itemsize, True: size * 2}  # of a row, by whether it is held in half precision
-    rooms = {False: free.basis, True: free.basis_on_host}  # by whether it lies in the host's memory
-    known = settings.known_to
-    saving = min(known.lambda_max, known.lambda_min) >= ROUGH and needed * bytes_of[False] > SMALL
+    rough = min(settings.known_to.lambda_max, settings.known_to.lambda_min) >= ROUGH
+    rooms, saving = free.basis(rough=rough), rough and needed * bytes_of[False] > SMALL
     for on_host, half in itertools.product((False, True), (saving, True)):
         vectors = rooms[on_host] // bytes_of[half] - 1  # and the residual
         if vectors >= most and not (on_host or half):
