@@ -42,7 +42,8 @@ def for_device(
         dtype: of the measurement.
         device: of the measurement; by default where the model is.
     """
-    where = device or next(iter(problem.bare_model().parameters())).device
+    first = next(iter(problem.bare_model().parameters()), torch.empty(0))
+    where = device or first.device
     if not is_accelerator(where) or offered(where, "max_memory_allocated") is None:
         return samples
     whole = _together(samples)
