@@ -34,6 +34,7 @@ ROOMS = [
     "formatting",
     "settings",
     "operator",
+    "resume",
     "samples",
     "criteria",
     "problem",

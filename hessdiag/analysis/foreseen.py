@@ -10,9 +10,11 @@ from hessdiag.analysis.room import LONG, foreseen_bytes
 from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.engine.products.memory import free_bytes
+from hessdiag.errors import MeasurementError
 from hessdiag.settings import Settings
 
 TRACE_GRADIENTS = 10  # of per-example gradients: 9 on MLPs, 21 on a ResNet-20
+LEANER = "a smaller `batch_size`, `method='layer_streamed'` or `params` take less"
 TRACE_BYTES = 32 * 2**20  # of a chunk of them, and of what torch loads for them
 
 
@@ -33,6 +35,17 @@ class Foreseen:
     bytes: int
     by_model: bool
     lacking: int = 0
+
+    def require_free(self) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            MeasurementError: some of the bytes are not free.
+        """
+        if self.lacking:
+            whole, part = (f"{count / 2**30:.1f} GiB" for count in (self.bytes, self.lacking))
+            msg = f"out of memory: this takes about {whole}, of which {part} are not free: "
+            raise MeasurementError(msg + LEANER)
 
 
 def foresee(checked: Preflight, settings: Settings, network: Recognized | None) -> Foreseen:

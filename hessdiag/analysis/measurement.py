@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hessdiag.analysis.asked import sample_set
 from hessdiag.analysis.closed import network_of
-from hessdiag.analysis.foreseen import Foreseen, foresee
+from hessdiag.analysis.foreseen import LEANER, Foreseen, foresee
+from hessdiag.analysis.going_on import keeping, name_of, opened, taken, told
 from hessdiag.analysis.needs import PRECONDITIONED, planned
 from hessdiag.analysis.preconditioned import take_preconditioned
 from hessdiag.analysis.record import environment, fingerprint, key_of
@@ -28,15 +30,14 @@ from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import device_of
 from hessdiag.engine.products.preconditioned import preconditioner_for
-from hessdiag.errors import MeasurementError
 from hessdiag.formatting import format_seconds
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost, Fingerprint, Metric
+from hessdiag.resume import Kept
 from hessdiag.samples import SampleSet
 from hessdiag.settings import Settings
 from hessdiag.spectral.warm import Warm, ending
 
-LEANER = "a smaller `batch_size`, `method='layer_streamed'` or `params` take less"
 LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -55,6 +56,7 @@ class Measurement:
         settings: as asked.
         samples: the frozen sample set.
         left: after `run`, what a run at the next checkpoint may start near; None without extremes.
+        kept: after `keep_in`, what is kept; whoever has put the result in its place calls its ``forget``.
         repeatable: whether the last `run` would give the same again: neither a clock nor an interrupt ended it.
     """
 
@@ -67,6 +69,7 @@ class Measurement:
         self._interrupted = False
         self.left: Warm | None = None
         self.repeatable = True
+        self.kept: Kept | None = None
         wanted = settings.wants(PRECONDITIONED)
         self.preconditioner = preconditioner_for(problem) if wanted else None
         where: dict[str, Any] = {
@@ -151,11 +154,18 @@ class Measurement:
             f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.method})" + beside + hint
         )
 
-    def _require_room(self) -> None:
-        if self.operator.size > VECTORS and (lacking := self.foreseen.lacking):
-            whole, part = (f"{count / 2**30:.1f} GiB" for count in (self.foreseen.bytes, lacking))
-            msg = f"out of memory: this takes about {whole}, of which {part} are not free: "
-            raise MeasurementError(msg + LEANER)
+    def keep_in(self, folder: str | Path, *, fresh: bool = False, writes: bool = True) -> str:
+        """Let `run` keep what it finds, and go on from what a killed run left; a line that says so, or "".
+
+        The folder is of any number of measurements, and made when something is written, 10 s after the start.
+        With ``fresh`` nothing is taken. Of several processes that measure together one ``writes``.
+        """
+        if self.checked.texts("fault"):
+            return ""
+        place = Path(folder) / name_of(self.fingerprint, self.environment, self.settings, self.checked)
+        self.kept = opened(place, self.checked, self._begun, fresh=fresh, writes=writes)
+        self.checked = taken(self.kept, self.checked)
+        return told(self.kept)
 
     def interrupt(self) -> None:
         """End with what there is: `run` returns the answer so far, its intervals as honest as ever.
@@ -185,9 +195,11 @@ class Measurement:
             MeasurementError: the preflight found a fault, or a product is not finite.
         """
         require_sound(self.checked)
-        self._require_room()
+        if self.operator.size > VECTORS:
+            self.foreseen.require_free()
         checked, op, total = self.checked, self.operator, self.products
-        begun, before, spent = time.perf_counter(), op.products + op.beside, op.seconds
+        kept, clock = self.kept, self.kept.clock if self.kept else time.perf_counter
+        begun, before, spent = clock(), op.products + op.beside, op.seconds
         report = progress or (lambda *_: None)
 
         def done() -> int:
@@ -197,16 +209,17 @@ class Measurement:
             report("products", min(done(), total), total)
             account.tell()
 
-        fit_block(op)
         account = Account(look, self.settings, done, total)
-        spending = Spending(self.settings.spending, op, checked.gradient_seconds, self._begun)
+        spending = Spending(self.settings.spending, op, checked.gradient_seconds, self._begun, clock)
         self._spending, spending.interrupted, op.watch = spending, self._interrupted, watch
         known, warnings, notes = dict(self.structure), tuple[str, ...](), tuple[str, ...]()
         try:
-            if self.preconditioner is not None:
-                own, warnings, notes = take_preconditioned(op, self.settings, self.preconditioner, spending)
-                known[own.quantity] = own
-            found = Sweep(op, self.sought, spending, self.network, warm, account, known).run()
+            with keeping(kept, op, lambda: spending.interrupted):
+                fit_block(op)
+                if self.preconditioner is not None:
+                    own, warnings, notes = take_preconditioned(op, self.settings, self.preconditioner, spending)
+                    known[own.quantity] = own
+                found = Sweep(op, self.sought, spending, self.network, warm, account, known).run()
         finally:
             op.watch = op.room = self._spending = None
             self._interrupted = False
@@ -227,9 +240,9 @@ class Measurement:
             cost=Cost(
                 products=done(),
                 gradients=(op.seconds - spent) / max(checked.gradient_seconds, 1e-9),
-                seconds=time.perf_counter() - begun,
+                seconds=clock() - begun,
             ),
             environment=self.environment,
             warnings=(*checked.texts("warning"), *warnings, *found.warnings, *dict.fromkeys(op.notes)),
-            notes=(*checked.texts("note"), *notes, *found.notes),
+            notes=(*checked.texts("note"), *notes, *found.notes, *(kept.notes if kept else ())),
         )

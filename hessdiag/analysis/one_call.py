@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
@@ -24,6 +25,7 @@ def analyze(
     *,
     optimizer: Any = None,
     progress: Progress | bool | None = None,
+    resume: str | Path | None = None,
     **options: Unpack[Options],
 ) -> Analysis:
     """Measure how sharp a checkpoint is, every number with its interval.
@@ -41,6 +43,9 @@ def analyze(
         progress: True shows what is measured now, how long it has taken and about how long it will: a bar in a
             notebook, a table on a terminal, lines in a log, on stderr. Or called with (stage, done, total). By
             default nothing is shown.
+        resume: folder in which to keep what has been found, from 10 seconds on and in at most 2% of the time. If
+            the program is killed, the same call goes on from there; when it is done nothing is left in the folder.
+            By default nothing is kept. The command keeps it under ``.hessdiag/cache/resume``.
         **options: the fields of `Settings`.
 
     Returns:
@@ -66,7 +71,13 @@ def analyze(
     found = problem_of(problem, loss_fn, data, "hessdiag.analyze")
     found = found if optimizer is None else replace(found, optimizer=optimizer)
     measurement = Measurement(found, settings)
+    if resume is not None:
+        measurement.keep_in(resume)
     if progress is True:
         with presenter().watched() as look:
-            return measurement.run(look=look)
-    return measurement.run(progress=progress or None)
+            result = measurement.run(look=look)
+    else:
+        result = measurement.run(progress=progress or None)
+    if measurement.kept is not None:
+        measurement.kept.forget()
+    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from hessdiag.analysis.needs import PRECONDITIONED, TYPICAL
 from hessdiag.analysis.population import batch_error
@@ -14,6 +15,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.preconditioned import Preconditioned
 from hessdiag.optimizers import Preconditioner
 from hessdiag.results import Metric
+from hessdiag.resume import once
 from hessdiag.settings import Settings
 from hessdiag.spectral import extremes
 
@@ -33,7 +35,7 @@ def take_preconditioned(
     """
     known, alone, notes = settings.known_to, settings.quantities == (PRECONDITIONED,), list[str]()
     scaled = Preconditioned(operator, preconditioner)
-    scaled.floor = preconditioned_floor(scaled, operator)
+    scaled.floor = once(operator, "rounding", partial(preconditioned_floor, scaled, operator))
     kept = held(operator, settings, notes)
     operator.room = spending.room(1.0 if alone else SHARE, first=TYPICAL["lambda_max"])
     with operator.recorded() as record:

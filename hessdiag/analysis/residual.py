@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.records import Record
 from hessdiag.results.interval import PILOT
+from hessdiag.resume import once
 from hessdiag.settings import Settings
 from hessdiag.spectral import rademacher
 from hessdiag.spectral.deflation import FEWEST
@@ -39,6 +40,7 @@ class Residual:
     def __init__(self, operator: Curvature, curved: tuple[str, ...], settings: Settings) -> None:
         self.operator, self.settings = operator, settings
         self.R = operator.with_kind("residual")
+        self.R.kept = operator.kept
         inside = [torch.full((size,), name in curved) for name, size in operator.layout]
         self.mask = torch.cat(inside).to(operator.device)
 
@@ -87,11 +89,14 @@ class Residual:
 
     def _multiply(self, rows: torch.Tensor) -> None:
         before = self.R.seconds
-        self.R.rows(rows)
+        once(self.R, f"{len(rows)} of R", partial(self._product, rows))
         self.operator.seconds += self.R.seconds - before
         self.operator.beside += len(rows)
         if self.operator.watch is not None:
             self.operator.watch(self.operator.products)
+
+    def _product(self, rows: torch.Tensor) -> None:
+        self.R.rows(rows)  # what it shows is recorded
 
 
 def _forms(record: Record) -> ResidualForms:

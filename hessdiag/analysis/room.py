@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from hessdiag.engine.products.curvature import LONG as LARGE
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.memory import free_bytes
 from hessdiag.errors import MeasurementError
+from hessdiag.resume import once
 from hessdiag.settings import Settings
 from hessdiag.spectral.basis import Storage
 from hessdiag.spectral.lanczos import SMALLEST_BASIS
@@ -99,11 +101,18 @@ def held(operator: Curvature, settings: Settings, notes: list[str]) -> Storage:
     each = operator.size * operator.dtype.itemsize
     if settings.max_steps * each <= SMALL // 4:
         return Storage()
+    # one that goes on has the basis that it began with
+    found = once(operator, "basis", partial(_chosen, operator, settings), into=Storage)
+    if found.reason:
+        notes.append(found.reason)
+    return found
+
+
+def _chosen(operator: Curvature, settings: Settings) -> Storage:
     free = measured(operator)
-    kept = storage(operator.size, operator.dtype.itemsize, settings, free)
-    if kept.reason:
-        notes.append(f"{kept.reason} ({free.own / 2**30:.2g} GiB were free)")
-    return kept
+    found = storage(operator.size, operator.dtype.itemsize, settings, free)
+    said = f"{found.reason} ({free.own / 2**30:.2g} GiB were free)" if found.reason else ""
+    return replace(found, reason=said)
 
 
 def fit_block(operator: Curvature) -> None:
@@ -111,7 +120,8 @@ def fit_block(operator: Curvature) -> None:
     if operator.size > LONG and operator.block > 1:
         free, graphs = measured(operator), operator.graphs
         kept = graphs.kept == len(operator.batches)
-        operator.block = block(operator.size, operator.dtype.itemsize, operator.block, free, kept=kept)
+        numbers = operator.size, operator.dtype.itemsize, operator.block, free
+        operator.block = once(operator, "block", partial(block, *numbers, kept=kept))
 
 
 def measured(operator: Curvature) -> Free:

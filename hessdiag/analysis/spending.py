@@ -29,17 +29,26 @@ class Spending:
         operator: counts products and their time.
         gradient_seconds: of one gradient of the sample set.
         begun: clock at which the measurement began; what was spent since then is gone.
+        clock: of the measurement: one that goes on after a kill counts what was spent before.
 
     Attributes:
         interrupted: set from outside, to end with what there is.
         cut: whether a stage was ended before its time.
     """
 
-    def __init__(self, budget: Budget | None, operator: Curvature, gradient_seconds: float, begun: float) -> None:
+    def __init__(
+        self,
+        budget: Budget | None,
+        operator: Curvature,
+        gradient_seconds: float,
+        begun: float,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self.budget, self.operator, self.begun = budget, operator, begun
+        self.clock = clock or time.perf_counter
         self.gradient_seconds = max(gradient_seconds, 1e-9)
         self.interrupted = self.cut = False
-        self._products, self._begun = operator.products + operator.beside, time.perf_counter()
+        self._products, self._begun = operator.products + operator.beside, self.clock()
         self._before = self._spent
         self._aside = 0.0
 
@@ -125,8 +134,8 @@ class Spending:
         if self.budget.unit == "p":
             return self._done
         if self.budget.unit == "g":
-            return (time.perf_counter() - self._begun) / self.gradient_seconds
-        return time.perf_counter() - self.begun
+            return (self.clock() - self._begun) / self.gradient_seconds
+        return self.clock() - self.begun
 
     @property
     def _each(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from hessdiag.engine.squares.gauss_newton import OUTPUT_DRAWS, GaussNewtonTrace,
 from hessdiag.errors import Refused
 from hessdiag.results import DataError, Estimate, Kind, Layer, Provenance
 from hessdiag.results.interval import PILOT, enough, quantile, sum_half
+from hessdiag.resume import once
 from hessdiag.samples import row_count
 from hessdiag.settings import Settings
 
@@ -61,7 +63,8 @@ def model_trace(
         return Refused("second derivatives are not available here")
     # an escalated check must shrink the error of draws too
     draws = 0 if probed or whole else max(OUTPUT_DRAWS, (settings.probes or 0) // 2)
-    G = gauss_newton_trace(operator, seed=settings.seed, draws=draws)
+    form = partial(gauss_newton_trace, operator, seed=settings.seed, draws=draws)
+    G = once(operator, "squares", form, into=GaussNewtonTrace)
     if isinstance(G, Refused):
         return G
     curved = curved_tensors(operator) if operator.kind == "hessian" else ()

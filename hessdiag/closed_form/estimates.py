@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from hessdiag.closed_form.traces import Plan, Traces, plan, three_layer
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.errors import Refused
 from hessdiag.results import Bound, Estimate, Layer, Provenance
+from hessdiag.resume import once
 from hessdiag.spectral.other_bounds import blockwise_ws
 
 MOST = 1e12  # multiply-adds, about a minute on two cores: beyond, probes are the better use of time
@@ -95,7 +97,7 @@ def foreseen(found: Recognized) -> Plan:
 def exact_traces(operator: Curvature, found: Recognized) -> ClosedForm:
     """The estimates of `closed_ws`, of a network already found in the operator."""
     samples = sum(len(y) for _, y in found.batches)
-    traces = three_layer(found.net, found.batches)
+    traces = once(operator, "closed form", partial(three_layer, found.net, found.batches), into=Traces)
     method = f"closed form of a three-layer network, {traces.order} order"
     provenance = Provenance(method=method, settings={"samples": samples}, dtype="float64")
     pairs = zip(found.names, traces.per_tensor, strict=True)

@@ -12,7 +12,7 @@ from hessdiag.operator.symmetric import SymmetricOperator
 class Scaled(SymmetricOperator):
     """D A D for a diagonal D; each product costs one of A's.
 
-    Its room is that of A, so that a budget or an interrupt of A's measurement ends its runs too.
+    Room and what is kept are those of A, so that a budget or an interrupt of A's measurement ends its runs too.
 
     Args:
         base: A, of size d.
@@ -44,6 +44,7 @@ class Scaled(SymmetricOperator):
             raise UsageError(msg)
         self.floor, self.block, self.semidefinite = base.floor, base.block, base.semidefinite
         self.room = lambda: base.left
+        self.kept = base.kept
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Scaled, multiplied by A, and scaled again."""

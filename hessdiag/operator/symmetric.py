@@ -41,6 +41,7 @@ class SymmetricOperator(ABC):
             unbiased as ever.
         beside: products with other operators, formed for this one's sake.
         semidefinite: whether it is known to have no negative eigenvalue.
+        kept: what a killed run of the same measurement found (`hessdiag.resume.once`); None where nothing is kept.
     """
 
     __array_ufunc__ = None  # arrays leave ``v @ H`` and ``2.0 * H`` to this class
@@ -66,6 +67,7 @@ class SymmetricOperator(ABC):
         self.room: Callable[[], float] | None = None
         self.beside = 0
         self.semidefinite = False
+        self.kept: Any = None
 
     @property
     def left(self) -> float:

@@ -64,7 +64,16 @@ class Account:
     """The squares of what storing has changed in a recurrence, summed."""
 
     def __init__(self) -> None:
-        self.squares = 0.0
+        self.total = torch.zeros(1, dtype=torch.float64)
+
+    @property
+    def squares(self) -> float:
+        """Their sum so far."""
+        return float(self.total)
+
+    @squares.setter
+    def squares(self, value: float) -> None:
+        self.total.fill_(value)
 
 
 class Rows:
@@ -92,6 +101,10 @@ class Rows:
     def error(self) -> float:
         """‖F‖ where H Q = Q T + β q eₖᵀ + F because of how rows are held."""
         return math.sqrt(self._account.squares)
+
+    def held(self) -> dict[str, Tensor]:
+        """All that they are, by name: what is written into these tensors takes their place."""
+        return {"rows": self._data, "scales": self._scales, "squares": self._account.total}
 
     def __len__(self) -> int:
         return len(self._data)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from hessdiag.errors import BudgetError
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results.interval import PILOT, enough
+from hessdiag.resume import once
 from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out, read
 from hessdiag.spectral.krylov import Krylov
 from hessdiag.spectral.probes import rademacher, sphere
@@ -111,7 +113,9 @@ def forms(
         some = block if exact else block[: op.granted(len(block), max(FEWEST - values.shape[1], 0))]
         if not len(some):
             break
-        values = np.concatenate([values, _multiplied(op, krylov, some)], axis=1)
+        values = np.concatenate(
+            [values, once(op, f"{len(some)} probes", partial(_multiplied, op, krylov, some))], axis=1
+        )
         if on_block is not None and not exact and values.shape[1] >= FEWEST:
             on_block(from_values(op, krylov, *values, seed=seed, exact=False, spent=values.shape[1]))
         if len(some) < len(block):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from hessdiag.former import formerly
 from hessdiag.operator import SymmetricOperator, as_operator
 from hessdiag.results import Quadrature, Spectrum, at_least
 from hessdiag.results.quadrature import gauss, share_below
+from hessdiag.resume import once
 from hessdiag.spectral.deflation import Forms, from_values, unit_probes
 from hessdiag.spectral.inner import dots
 from hessdiag.spectral.krylov import Krylov
@@ -107,7 +109,8 @@ def density(op: SymmetricOperator, probes: int, steps: int, seed: int, krylov: K
         if rules and not exact and op.left < len(block):
             break
         before = op.products
-        alphas, betas, lengths = lanczos_block(op, block, steps, reorthogonalize=keep)
+        form = partial(lanczos_block, op, block, steps, reorthogonalize=keep)
+        alphas, betas, lengths = once(op, f"{len(block)} starts", form)
         spent += op.products - before
         steps = alphas.shape[1] if alphas.shape[1] < min(steps, op.size) else steps
         rules += [(a[:m], b[:m]) for a, b, m in zip(alphas, betas, lengths, strict=True)]

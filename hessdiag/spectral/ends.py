@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results import Convergence, Provenance, RitzValue
+from hessdiag.resume import once
 from hessdiag.spectral.certificate import Side
 from hessdiag.spectral.inner import combined, dots, norms
 from hessdiag.spectral.krylov import Krylov
@@ -120,8 +122,12 @@ def _verify(
     positions = largest + smallest
     for begin in range(0, len(positions), op.block):
         vectors = krylov.ritz_vectors(positions[begin : begin + op.block])
-        pairs += rayleigh(vectors, op.rows(vectors))
+        pairs += once(op, f"{len(vectors)} ends", partial(_checked, op, vectors))
     return sorted(pairs[: len(largest)], reverse=True), pairs[len(largest) :]
+
+
+def _checked(op: SymmetricOperator, vectors: Tensor) -> list[tuple[float, float]]:
+    return rayleigh(vectors, op.rows(vectors))
 
 
 def rayleigh(vectors: Tensor, images: Tensor) -> list[tuple[float, float]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator
+from hessdiag.resume import once
 from hessdiag.spectral.basis import Rows, row
 from hessdiag.spectral.inner import Basis, overlaps, rotate
 
@@ -183,7 +184,7 @@ def whole(op: SymmetricOperator) -> Krylov:
 
     Cost: d products; ``T`` is d x d in float64 on the host, so only for small d.
     """
-    dense = op.dense().to("cpu", torch.float64)
+    dense = once(op, "every direction", op.dense).to("cpu", torch.float64)
     return Krylov(
         basis=torch.eye(op.size, dtype=op.dtype, device=op.device),
         T=((dense + dense.T) / 2).numpy(),

@@ -11,6 +11,7 @@ a fresh random vector of the complement, with a zero in T, until the products ar
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from hessdiag.errors import UsageError
 from hessdiag.operator import SymmetricOperator, as_operator
+from hessdiag.resume import once
 from hessdiag.spectral.basis import Rows, Storage, begin, hold, row
 from hessdiag.spectral.inner import continue_basis, norms, project_out, rotate
 from hessdiag.spectral.krylov import BREAKDOWN, Cycle, Krylov
@@ -82,7 +84,7 @@ class Lanczos:
         if self.size == self.capacity:
             self._restart()
         j = self.size
-        alpha, self.beta, length = self._follow(j)
+        alpha, self.beta, length = once(self.op, "step", partial(self._follow, j), place=self._rows[j + 1 : j + 2])
         self.products += 1
         self.scale = max(self.scale, length)
         self.T[j, j] = alpha
@@ -113,12 +115,16 @@ class Lanczos:
         """Go on from a vector uniform on the sphere of the complement; what is left of the last one is dropped."""
         self.beta = 0.0
         number = sum(cycle.fresh > 0 for cycle in self.cycles)
+        place = self._rows[self.size : self.size + 1]
+        once(self.op, "fresh", partial(self._draw, number), place=place)
+        self.cycles.append(Cycle(fresh=self.op.size - self.size))
+
+    def _draw(self, number: int) -> None:
         fresh = sphere(self.op, self.seed, "fresh", number)[None]
         project_out(fresh, self._rows[: self.size])
         fresh /= float(norms(fresh)[0])
         project_out(fresh, self._rows[: self.size])  # little is left of it where the basis is almost complete
         hold(self._rows, self.size, fresh[0], float(norms(fresh)[0]))
-        self.cycles.append(Cycle(fresh=self.op.size - self.size))
 
     def ritz_values(self) -> Array:
         """Eigenvalues of T so far, ascending."""
@@ -149,18 +155,23 @@ class Lanczos:
         values, vectors = np.linalg.eigh(self.T)
         kept = [*range(bottom), *range(m - top, m)]
         sigmas = self.beta * vectors[m - 1, kept]
-        weights = torch.from_numpy(vectors[:, kept].T.copy()).to(self.op.device)
         self.size = n = len(kept)
-        if isinstance(self._rows, Rows):
-            self._rows[:m].rotate(weights, [self.scale + abs(theta) for theta in values[kept]])
-            self._rows.moved(m, n)
-        else:
-            rotate(self._rows[:m], weights, self._rows[:n])
-            self._rows[n] = self._rows[m]
+        form = partial(self._rotate, vectors[:, kept], values[kept])
+        once(self.op, "restart", form, place=self._rows[: n + 1], anew=True)
         self.T[:] = 0.0
         self.T[range(n), range(n)] = values[kept]
         self.T[:n, n] = self.T[n, :n] = sigmas
         self.cycles.append(Cycle(tuple(values[kept].tolist()), tuple(sigmas.tolist())))
+
+    def _rotate(self, vectors: Array, thetas: Array) -> None:
+        m, n = vectors.shape
+        weights = torch.from_numpy(vectors.T.copy()).to(self.op.device)
+        if isinstance(self._rows, Rows):
+            self._rows[:m].rotate(weights, [self.scale + abs(theta) for theta in thetas])
+            self._rows.moved(m, n)
+        else:
+            rotate(self._rows[:m], weights, self._rows[:n])
+            self._rows[n] = self._rows[m]
 
 
 def lanczos(

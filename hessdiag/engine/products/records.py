@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -80,3 +80,9 @@ class Records:
         sums = torch.cat([forms.sum(2), forms.sum(1)], dim=1)
         for record in self._open:
             record.note(sums, weights, total)
+
+    def again(self, batches: Iterable[Tensor], tensors: Iterable[Tensor]) -> None:
+        """Note products that an earlier run formed."""
+        for record in self._open:
+            record.batches.extend(batches)
+            record.tensors.extend(tensors)
