@@ -14,6 +14,7 @@ from hessdiag.check.recorded import Entry
 from hessdiag.errors import NothingMatchedError, NoVerdictError
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Store
+from hessdiag.resume import RESUME
 from hessdiag.settings import DEFAULT, Settings
 
 SURROUNDINGS = ("hessdiag", "torch", "device", "device_name", "method", "date")
@@ -124,10 +125,16 @@ class Subject:
             self.say(f"{scope.label}: {before if found else measurement.forecast()}")
         if found is not None:
             return found
+        if self.store.folder is not None:
+            goes_on = measurement.keep_in(self.store.folder / RESUME)
+            if goes_on and self.say is not None:
+                self.say(f"{scope.label}: {goes_on}")
         result = measurement.run(progress=self.report).about(self.about[0], (), self.about[1])
         self.products += result.cost.products
         if measurement.repeatable:
             self.store.keep(key, scope.label, result)
+        if measurement.kept is not None:
+            measurement.kept.forget()
         return result
 
 

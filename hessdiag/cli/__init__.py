@@ -180,9 +180,11 @@ def _explain(error: BaseException, debug: bool) -> int:
         ended = signal.SIGTERM in _SIGNALS
         text = "ended by SIGTERM" if ended else "interrupted"
         text += (
-            "; nothing half-written was left behind: a check goes on from its last scope, gap and --track from "
+            "; nothing half-written was left behind: analyze and check go on from what they kept last, gap and "
         )
-        return refuse(error, text + "their last checkpoint", TERMINATED if ended else INTERRUPTED, debug)
+        return refuse(
+            error, text + "--track from their last checkpoint", TERMINATED if ended else INTERRUPTED, debug
+        )
     if isinstance(error, HessdiagError):
         faults = error.faults if isinstance(error, FaultsError) else (error,)  # all at once, a line each
         hint = " (its traceback: --debug)" if isinstance(error, RaisedError) else ""

@@ -7,12 +7,23 @@ from typing import Any
 
 import click
 
-from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEMS, SAMPLES, SPENDING, load, options, settings
+from hessdiag.cli.options import (
+    FACTORY,
+    FRESH,
+    MEASUREMENT,
+    OUTPUT,
+    PROBLEMS,
+    SAMPLES,
+    SPENDING,
+    load,
+    options,
+    settings,
+)
 from hessdiag.cli.output import REPORT, say, show, write_run
 from hessdiag.cli.resolved import PRINT_CONFIG
 from hessdiag.cli.resolved import print_config as print_resolved
 from hessdiag.cli.stdout import reserve, result
-from hessdiag.cli.store import CACHE_FOLDER
+from hessdiag.cli.store import CACHE_FOLDER, cache_asked
 from hessdiag.errors import UsageError
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.sources.many import is_pattern
@@ -36,7 +47,7 @@ from hessdiag.sources.many import is_pattern
     help="Follow several checkpoints along training, in natural order of their names.",
 )
 @click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, to draw the line 2/ETA.")
-@options((PRINT_CONFIG,), OUTPUT)
+@options((FRESH, PRINT_CONFIG), OUTPUT)
 def analyze(
     *,
     recipe: Recipe,
@@ -45,6 +56,7 @@ def analyze(
     cross_check: str | None,
     tracked: bool,
     lr: float | None,
+    fresh: bool,
     print_config: bool,
     as_json: bool,
     quiet: bool,
@@ -65,7 +77,7 @@ def analyze(
         def one(path: str) -> Any:
             return load(recipe, path)
 
-        return follow(checkpoints, one, asked, folder=folder, lr=lr, as_json=as_json, quiet=quiet)
+        return follow(checkpoints, one, asked, folder=folder, lr=lr, fresh=fresh, as_json=as_json, quiet=quiet)
     reserve()
     built = load(recipe, checkpoint)
     if print_config:
@@ -74,12 +86,16 @@ def analyze(
 
     from hessdiag.analysis import Measurement
     from hessdiag.cli.measuring import measured
+    from hessdiag.files import CACHE, cache_folder
+    from hessdiag.resume import RESUME
 
     say(built.notes, quiet=quiet)
     measurement_ = Measurement(built.problem, asked)
+    place = cache_folder(cache_asked(), RESUME, CACHE / RESUME)
+    say(filter(None, [measurement_.keep_in(place, fresh=fresh)]), quiet=quiet)
     if not quiet:  # a forecast forms products
         say([measurement_.forecast()], quiet=quiet)
-    found, _ = measured(measurement_, quiet=quiet)
+    found, interrupted = measured(measurement_, quiet=quiet)
     found = found.about(checkpoint or recipe.name, built.notes, built.weights.sha256 if built.weights else None)
     if cross_check is not None:
         from hessdiag.integrations.pyhessian import cross_check as check
@@ -94,6 +110,8 @@ def analyze(
     say((f"note: {note}" for note in found.notes if note not in built.notes), quiet=quiet)
     if folder is not None:
         say([f"written: {folder}/run.json, plots, {folder}/{REPORT}"], quiet=quiet)
+    if measurement_.kept is not None and not interrupted:
+        measurement_.kept.forget()
     return 0
 
 

@@ -38,6 +38,7 @@ def follow(
     *,
     folder: Path | None,
     lr: float | None,
+    fresh: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -57,7 +58,7 @@ def follow(
     reserve()
     where = folder / KEPT if folder else cache_folder(cache_asked(), "track", CACHE)
     store = Store(folder=where, say=sayer(quiet=quiet), results=folder is not None)
-    trajectory = _followed(files, load, asked, store, lr, quiet=quiet)
+    trajectory = _followed(files, load, asked, store, lr, fresh=fresh, quiet=quiet)
     show_trajectory(trajectory, folder, as_json=as_json, quiet=quiet)
     for point in trajectory.failed:
         message(f"hessdiag: {point.name}: {point.error}")
@@ -74,13 +75,16 @@ def _followed(
     store: Store,
     lr: float | None,
     *,
+    fresh: bool,
     quiet: bool,
 ) -> Trajectory:
     from hessdiag.cli.measuring import measured
     from hessdiag.track.follow import Follower
     from hessdiag.track.trajectory import Trajectory
 
-    follower = Follower(asked, lr, store.recall, store.keep, sayer(quiet=quiet))
+    follower = Follower(asked, lr, keep=store.keep, say=sayer(quiet=quiet))
+    if not fresh:
+        follower.recall = store.recall
     points: list[Point] = []
     ended, begun = False, time.monotonic()
 

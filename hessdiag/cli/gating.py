@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hessdiag.cli.options import click_options, load
+from hessdiag.cli.options import FRESH, click_options, load
 from hessdiag.cli.output import say, sayer
 from hessdiag.cli.stdout import reserve
 from hessdiag.cli.store import CACHE_FOLDER, cache_asked
@@ -39,7 +39,7 @@ CONFIG = (
     CACHE_FOLDER,
     click.option("--max-probes", type=int, metavar="N", help="Maximum probes when the first look cannot tell."),
     *click_options("confidence", instead="as configured"),
-    click.option("--fresh", is_flag=True, help="Measure again, even if a result is kept."),
+    FRESH,
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
     click.option("--debug", is_flag=True, help="Show the traceback of a refusal."),
 )

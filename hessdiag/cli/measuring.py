@@ -82,7 +82,9 @@ def measured(
     with CtrlC(measurement) as ctrl_c, _shown(ctrl_c, quiet=quiet, title=title) as look:
         found = measurement.run(warm=warm, look=look)
     if ctrl_c.pressed:
-        say([f"interrupted: the numbers are those of {found.cost.products} products"], quiet=quiet)
+        text = f"interrupted: the numbers are those of {found.cost.products} products"
+        going_on = measurement.kept is not None and measurement.kept.written
+        say([text + "; the same command goes on from there" * going_on], quiet=quiet)
     return found, ctrl_c.pressed
 
 

@@ -27,8 +27,6 @@ FACTORY = (
     "FACTORY is path/file.py:function or package.module:function, returning a hessdiag.Problem. Instead of it, "
     "--model and --data name what hessdiag knows: hessdiag ls models, hessdiag ls data."
 )
-
-
 Decorator = Callable[[F], F]
 
 
@@ -185,6 +183,7 @@ SAMPLES = click_options(
 MEASUREMENT = click_options(
     "quantities", "rtol", "probes", "density_probes", "steps", "max_steps", "top", "confidence"
 )
+FRESH = click.option("--fresh", is_flag=True, help="Measure anew, whatever an earlier run has kept.")
 SPENDING = click_options("effort", "accuracy", "budget")
 PAGE_FOLDER = click.option(
     "-o",
