@@ -9,7 +9,7 @@ import click
 
 from hessdiag.cli import stdout
 from hessdiag.cli.gap import MANY
-from hessdiag.cli.options import FACTORY, OUTPUT, PAGE_FOLDER, click_options, flags, load, options
+from hessdiag.cli.options import FACTORY, FRESH, OUTPUT, PAGE_FOLDER, click_options, flags, load, options
 from hessdiag.cli.output import command_line, draw, say, sayer
 from hessdiag.cli.progress import display
 from hessdiag.cli.spelling import flagged_page
@@ -28,6 +28,7 @@ TESTING = (
     click.option("--reference", metavar="NAME", help="Checkpoint the others are compared with.  [the first]"),
     *click_options("samples", "scale", "shifts", "components", "exclude", "strengths", of=ShiftSettings),
     *click_options("score", "labels", "seed", "confidence", of=ShiftSettings),
+    FRESH,
     PAGE_FOLDER,
 )
 
@@ -41,6 +42,7 @@ def shift(
     tests: tuple[str, ...] | None,
     other: str | None,
     reference: str | None,
+    fresh: bool,
     folder: Path | None,
     as_json: bool,
     quiet: bool,
@@ -54,7 +56,10 @@ def shift(
         require_writable(folder)
     quiet = quiet or as_json
 
-    from hessdiag.shift.report import Prepared, ShiftReport, shift_curves
+    from hessdiag.files import CACHE, cache_folder
+    from hessdiag.resume import RESUME
+    from hessdiag.shift.kept import KeptScores, Prepared
+    from hessdiag.shift.report import ShiftReport, shift_curves
     from hessdiag.sources.many import checkpoints
 
     with flags():
@@ -66,7 +71,7 @@ def shift(
         msg = f"--reference {reference}: there are {', '.join(names)}"
         raise UsageError(msg)
     curves, refused, failures = {}, {}, {}
-    prepared = Prepared()
+    prepared, kept = Prepared(), KeptScores(cache_folder(None, RESUME, CACHE / RESUME), fresh=fresh)
     reserve()
     with display(quiet=quiet) as report:
         for number, one in enumerate(files):
@@ -75,7 +80,8 @@ def shift(
                 built = load(recipe, one.path)
                 found: dict[str, ShiftCurve | Refused] = {}
                 report(f"tests: {settings.tests[0]}", 0, len(settings.tests))
-                for test, curve in shift_curves(built.problem, settings, prepared, say=sayer(quiet=quiet)):
+                told = sayer(quiet=quiet)
+                for test, curve in shift_curves(built.problem, settings, prepared, say=told, kept=kept):
                     found[test] = curve
                     following = settings.tests[len(found) :][:1]
                     report(f"tests: {''.join(following)}", len(found), len(settings.tests))
@@ -92,6 +98,8 @@ def shift(
         msg = f"no test could be made of {len(files)} checkpoints; the first: {reasons[0]}"
         raise MeasurementError(msg)
     _show(result, folder, as_json=as_json, quiet=quiet)
+    kept.forget()
+    say(kept.notes, quiet=quiet)
     if failures:
         msg = f"{len(failures)} of {len(files)} checkpoints could not be tested: {', '.join(failures)}"
         raise MeasurementError(msg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from hessdiag.shift.features import Weighted, nearest
 from hessdiag.shift.images import correct, scorer
 from hessdiag.shift.inputs import digest, rows
 from hessdiag.shift.institutions import by_findings, other_institution
+from hessdiag.shift.kept import KeptScores, Prepared
 from hessdiag.shift.labels import labelled
 from hessdiag.shift.power import Power, foreseen, powers
 from hessdiag.shift.settings import COMPONENTS, FEATURES, TESTS, ShiftSettings
@@ -107,28 +109,13 @@ class ShiftReport:
         return json.dumps(plain, sort_keys=True, indent=1) + "\n"
 
 
-class Prepared:
-    """What the tests need of inputs alone: made once while inputs and settings stay the same."""
-
-    def __init__(self) -> None:
-        self._of: tuple[object, ...] = ()
-        self._made: dict[str, Any] = {}
-
-    def get(self, name: str, of: tuple[object, ...], make: Callable[[], Any]) -> Any:
-        """What ``make`` gives for ``of``, or gave before."""
-        if of != self._of:
-            self._of, self._made = of, {}
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
-
-
 def shift_curves(
     problem: Problem,
     settings: ShiftSettings,
     prepared: Prepared | None = None,
     *,
     say: Callable[[str], None] | None = None,
+    kept: KeptScores | None = None,
 ) -> Iterator[tuple[str, ShiftCurve | Refused]]:
     """Every test asked for, or why it cannot be made.
 
@@ -141,36 +128,55 @@ def shift_curves(
         settings: what is tested.
         prepared: shared by checkpoints.
         say: takes one line before the first checkpoint is tested: what so many examples can tell apart.
+        kept: where forward passes are kept, for a run that goes on.
 
     Raises:
         UsageError: a split is missing.
         ProblemError: the model gives no classes.
     """
-    asked = _Tests(problem, settings, prepared or Prepared())
+    asked = _Tests(problem, settings, prepared or Prepared(), kept or KeptScores(), say)
     if say is not None:
         asked.prepared.get("power", asked.of, lambda: say(foreseen(asked.test.examples, settings.confidence)))
-    for name in settings.tests:
-        try:
-            yield name, getattr(asked, name)()
-        except HessdiagError as error:
-            yield name, Refused(one_line(error))
+    try:
+        for name in settings.tests:
+            try:
+                found = getattr(asked, name)()
+            except HessdiagError as error:
+                found = Refused(one_line(error))
+            yield name, found
+    finally:
+        asked.passes.end()
 
 
 class _Tests:
     """The tests of one checkpoint, each a method of its name in `TESTS`."""
 
-    def __init__(self, problem: Problem, settings: ShiftSettings, prepared: Prepared) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        settings: ShiftSettings,
+        prepared: Prepared,
+        kept: KeptScores,
+        say: Callable[[str], None] | None,
+    ) -> None:
         self.problem, self.settings, self.prepared = problem, settings, prepared
         self.train, self.test = (_samples(problem, split, settings) for split in (settings.train, settings.test))
         self.of = (self.train.digest, self.test.digest, settings)
-        self.inputs, self.score = scorer(problem, self.test)
+        self.inputs, self._score = scorer(problem, self.test)
         self.known, _ = scorer(problem, self.train)
-        self.scores = self.score(self.inputs)
+        self.scores = self._score(self.inputs)
+        self.passes = kept.of(problem, (self.train, self.test), settings, self.scores, say)
         self.common: dict[str, Any] = {
             "seed": settings.seed,
             "confidence": settings.confidence,
             "notes": (*self.train.warnings, *self.train.notes, *self.test.warnings, *self.test.notes),
         }
+
+    def score(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.passes.once("scores", partial(self._score, inputs))
+
+    def labelled(self, samples: SampleSet) -> Any:
+        return self.passes.once("labels", partial(labelled, self.problem, samples.batches))
 
     def covariate(self) -> ShiftCurve:
         s = self.settings
@@ -201,14 +207,15 @@ class _Tests:
         notes = (*self.common["notes"], *source.warnings, *source.notes)
         told = {**self.common, "notes": notes, "identity": both}
         if s.score == "accuracy" and not s.labels:
-            return other_source(self.scores, correct(self.problem, source.batches), **told)
-        sets = (labelled(self.problem, one.batches) for one in (self.test, source))
+            other = self.passes.once("scores", partial(correct, self.problem, source.batches))
+            return other_source(self.scores, other, **told)
+        sets = (self.labelled(one) for one in (self.test, source))
         return other_institution(*sets, score=s.score, labels=s.labels, **told)
 
     def findings(self) -> ShiftCurve:
         s = self.settings
         told = {**self.common, "score": s.score, "labels": s.labels, "identity": digest(self.inputs)}
-        return by_findings(labelled(self.problem, self.test.batches), **told)
+        return by_findings(self.labelled(self.test), **told)
 
 
 def _samples(problem: Problem, split: str, settings: ShiftSettings) -> SampleSet:
