@@ -24,6 +24,7 @@ from hessdiag.spectral.probes import rademacher, sphere
 from tests import models
 from tests.device import pretend
 from tests.device.cases import THERE, examined
+from tests.device.test_numbers import blocks
 
 STEPS, PROBES = 6, 8
 MODELS = {"stacked_graph": models.mlp, "retained_graph": models.attention}
@@ -54,6 +55,25 @@ def test_a_product_waits_for_nothing(op):
             op.multiplied(rows)
         assert waits(seen) == 0, said(seen)
         assert len(record.batches) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "make", "kind", "most"),
+    [
+        ("double_backward", models.mlp, "hessian", 0),
+        ("forward_over_reverse", models.mlp, "hessian", 0),
+        ("forward_over_reverse", models.attention, "ggn", 0),
+        ("layer_streamed", blocks, "hessian", 1),  # a batch: whether the blocks repeat; it is for large ones
+    ],
+)
+def test_a_product_of_any_exact_method_waits_for_nothing(method, make, kind, most):
+    asked = Settings(device=THERE, method=method, batch_size=7, operator=kind, second_opinion=False)
+    op = Measurement(make(), asked).operator
+    rows = torch.stack([sphere(op, 0, "test", i) for i in range(2)])
+    op.multiplied(rows)
+    with op.recorded(), pretend.counting() as seen:
+        op.multiplied(rows)
+    assert waits(seen) <= most * len(op.batches), said(seen)
 
 
 def test_a_lanczos_step_waits_once(op):

@@ -112,9 +112,14 @@ def refuse(why: str) -> NoReturn:
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Equal to rounding, as one computation done twice is."""
+    return bool(alike(a, b))
+
+
+def alike(a: Tensor, b: Tensor) -> Tensor:
+    """`same`, unread: on the device of ``b``."""
     if a is b or a.shape != b.shape:
-        return a is b
-    off, scale = float((a.detach() - b.detach()).norm()), float(b.detach().norm())
+        return torch.tensor(a is b)
+    off, scale = (a.detach() - b.detach()).norm().double(), b.detach().norm().double()
     return off <= scale * math.sqrt(torch.finfo(b.dtype).eps)
 
 

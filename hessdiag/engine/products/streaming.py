@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from hessdiag.engine.products.blocks import Around, Block, find_blocks, refuse, same
+from hessdiag.engine.products.blocks import Around, Block, alike, find_blocks, refuse, same
 from hessdiag.engine.products.failures import is_unsupported
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.gradients import Kind, loss_gradient
@@ -69,6 +69,7 @@ class _Sweep:
         self._stream: Tensor | None = None  # what left the last block so far, and its changes
         self._moves: list[Tensor] | None = None
         self._unused: list[Tensor] = []  # what the loss may not depend on
+        self._repeated: dict[str, Tensor] = {}  # whether a block gave the same twice
 
     def run(self, batch: Any) -> Tensor:
         """Products (k, P) of the batch's summed loss."""
@@ -88,7 +89,16 @@ class _Sweep:
             theta = self._theta(self.outside)
             _, found = pull(self._source, theta, grad, moves, self._along(self.outside))
             self._add(self.outside, found)
+        self._require_repeated()
         return self.products
+
+    def _require_repeated(self) -> None:
+        """Refuse a block that gave another output the second time; all are read at once."""
+        told = torch.stack([*self._repeated.values()]).tolist() if self._repeated else []
+        for name, repeats in zip(self._repeated, told, strict=True):
+            if not repeats:
+                refuse(f"{name} gives another output the second time (a cache, random numbers)")
+        self._repeated.clear()
 
     def _compare(self, top: Tensor, batch: Any) -> None:
         """Once per model: a loss that reads the blocks' weights by itself (a penalty) comes out another."""
@@ -97,8 +107,8 @@ class _Sweep:
         if self.function not in _COMPARED:
             whole = self.function.total if self.kind == "hessian" else self.function.outputs
             with torch.no_grad():
-                alike = same(top, whole(self.function.theta, batch))
-            if not alike:
+                equal = same(top, whole(self.function.theta, batch))
+            if not equal:
                 refuse("the loss uses the blocks' parameters otherwise than by calling them")
             _COMPARED.add(self.function)
 
@@ -195,8 +205,8 @@ class _Sweep:
         x = stop.x.detach().requires_grad_(stop.moves is not None)
         inputs = self._theta(block.indices)
         y = block.stream(block(inputs, x, stop.args, stop.kwargs))
-        if after is not None and not same(y, after):
-            refuse(f"{block.name} gives another output the second time (a cache, random numbers)")
+        if after is not None:
+            self._repeated[block.name] = alike(y, after).to(after.device)
         if stop.moves is not None:
             inputs.append(x)
         along = self._along(block.indices, stop.moves)
