@@ -20,6 +20,7 @@ from hessdiag.engine.landscape.landscape import Landscape
 from hessdiag.engine.squares.gauss_newton import gauss_newton_trace
 from hessdiag.operator import Scaled
 from hessdiag.settings import Settings
+from hessdiag.spectral.basis import Storage
 from hessdiag.spectral.deflation import forms
 from tests import models
 from tests.device import test_waits as budget
@@ -58,6 +59,13 @@ def run(device: str) -> Any:
     op = ready(device)
     krylov = hessdiag.lanczos(op, steps=20, max_basis=8)
     return [krylov.T.tolist(), krylov.ritz_vectors([0, 1]).cpu(), krylov.orthogonality < 1e-10]
+
+
+def held(device: str) -> Any:
+    """Rows in half precision on the device, and as they are in the host's memory."""
+    kinds = (Storage(half=True), Storage(on_host=True))
+    runs = [hessdiag.lanczos(ready(device), steps=14, max_basis=8, storage=kind) for kind in kinds]
+    return [[one.T.tolist(), one.ritz_vectors([0, 1]).cpu()] for one in runs]
 
 
 def density(device: str) -> Any:
@@ -157,12 +165,17 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
         product,
     ),
     "the sum over batches": (
-        f"{ENGINE}.products.curvature:Curvature.multiply",
+        f"{ENGINE}.products.curvature:Curvature._products",
         "rows.shape, dtype=wide, device=self.device",
         "rows.shape, dtype=wide",
         product,
     ),
-    "the gradient": (f"{ENGINE}.products.curvature:Curvature.gradient", ", device=self.device", "", product),
+    "the gradient": (
+        f"{ENGINE}.products.curvature:Curvature._sum_of_gradients",
+        ", device=self.device",
+        "",
+        product,
+    ),
     "data and weights": (
         f"{ENGINE}.products.functional:Functional._place",
         "placed.to(self.device, ",
@@ -175,8 +188,9 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
         ".to(operator.dtype)",
         built,
     ),
-    "the basis": (f"{SPECTRAL}.lanczos:Lanczos.__init__", ", device=op.device", "", run),
-    "the rotation": (f"{SPECTRAL}.lanczos:Lanczos._restart", ".to(self.op.device)", "", run),
+    "the basis": (f"{SPECTRAL}.basis:Storage.rows", "dtype=dtype, device=device", "dtype=dtype", run),
+    "rows on the host": (f"{SPECTRAL}.basis:Rows.parts", ".to(self.device, non_blocking=True)", "", held),
+    "the rotation": (f"{SPECTRAL}.lanczos:Lanczos._rotate", ".to(self.op.device)", "", run),
     "weights of Ritz vectors": (f"{SPECTRAL}.krylov:Krylov.ritz_vectors", ".to(self.basis.device)", "", run),
     "the identity of a check": (f"{SPECTRAL}.krylov:Krylov.orthogonality", ", device=products.device", "", run),
     "bases side by side": (f"{SPECTRAL}.lockstep:lanczos_block", ", device=op.device", "", density),
