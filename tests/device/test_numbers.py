@@ -12,7 +12,9 @@ from torch import nn
 
 import hessdiag
 from hessdiag import Problem
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
+from hessdiag.resume import pace
 from tests import models
 from tests.command import call
 from tests.device.cases import REGULARIZERS, THERE, analysis, examined, moved, narrowed, numbers, regularized
@@ -66,6 +68,26 @@ CASES = {
 def test_an_analysis_is_that_of_the_cpu(case):
     make, options = CASES[case]
     assert analysis(make(), THERE, **options) == analysis(make(), "cpu", **options)
+
+
+@pytest.mark.parametrize("case", ["an MLP, retained_graph", "Adam's coordinates", "a regression in float32"])
+def test_a_killed_analysis_goes_on_there(case, tmp_path, monkeypatch):
+    make, options = CASES[case]
+    monkeypatch.setattr(pace, "FIRST", 0.0)
+    monkeypatch.setattr(pace, "SHARE", 1e9)
+    multiply, formed = Curvature.multiply, []
+
+    def killed(self, rows):
+        formed.append(len(rows))
+        if sum(formed) > 6:
+            raise KeyboardInterrupt
+        return multiply(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Curvature, "multiply", killed)
+        analysis(make(), THERE, resume=tmp_path, **options)
+    assert list(tmp_path.glob("*/found.jsonl"))
+    assert analysis(make(), THERE, resume=tmp_path, **options) == analysis(make(), THERE, **options)
 
 
 def test_a_model_is_measured_where_it_is():
