@@ -120,7 +120,8 @@ def alike(a: Tensor, b: Tensor) -> Tensor:
     if a is b or a.shape != b.shape:
         return torch.tensor(a is b)
     off, scale = (a.detach() - b.detach()).norm().double(), b.detach().norm().double()
-    return off <= scale * math.sqrt(torch.finfo(b.dtype).eps)
+    near: Tensor = off <= scale * math.sqrt(torch.finfo(b.dtype).eps)
+    return near
 
 
 class Around:
