@@ -237,7 +237,8 @@ def test_the_signature_is_that_of_the_settings():
         assert shown[name].default == one.default
         assert shown[name].annotation == get_type_hints(Settings)[name]
     assert list(shown)[:5] == ["problem", "loss_fn", "data", "optimizer", "progress"]
-    assert set(shown) == {"problem", "loss_fn", "data", "optimizer", "progress", *options_of(Settings)}
+    beside = {"resume", "group", "shard_vectors"}
+    assert set(shown) - beside == {"problem", "loss_fn", "data", "optimizer", "progress", *options_of(Settings)}
     assert all(f"        {name}: " in hessdiag.analyze.__doc__ for name in options_of(Settings))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessdiag.engine.checks import kinks, masked_rows, unsteady
+from hessdiag.engine.checks import failing, kinks, masked_rows, unsteady
 from hessdiag.engine.checks import preflight as room
 from hessdiag.engine.checks.preflight import preflight, require_sound
 from hessdiag.errors import MeasurementError, NonFiniteError, NothingMatchedError, ProblemError, UsageError
@@ -451,7 +451,7 @@ BROKEN = {
         "an example that is NaN",
     ),
     "what torch said is left out": (
-        lambda patch: patch.setattr(room, "one_line", lambda error, limit=0: type(error).__name__),
+        lambda patch: patch.setattr(failing, "one_line", lambda error, limit=0: type(error).__name__),
         "inputs of another shape",
     ),
 }

@@ -40,7 +40,7 @@ class Price:
 def price(operator: Curvature) -> Price:
     """The price of a product; costs one or two, none of the run's own, and the graphs, which stay for it."""
     counted = operator.products, operator.seconds
-    rows, graphs = trial_vectors(operator, 1), operator.graphs
+    rows, graphs = trial_vectors(operator, 1)[:, operator.part], operator.graphs
     graphs.largest, graphs.building = 0, 0.0
     clock, seconds = _timed(operator, rows)
     if operator.device.type == "cpu" and clock > LONG_PRODUCT:
@@ -59,6 +59,7 @@ def _timed(operator: Curvature, rows: torch.Tensor) -> tuple[float, float]:
     with operator.recorded():  # as a run's
         operator.rows(rows).sum().item()  # waits for an accelerator
     clock, own = time.perf_counter() - begun, time.process_time() - used
+    clock = operator.group.number(clock)  # which decides whether there is a second call
     # where others take turns on the processor the clock runs on; where several threads work their sum is larger
     return clock, min(clock, own) if operator.device.type == "cpu" else clock
 

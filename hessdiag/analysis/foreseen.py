@@ -9,12 +9,15 @@ from hessdiag.analysis.needs import preconditioned, shares, uses_trace
 from hessdiag.analysis.room import LONG, foreseen_bytes
 from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.checks.preflight import Preflight
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.memory import free_bytes
 from hessdiag.errors import MeasurementError
+from hessdiag.formatting import format_seconds
 from hessdiag.settings import Settings
 
-TRACE_GRADIENTS = 10  # of per-example gradients: 9 on MLPs, 21 on a ResNet-20
+TIRING = 600.0  # seconds: beyond, a shorter measurement is named
 LEANER = "a smaller `batch_size`, `method='layer_streamed'` or `params` take less"
+TRACE_GRADIENTS = 10  # of per-example gradients: 9 on MLPs, 21 on a ResNet-20
 TRACE_BYTES = 32 * 2**20  # of a chunk of them, and of what torch loads for them
 
 
@@ -75,5 +78,24 @@ def foresee(checked: Preflight, settings: Settings, network: Recognized | None) 
         memory = bytes_of(op, each, steps, probes) + by_model * TRACE_BYTES
         return Foreseen(steps + probes, seconds, memory, by_model)
     memory, ahead = foreseen_bytes(op, each, settings, steps, probes)
-    lacking = max(ahead - free_bytes(op.device), 0)
+    lacking = int(op.group.number(max(ahead - op.group.smallest(free_bytes(op.device)), 0)))
     return Foreseen(steps + probes, seconds, memory + by_model * TRACE_BYTES, by_model, lacking)
+
+
+def in_words(ahead: Foreseen, op: Curvature, settings: Settings, *, closed: bool) -> str:
+    """One line; ``closed`` where the closed form of a three-layer network gives the traces."""
+    beside = ", and per-example gradients for the trace" if ahead.by_model else ""
+    if closed:
+        beside = ", and the closed form of a three-layer network for the traces"
+    if ahead.lacking:
+        beside += f"; {ahead.lacking / 2**20:,.0f} MiB of it are not free: {LEANER}"
+    if (idle := op.group.size - len(op.batches)) > 0:
+        beside += f"; {idle} of {op.group.size} ranks have no batch: take a smaller `batch_size`"
+    long = ahead.seconds > TIRING and settings.effort != "quick"
+    return (
+        f"{op.size:,} parameters, {op.samples.examples:,} samples in {len(op.batches)} batches: "
+        f"about {ahead.products} products, {format_seconds(ahead.seconds)}, "
+        f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({settings.operator}, {op.method})"
+        + beside
+        + "; a first look: `effort='quick'`" * long
+    )

@@ -13,7 +13,7 @@ import torch
 
 from hessdiag.analysis.asked import sample_set
 from hessdiag.analysis.closed import network_of
-from hessdiag.analysis.foreseen import LEANER, Foreseen, foresee
+from hessdiag.analysis.foreseen import Foreseen, foresee, in_words
 from hessdiag.analysis.going_on import keeping, name_of, opened, taken, told
 from hessdiag.analysis.needs import PRECONDITIONED, planned
 from hessdiag.analysis.preconditioned import take_preconditioned
@@ -29,16 +29,16 @@ from hessdiag.engine.checks.batch_size import for_device
 from hessdiag.engine.checks.preflight import Preflight, preflight, require_sound
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import device_of
+from hessdiag.engine.products.group import ALONE, Group
 from hessdiag.engine.products.preconditioned import preconditioner_for
-from hessdiag.formatting import format_seconds
+from hessdiag.errors import UsageError
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Cost, Fingerprint, Metric
 from hessdiag.resume import Kept
 from hessdiag.samples import SampleSet
 from hessdiag.settings import Settings
+from hessdiag.spectral.inner import vectors_of
 from hessdiag.spectral.warm import Warm, ending
-
-LONG = 600.0  # seconds: beyond, the forecast names a shorter measurement
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -50,6 +50,7 @@ class Measurement:
         problem: what to measure.
         settings: as asked.
         samples: drawn before; None draws them.
+        group: the ranks that measure together: all of them make the same calls, and have the same results.
 
     Attributes:
         checked: the preflight, with the operator.
@@ -60,7 +61,9 @@ class Measurement:
         repeatable: whether the last `run` would give the same again: neither a clock nor an interrupt ended it.
     """
 
-    def __init__(self, problem: Problem, settings: Settings, samples: SampleSet | None = None) -> None:
+    def __init__(
+        self, problem: Problem, settings: Settings, samples: SampleSet | None = None, group: Group = ALONE
+    ) -> None:
         self._begun = time.perf_counter()
         self.settings, self.samples = settings, samples or sample_set(problem, settings)
         if settings.params is not None:
@@ -71,13 +74,16 @@ class Measurement:
         self.repeatable = True
         self.kept: Kept | None = None
         wanted = settings.wants(PRECONDITIONED)
+        if wanted and group.shares:
+            msg = f"`shard_vectors`: {PRECONDITIONED} needs whole vectors: leave one of the two away"
+            raise UsageError(msg)
         self.preconditioner = preconditioner_for(problem) if wanted else None
         where: dict[str, Any] = {
             "dtype": getattr(torch, settings.dtype) if settings.dtype else None,
             "device": device_of(settings.device),
         }
         if samples is None and settings.batch_size is None:
-            self.samples = for_device(problem, self.samples, **where)
+            self.samples = for_device(problem, self.samples, **where, group=group)
         self.checked: Preflight = preflight(
             problem,
             self.samples,
@@ -87,6 +93,7 @@ class Measurement:
             **where,
             block=settings.block,
             opinion=settings.second_opinion,
+            group=group,
         )
 
     @property
@@ -137,30 +144,18 @@ class Measurement:
 
     def forecast(self) -> str:
         """One line: parameters, samples, and the products, time and memory the measurement will take."""
-        s, op = self.settings, self.operator
         if self.checked.texts("fault"):
-            return f"{op.size:,} parameters, {self.samples.examples:,} samples: no forecast before that is mended"
-        ahead = self.foreseen
-        beside = ", and per-example gradients for the trace" if ahead.by_model else ""
-        if self.network is not None:
-            beside = ", and the closed form of a three-layer network for the traces"
-        if ahead.lacking:
-            lacking = f"; {ahead.lacking / 2**20:,.0f} MiB of it are not free: {LEANER}"
-            beside += lacking
-        hint = "; a first look: `effort='quick'`" if ahead.seconds > LONG and s.effort != "quick" else ""
-        return (
-            f"{op.size:,} parameters, {self.samples.examples:,} samples in {len(op.batches)} batches: "
-            f"about {ahead.products} products, {format_seconds(ahead.seconds)}, "
-            f"{ahead.bytes / 2**20:,.0f} MiB beside the model ({s.operator}, {op.method})" + beside + hint
-        )
+            examples = f"{self.operator.size:,} parameters, {self.samples.examples:,} samples"
+            return f"{examples}: no forecast before that is mended"
+        return in_words(self.foreseen, self.operator, self.settings, closed=self.network is not None)
 
     def keep_in(self, folder: str | Path, *, fresh: bool = False, writes: bool = True) -> str:
         """Let `run` keep what it finds, and go on from what a killed run left; a line that says so, or "".
 
         The folder is of any number of measurements, and made when something is written, 10 s after the start.
-        With ``fresh`` nothing is taken. Of several processes that measure together one ``writes``.
+        With ``fresh`` nothing is taken. Several ranks keep nothing.
         """
-        if self.checked.texts("fault"):
+        if self.checked.texts("fault") or self.operator.group.size > 1:
             return ""
         place = Path(folder) / name_of(self.fingerprint, self.environment, self.settings, self.checked)
         self.kept = opened(place, self.checked, self._begun, fresh=fresh, writes=writes)
@@ -219,13 +214,14 @@ class Measurement:
                 if self.preconditioner is not None:
                     own, warnings, notes = take_preconditioned(op, self.settings, self.preconditioner, spending)
                     known[own.quantity] = own
-                found = Sweep(op, self.sought, spending, self.network, warm, account, known).run()
+                with vectors_of(op):
+                    found = Sweep(op, self.sought, spending, self.network, warm, account, known).run()
         finally:
             op.watch = op.room = self._spending = None
             self._interrupted = False
             op.graphs.release()
-        self.repeatable = spending.repeatable
-        if found.krylov is not None and found.convergence.steps:
+        self.repeatable, retreats = spending.repeatable, op.group.all_of(op.notes)
+        if found.krylov is not None and found.convergence.steps and not op.group.shares:
             self.left = ending(found.krylov, warm.turn + 1 if warm else 1)
         return Analysis(
             metrics={name: found.metrics[name] for name in self.settings.quantities if name in found.metrics},
@@ -243,6 +239,6 @@ class Measurement:
                 seconds=clock() - begun,
             ),
             environment=self.environment,
-            warnings=(*checked.texts("warning"), *warnings, *found.warnings, *dict.fromkeys(op.notes)),
+            warnings=(*checked.texts("warning"), *warnings, *found.warnings, *dict.fromkeys(retreats)),
             notes=(*checked.texts("note"), *notes, *found.notes, *(kept.notes if kept else ())),
         )

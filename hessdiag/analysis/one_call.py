@@ -11,6 +11,7 @@ from torch import nn
 from hessdiag.analysis.asked import are_quantities, options_asked, problem_of
 from hessdiag.analysis.measurement import Measurement, Progress
 from hessdiag.described import takes
+from hessdiag.engine.products.group import Group
 from hessdiag.presenter import presenter
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis
@@ -26,6 +27,8 @@ def analyze(
     optimizer: Any = None,
     progress: Progress | bool | None = None,
     resume: str | Path | None = None,
+    group: Any = None,
+    shard_vectors: bool = False,
     **options: Unpack[Options],
 ) -> Analysis:
     """Measure how sharp a checkpoint is, every number with its interval.
@@ -46,6 +49,10 @@ def analyze(
         resume: folder in which to keep what has been found, from 10 seconds on and in at most 2% of the time. If
             the program is killed, the same call goes on from there; when it is done nothing is left in the folder.
             By default nothing is kept. The command keeps it under ``.hessdiag/cache/resume``.
+        group: a process group of ``torch.distributed`` whose ranks measure together, each a share of the batches:
+            ``torch.distributed.group.WORLD``. All of them make this call, and all have the result. By default this
+            process measures alone, whatever group there is.
+        shard_vectors: every rank of the group holds a part of every vector only: for bases that fit in none.
         **options: the fields of `Settings`.
 
     Returns:
@@ -70,9 +77,15 @@ def analyze(
     settings = Settings(**options_asked(quantities, options))
     found = problem_of(problem, loss_fn, data, "hessdiag.analyze")
     found = found if optimizer is None else replace(found, optimizer=optimizer)
-    measurement = Measurement(found, settings)
-    if resume is not None:
-        measurement.keep_in(resume)
+    ranks = Group(group, shard_vectors=shard_vectors)
+    with ranks.together():
+        measurement = Measurement(found, settings, group=ranks)
+        if resume is not None:
+            measurement.keep_in(resume)
+        return _measured(measurement, progress if ranks.rank == 0 else None)
+
+
+def _measured(measurement: Measurement, progress: Progress | bool | None) -> Analysis:
     if progress is True:
         with presenter().watched() as look:
             result = measurement.run(look=look)

@@ -102,4 +102,5 @@ def environment(checked: Preflight) -> dict[str, Any]:
         "loss": checked.loss,
         "gradient_norm": checked.gradient_norm,
         "seconds_per_gradient": checked.gradient_seconds,
+        **({"ranks": checked.operator.group.size} if checked.operator.group.size > 1 else {}),
     }

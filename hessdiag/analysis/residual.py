@@ -69,7 +69,8 @@ class Residual:
         entries = self.mask.nonzero()[:, 0]
         with self.R.recorded() as record:
             for part in torch.split(entries, self.operator.block):
-                self._multiply(torch.nn.functional.one_hot(part, len(self.mask)).to(self.R.dtype))
+                rows = torch.nn.functional.one_hot(part, len(self.mask))[:, self.operator.part]
+                self._multiply(rows.to(self.R.dtype))
         every = _forms(record)
         return ResidualForms(every.tensors.sum(0, keepdims=True), every.batches.sum(0, keepdims=True))
 
@@ -82,7 +83,7 @@ class Residual:
                     break
                 indices = range(begin, begin + granted)
                 rows = torch.stack([rademacher(self.operator, self.settings.seed, stream, i) for i in indices])
-                self._multiply(torch.where(self.mask, rows, torch.zeros_like(rows)))
+                self._multiply(torch.where(self.mask[self.operator.part], rows, torch.zeros_like(rows)))
                 if granted < wanted:
                     break
         return _forms(record)

@@ -48,10 +48,11 @@ class Free:
     host: int | None = None
 
     @classmethod
-    def now(cls, device: torch.device) -> Free:
-        """As it is."""
-        host = None if device.type == "cpu" else free_bytes(torch.device("cpu"))
-        return cls(free_bytes(device), host)
+    def now(cls, operator: Curvature) -> Free:
+        """As it is; of several ranks the least."""
+        device, smallest = operator.device, operator.group.smallest
+        host = None if device.type == "cpu" else smallest(free_bytes(torch.device("cpu")))
+        return cls(smallest(free_bytes(device)), host)
 
     def basis(self, *, rough: bool) -> dict[bool, int]:
         """Bytes that a basis may take, by whether it lies in the host's memory; none where that is the same."""
@@ -79,7 +80,7 @@ def foreseen_bytes(
     Raises:
         MeasurementError: not even the smallest basis fits.
     """
-    size, width, free = operator.size, operator.dtype.itemsize, Free.now(operator.device)
+    size, width, free = operator.size, operator.dtype.itemsize, Free.now(operator)
     kept = storage(size, width, settings, free)
     most = block(size, width, operator.block, free, kept=operator.graphs.kept == len(operator.batches))
     long, largest = size >= LARGE, max(count for _, count in operator.layout)
@@ -98,7 +99,7 @@ def foreseen_bytes(
 
 def held(operator: Curvature, settings: Settings, notes: list[str]) -> Storage:
     """How the run's basis is held, given what is free now; a choice that is not the default is noted, with why."""
-    each = operator.size * operator.dtype.itemsize
+    each = operator.width * operator.dtype.itemsize
     if settings.max_steps * each <= SMALL // 4:
         return Storage()
     # one that goes on has the basis that it began with
@@ -110,7 +111,12 @@ def held(operator: Curvature, settings: Settings, notes: list[str]) -> Storage:
 
 def _chosen(operator: Curvature, settings: Settings) -> Storage:
     free = measured(operator)
-    found = storage(operator.size, operator.dtype.itemsize, settings, free)
+    if operator.group.shares:  # what rounding a row has is known of whole vectors only
+        each, most = operator.width * operator.dtype.itemsize, settings.max_steps
+        vectors = max(free.basis(rough=False)[False] // each - 1, FEWEST_VECTORS + settings.top)
+        found = Storage() if vectors >= most else _said(vectors, False, False, each, most)
+    else:
+        found = storage(operator.size, operator.dtype.itemsize, settings, free)
     said = f"{found.reason} ({free.own / 2**30:.2g} GiB were free)" if found.reason else ""
     return replace(found, reason=said)
 
@@ -119,16 +125,16 @@ def fit_block(operator: Curvature) -> None:
     """Let no more vectors travel together than a share of what is free holds."""
     if operator.size > LONG and operator.block > 1:
         free, graphs = measured(operator), operator.graphs
-        kept = graphs.kept == len(operator.batches)
+        kept = graphs.kept == len(operator.mine)
         numbers = operator.size, operator.dtype.itemsize, operator.block, free
-        operator.block = once(operator, "block", partial(block, *numbers, kept=kept))
+        operator.block = operator.group.smallest(once(operator, "block", partial(block, *numbers, kept=kept)))
 
 
 def measured(operator: Curvature) -> Free:
     """What is free once a product has been formed; of a large model one is formed for it, which does not count."""
-    if operator.size > LONG and not operator.graphs.largest and not operator.products:
+    if operator.size > LONG and not operator.group.number(operator.graphs.largest) and not operator.products:
         price(operator)
-    return Free.now(operator.device)
+    return Free.now(operator)
 
 
 def storage(size: int, itemsize: int, settings: Settings, free: Free) -> Storage:

@@ -72,7 +72,7 @@ class Spending:
         """
 
         def left() -> float:
-            products = counted()
+            products = self.operator.group.number(counted())  # ranks must end together
             self.cut |= products < 1
             return products
 

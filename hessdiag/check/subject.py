@@ -11,6 +11,7 @@ from hessdiag.analysis import Measurement
 from hessdiag.analysis.measurement import Progress
 from hessdiag.check.budgets import METRICS, Scope
 from hessdiag.check.recorded import Entry
+from hessdiag.engine.products.group import ALONE, Group
 from hessdiag.errors import NothingMatchedError, NoVerdictError
 from hessdiag.problem import Problem
 from hessdiag.results import Analysis, Store
@@ -78,6 +79,7 @@ class Subject:
         report: of progress, (stage, done, total).
         say: takes lines for the reader, the forecast of the cost among them; None: none is made.
         about: title of the checkpoint and sha256 of its file.
+        group: the ranks that measure together; what is kept, rank 0 keeps and finds.
     """
 
     def __init__(
@@ -89,9 +91,10 @@ class Subject:
         report: Progress | None = None,
         say: Callable[[str], None] | None = None,
         about: tuple[str, str | None] = ("", None),
+        group: Group = ALONE,
     ) -> None:
         self.problem, self.run, self.store = problem, dict(run), Store(folder=cache, say=say)
-        self.report, self.say, self.about = report, say, about
+        self.report, self.say, self.about, self.group = report, say, about, group
         self.analyses: dict[str, Analysis] = {}
         self.products = 0
 
@@ -114,12 +117,13 @@ class Subject:
             run["params"] = (scope.glob, *(g for g in self.run.get("params") or () if g.startswith("!")))
         quantities = tuple(name for name in METRICS if name in metrics)
         try:
-            measurement = Measurement(self.problem, Settings(quantities=quantities, confidence=confidence, **run))
+            settings = Settings(quantities=quantities, confidence=confidence, **run)
+            measurement = Measurement(self.problem, settings, group=self.group)
         except NothingMatchedError as error:
             msg = f"{scope.label}: {error}"
             raise NoVerdictError(msg) from error
         key = measurement.key
-        found = self.store.recall(key)
+        found = self.group.first(lambda: self.store.recall(key))
         if self.say is not None:
             before = f"taken from {key}.json, measured before; `fresh=True` measures again"
             self.say(f"{scope.label}: {before if found else measurement.forecast()}")
@@ -131,7 +135,7 @@ class Subject:
                 self.say(f"{scope.label}: {goes_on}")
         result = measurement.run(progress=self.report).about(self.about[0], (), self.about[1])
         self.products += result.cost.products
-        if measurement.repeatable:
+        if measurement.repeatable and self.group.rank == 0:
             self.store.keep(key, scope.label, result)
         if measurement.kept is not None:
             measurement.kept.forget()

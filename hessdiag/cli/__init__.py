@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from hessdiag.cli import stdout
+from hessdiag.cli import ranks, stdout
 from hessdiag.errors import FaultsError, HessdiagError, MeasurementError, RaisedError, one_line
 from hessdiag.installed import version
 from hessdiag.shown import leave_out_torchs_own
@@ -165,9 +165,11 @@ def run(arguments: Sequence[str], *, last: bool = False) -> int:
     _SIGNALS.clear()
     try:
         args = list(arguments) or ["--help"]
+        ranks.join(args[0])
         found: Any = cli.main(args=args, prog_name="hessdiag", standalone_mode=False, obj=args)
+        ranks.end()
     except BaseException as error:  # a model or its data can raise anything
-        return _explain(error, debug)
+        return ranks.failed(error, lambda error: _explain(error, debug), signalled=bool(_SIGNALS))
     finally:
         if not last:
             stdout.release()
@@ -178,7 +180,7 @@ def _explain(error: BaseException, debug: bool) -> int:
     """Say in one line why nothing came of it; the exit code."""
     if _SIGNALS or isinstance(error, KeyboardInterrupt | click.Abort):
         ended = signal.SIGTERM in _SIGNALS
-        text = "ended by SIGTERM" if ended else "interrupted"
+        text = f"ended by SIGTERM{ranks.why_ended()}" if ended else "interrupted"
         text += (
             "; nothing half-written was left behind: analyze and check go on from what they kept last, gap and "
         )
@@ -207,5 +209,5 @@ def refuse(error: BaseException, text: str, code: int, debug: bool) -> int:
     """Write one line to stderr, after the traceback if ``debug``; the exit code for `main` to return."""
     if debug:
         stdout.message("".join(traceback.format_exception(error)).rstrip(), lines=True)
-    stdout.message(f"hessdiag: {' '.join(text.split())}")
+    stdout.message(f"hessdiag: {' '.join(text.split())}{ranks.where(error)}")
     return code

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hessdiag.cli import ranks
 from hessdiag.cli.options import (
     FACTORY,
     FRESH,
@@ -47,6 +48,11 @@ from hessdiag.sources.many import is_pattern
     help="Follow several checkpoints along training, in natural order of their names.",
 )
 @click.option("--lr", type=float, metavar="ETA", help="With --track: the learning rate, to draw the line 2/ETA.")
+@click.option(
+    "--shard-vectors",
+    is_flag=True,
+    help="Under torchrun: each process holds a part of every vector, for bases that fit in none.",
+)
 @options((FRESH, PRINT_CONFIG), OUTPUT)
 def analyze(
     *,
@@ -57,6 +63,7 @@ def analyze(
     tracked: bool,
     lr: float | None,
     fresh: bool,
+    shard_vectors: bool,
     print_config: bool,
     as_json: bool,
     quiet: bool,
@@ -66,7 +73,8 @@ def analyze(
     """Measure how sharp a checkpoint is, every number with its interval."""
     asked = settings(**measurement)
     checkpoint = _only(checkpoints, tracked=tracked, cross_check=cross_check, lr=lr)
-    if folder is not None:
+    group = ranks.group(tracked and "--track", cross_check and "--cross-check", shard_vectors=shard_vectors)
+    if folder is not None and group.rank == 0:
         from hessdiag.files import require_writable
 
         require_writable(folder)
@@ -90,7 +98,7 @@ def analyze(
     from hessdiag.resume import RESUME
 
     say(built.notes, quiet=quiet)
-    measurement_ = Measurement(built.problem, asked)
+    measurement_ = Measurement(built.problem, asked, group=group)
     place = cache_folder(cache_asked(), RESUME, CACHE / RESUME)
     say(filter(None, [measurement_.keep_in(place, fresh=fresh)]), quiet=quiet)
     if not quiet:  # a forecast forms products

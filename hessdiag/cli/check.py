@@ -15,7 +15,7 @@ from hessdiag.cli.gating import CONFIG, REFERENCE, read_config, subject_of
 from hessdiag.cli.options import options
 from hessdiag.cli.output import draw, say
 from hessdiag.cli.progress import display
-from hessdiag.cli.stdout import message, reserve, result
+from hessdiag.cli.stdout import message, reserve, result, silent
 from hessdiag.errors import HessdiagError, NoVerdictError, OutputError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ def _write(
     report: Report, targets: list[tuple[str, Path | None]], config: Config, *, shown: bool = True
 ) -> OutputError | None:
     """Print and write the report in every format asked for, and what the surroundings expect; why that failed."""
+    if silent():  # another rank does
+        return None
     from hessdiag.check.writers import FORMATS, json_text, markdown, metrics, terminal, workflow_commands
     from hessdiag.files import write_whole
     from hessdiag.folders import write_files, write_together

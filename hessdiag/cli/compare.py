@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hessdiag.cli import ranks
 from hessdiag.cli.options import MEASUREMENT, OUTPUT, PROBLEM, SAMPLES, load, options, settings
 from hessdiag.cli.output import draw, page_of, say, sayer
 from hessdiag.cli.progress import display
-from hessdiag.cli.stdout import reserve, result
+from hessdiag.cli.stdout import reserve, result, silent
 from hessdiag.errors import UsageError
 from hessdiag.schemes.recipe import Recipe
 from hessdiag.settings import PAIRED
@@ -70,7 +71,9 @@ def compare(
                     k: v for k, v in measurement.items() if k not in ("quantities", "confidence", "rtol", "probes")
                 }
                 about = (checkpoint, built.weights.sha256 if built.weights else None)
-                sources.append(Subject(built.problem, run, report=report, say=told, about=about))
+                sources.append(
+                    Subject(built.problem, run, report=report, say=told, about=about, group=ranks.group())
+                )
         metrics = [name for name in METRICS if name in asked.quantities]
         wanted = {
             "probes": asked.probes or PAIRED["probes"],
@@ -87,7 +90,7 @@ def compare(
         from hessdiag.check.writers import comparison
 
         draw(lambda width: comparison(rows, first, second, width), width=140)
-    if html is not None:
+    if html is not None and not silent():
         from hessdiag.files import write_whole
 
         say([f"written: {write_whole(html, page_of(analyses))}"], quiet=quiet)

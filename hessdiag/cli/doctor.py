@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hessdiag.cli import ranks
 from hessdiag.cli.options import FACTORY, MEASUREMENT, OUTPUT, PROBLEM, SAMPLES, SPENDING, load, options, settings
 from hessdiag.cli.output import tell
 from hessdiag.cli.resolved import PRINT_CONFIG
@@ -42,7 +43,7 @@ def doctor(
 
     from hessdiag.analysis import Measurement
 
-    ready = Measurement(built.problem, asked)
+    ready = Measurement(built.problem, asked, group=ranks.group())
     findings = ready.checked.findings
     failed = any(finding.level == "fault" for finding in findings)
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hessdiag.cli import ranks
 from hessdiag.cli.options import FRESH, click_options, load
 from hessdiag.cli.output import say, sayer
 from hessdiag.cli.stdout import reserve
@@ -115,6 +116,7 @@ def subject_of(
         report=report,
         say=sayer(quiet=quiet),
         about=(title or weights_file or config.recipe.name, built.weights.sha256 if built.weights else None),
+        group=ranks.group(),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hessdiag.cli.output import say
 from hessdiag.cli.progress import Beat
-from hessdiag.cli.stdout import message
+from hessdiag.cli.stdout import message, silent
 from hessdiag.present.arriving import heartbeat
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ ENDING = "ending with the numbers so far; again Ctrl-C ends at once"
 class CtrlC:
     """Within it, the first Ctrl-C ends a measurement with what there is; the next one does what it did before.
 
-    Nothing is changed where the program has no say over signals (a thread), or was told to ignore this one.
+    Nothing is changed where the program has no say over signals (a thread), or was told to ignore this one; nor
+    where several ranks measure, which a launcher ends.
 
     Attributes:
         pressed: whether that happened.
@@ -41,6 +42,8 @@ class CtrlC:
     def __enter__(self) -> CtrlC:
         """Take over the signal."""
         before = signal.getsignal(signal.SIGINT)
+        if self.measurement.operator.group.size > 1:  # torchrun passes it on, as a second one
+            return self
         if threading.current_thread() is threading.main_thread() and callable(before):
             self._before = before
             signal.signal(signal.SIGINT, self._press)
@@ -91,7 +94,7 @@ def measured(
 def _shown(ctrl_c: CtrlC, *, quiet: bool, title: str) -> AbstractContextManager[Any]:
     from rich.console import Console
 
-    if quiet:
+    if quiet or silent():
         return _nothing()
     console = Console(stderr=True)
     if sys.stderr.isatty() and not console.is_dumb_terminal:

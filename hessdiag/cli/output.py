@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hessdiag.cli.spelling import flagged, flagged_page
-from hessdiag.cli.stdout import message, result, results
+from hessdiag.cli.stdout import message, result, results, silent
 from hessdiag.folders import write_together
 from hessdiag.shown import inert, visible
 
@@ -76,6 +76,8 @@ def write_run(analysis: Analysis, folder: Path, *, report: bool = False) -> None
         folder: where to.
         report: the page too.
     """
+    if silent():  # another rank writes them
+        return
     from hessdiag.present import svg
     from hessdiag.results.analysis import SAVED
 

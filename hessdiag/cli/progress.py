@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hessdiag.cli.stdout import message
+from hessdiag.cli.stdout import message, silent
 from hessdiag.formatting import clock, to_go
 from hessdiag.shown import ending, plain
 
@@ -22,7 +22,7 @@ OUTER = ("checkpoints",)
 MOST = 18  # characters of what is done now: the line shall fit a terminal of 80
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def _nothing(stage: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
@@ -96,8 +96,8 @@ def _left(stage: Stage) -> str:
 @contextmanager
 def display(*, quiet: bool) -> Iterator[Progress]:
     """A function to report (stage, done, total) to; one line on a terminal, a line now and then elsewhere."""
-    if quiet:
-        yield silent
+    if quiet or silent():
+        yield _nothing
     elif not sys.stderr.isatty():
         yield _beats()
     else:

@@ -13,7 +13,7 @@ from typing import Any
 BESIDE = frozenset(
     (
         *("against_git", "cache", "fresh", "gap", "jobs", "lr", "meta_from", "one_run", "only_kept"),
-        *("print_config", "reference", "shard"),
+        *("print_config", "reference", "shard", "shard_vectors"),
     )
 )
 """Options of verbs that no settings hold."""

@@ -20,10 +20,26 @@ from hessdiag.errors import OutputError, one_line
 from hessdiag.shown import inert, visible
 
 _RESERVED: list[tuple[TextIO, Callable[[], None]]] = []  # at most one: where results go, and the way back
+_SILENT: list[bool] = []  # empty, or one or more times True
 
 
 class ReaderGoneError(Exception):
     """Who read the output has closed the pipe (``| head``): no fault, but nothing is left to do."""
+
+
+def silence() -> None:
+    """From now on nothing is written: another process says it for this one."""
+    _SILENT.append(True)
+
+
+def speak() -> None:
+    """Write again."""
+    _SILENT.clear()
+
+
+def silent() -> bool:
+    """Whether nothing is written."""
+    return bool(_SILENT)
 
 
 def reserve() -> None:
@@ -71,6 +87,8 @@ def result(text: str, *, nl: bool = True) -> None:
         ReaderGoneError: nobody reads it any more.
         OutputError: it cannot be written, as on a full disk.
     """
+    if _SILENT:
+        return
     try:
         click.echo(text, file=results(), nl=nl)
     except BrokenPipeError as error:
@@ -80,11 +98,13 @@ def result(text: str, *, nl: bool = True) -> None:
         raise OutputError(msg) from error
 
 
-def message(text: str, *, lines: bool = False) -> None:
-    """Write a line, or several, on stderr, whatever users and files put into it.
+def message(text: str, *, lines: bool = False, always: bool = False) -> None:
+    """Write a line, or several, on stderr, whatever users and files put into it; ``always``, also where silent.
 
     Where that fails nothing is raised: a note that nobody can read is no reason to lose the results.
     """
+    if _SILENT and not always:
+        return
     with suppress(OSError):
         click.echo(inert(visible(flagged(text), lines=lines)), file=sys.stderr)
 

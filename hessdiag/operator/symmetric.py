@@ -42,6 +42,9 @@ class SymmetricOperator(ABC):
         beside: products with other operators, formed for this one's sake.
         semidefinite: whether it is known to have no negative eigenvalue.
         kept: what a killed run of the same measurement found (`hessdiag.resume.once`); None where nothing is kept.
+        part: which entries of a vector this process holds: all, unless ranks share vectors.
+        width: how many these are.
+        added: makes sums over these entries those over all; None where all are here.
     """
 
     __array_ufunc__ = None  # arrays leave ``v @ H`` and ``2.0 * H`` to this class
@@ -68,6 +71,8 @@ class SymmetricOperator(ABC):
         self.beside = 0
         self.semidefinite = False
         self.kept: Any = None
+        self.part, self.width = slice(0, size), size
+        self.added: Callable[[Tensor], Tensor] | None = None
 
     @property
     def left(self) -> float:
@@ -107,8 +112,8 @@ class SymmetricOperator(ABC):
 
     def multiplied(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """As `rows`, with the sum of the products: for `require_finite`, when the caller reads other numbers."""
-        if rows.dim() != 2 or rows.shape[1] != self.size:
-            msg = f"a vector of shape {tuple(rows.shape)} was given to an operator of size {self.size}"
+        if rows.dim() != 2 or rows.shape[1] != self.width:
+            msg = f"a vector of shape {tuple(rows.shape)} was given to an operator of size {self.width}"
             raise UsageError(msg)
         given = rows.to(device=self.device, dtype=self.dtype)
         if not len(rows):

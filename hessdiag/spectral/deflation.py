@@ -29,7 +29,7 @@ from hessdiag.operator import SymmetricOperator
 from hessdiag.results.interval import PILOT, enough
 from hessdiag.resume import once
 from hessdiag.spectral.inner import WINDOW, dots, norms, overlaps, project_out, read
-from hessdiag.spectral.krylov import Krylov
+from hessdiag.spectral.krylov import Krylov, require_whole_vectors
 from hessdiag.spectral.probes import rademacher, sphere
 
 Array = NDArray[np.float64]
@@ -229,6 +229,7 @@ def _basis(op: SymmetricOperator, krylov: Krylov | None, seed: int, quantity: st
 
 def _complement(op: SymmetricOperator, krylov: Krylov | None, seed: int, quantity: str) -> Tensor:
     """An orthonormal basis of what the run has not explored, (d − k, d); only for small d − k."""
+    require_whole_vectors(op)
     if krylov is None:
         return torch.eye(op.size, dtype=op.dtype, device=op.device)
     left = op.size - krylov.size

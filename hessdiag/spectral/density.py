@@ -100,7 +100,7 @@ def density(op: SymmetricOperator, probes: int, steps: int, seed: int, krylov: K
     known = known_half(krylov)
     left = op.size - (known.size if known is not None else 0)
     at_least(probes, min(1, left), "probes", "a density")
-    keep = min(probes, left, op.block) * steps * op.size * op.dtype.itemsize <= BASIS_BYTES
+    keep = min(probes, left, op.block) * steps * op.width * op.dtype.itemsize <= BASIS_BYTES
     rules: list[tuple[Array, Array]] = []
     values: list[Array] = [np.zeros((2, 0))]
     spent = 0

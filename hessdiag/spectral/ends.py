@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from hessdiag.operator import SymmetricOperator
 from hessdiag.results import Convergence, Provenance, RitzValue
 from hessdiag.resume import once
 from hessdiag.spectral.certificate import Side
-from hessdiag.spectral.inner import combined, dots, norms
+from hessdiag.spectral.inner import combined, dots, length_of, norms
 from hessdiag.spectral.krylov import Krylov
 
 
@@ -136,6 +134,5 @@ def rayleigh(vectors: Tensor, images: Tensor) -> list[tuple[float, float]]:
     for vector, image in zip(vectors, images, strict=True):
         length = float(norms(vector[None])[0])
         theta = float(dots(vector[None], image[None])[0]) / length**2
-        left = [float(torch.linalg.vector_norm(part)) for part in combined(image, vector, -theta)]
-        pairs.append((theta, (left[0] if len(left) == 1 else math.hypot(*left)) / length))
+        pairs.append((theta, length_of(combined(image, vector, -theta)) / length))
     return pairs

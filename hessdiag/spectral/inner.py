@@ -8,7 +8,9 @@ the basis itself is, in a tenth of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessdiag.operator import full_precision
+from hessdiag.operator import SymmetricOperator, full_precision
 from hessdiag.spectral.basis import Rows
 
 Basis = Tensor | Rows  # of a Lanczos run, (m, d) orthonormal
@@ -28,6 +30,27 @@ LONG = 1 << 20  # numbers that are widened at once where a window is not needed 
 SMALL = 8 * 1024  # columns that float32 may add up by itself: an optimal kernel keeps many partial sums
 PIECE = 1024  # columns whose products are added up in float32
 TWICE_BELOW = 0.5  # of a row's length
+_ADDED: list[Callable[[Tensor], Tensor] | None] = []
+
+
+@contextmanager
+def vectors_of(op: SymmetricOperator) -> Iterator[None]:
+    """Rows are vectors of this operator, of which ranks may hold a part each: sums over entries are over all."""
+    _ADDED.append(op.added)
+    try:
+        yield
+    finally:
+        _ADDED.pop()
+
+
+def _over_all(total: Tensor) -> Tensor:
+    added = _ADDED[-1] if _ADDED else None
+    return total if added is None else added(total)
+
+
+def _lengths(own: Tensor) -> Tensor:
+    """Of whole rows, from those of the parts."""
+    return _over_all(own.square()).sqrt() if _ADDED and _ADDED[-1] is not None else own
 
 
 def norms(rows: Tensor) -> Tensor:
@@ -35,12 +58,12 @@ def norms(rows: Tensor) -> Tensor:
     whole = rows.shape[-1] // PIECE * PIECE
     if rows.dtype == torch.float64 or not whole:
         lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-        return lengths
+        return _lengths(lengths)
     # float64 accumulators for every element take eight times as long
     pieces = torch.linalg.vector_norm(rows[..., :whole].reshape(*rows.shape[:-1], -1, PIECE), dim=-1)
     rest = torch.linalg.vector_norm(rows[..., whole:], dim=-1, keepdim=True)
     together: Tensor = torch.linalg.vector_norm(torch.cat([pieces, rest], dim=-1), dim=-1, dtype=torch.float64)
-    return together
+    return _lengths(together)
 
 
 def read(*columns: Tensor) -> Array:
@@ -134,16 +157,20 @@ def _taken(work: Tensor, basis: Basis, whether: Tensor | None = None) -> Tensor:
 @full_precision()
 def overlaps(a: Basis, b: Basis) -> Tensor:
     """Inner products of rows of one dtype, multiplied in it, pieces of `PIECE` columns added up in float64."""
+    return _over_all(_overlaps(a, b))
+
+
+def _overlaps(a: Basis, b: Basis) -> Tensor:
     if isinstance(b, Rows):
         total = torch.zeros((len(a), len(b)), dtype=torch.float64, device=b.device)
         for part, rows in b.parts():
-            total += overlaps(rows if a is b else a[:, part].contiguous(), rows)
+            total += _overlaps(rows if a is b else a[:, part].contiguous(), rows)
         return total
     assert isinstance(a, Tensor)
     if b.dtype == torch.float64 or b.shape[-1] <= SMALL:
         return (a @ b.mT).double()
     if b.dim() > 2:  # pieces of one matrix are views, those of several are copies
-        return torch.stack([overlaps(x, y) for x, y in zip(a, b, strict=True)])
+        return torch.stack([_overlaps(x, y) for x, y in zip(a, b, strict=True)])
     whole = b.shape[-1] // PIECE * PIECE
     left, right = (x[:, :whole].view(len(x), -1, PIECE).transpose(0, 1) for x in (a, b))
     pieces: Tensor = left @ right.mT
@@ -175,9 +202,16 @@ def combined(first: Tensor, other: Tensor, weight: float) -> Iterator[Tensor]:
         yield part.double() + weight * more.double()
 
 
+def length_of(pieces: Iterator[Tensor]) -> float:
+    """Euclidean norm of the vector in these pieces."""
+    lengths = [float(torch.linalg.vector_norm(piece)) for piece in pieces]
+    own = lengths[0] if len(lengths) == 1 else math.hypot(*lengths)
+    return float(_lengths(torch.tensor([own], dtype=torch.float64))[0])
+
+
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each row of ``a`` with the same row of ``b``, (n, d) twice to (n,) in float64."""
     total = torch.zeros(a.shape[0], dtype=torch.float64, device=a.device)
     for part in windows(b):
         total += (a[:, part].double() * b[:, part].double()).sum(dim=1)
-    return total
+    return _over_all(total)

@@ -62,6 +62,7 @@ class Krylov:
         scale: the largest ‖Hq‖ met: at most ‖H‖, and the size to which rounding is relative.
         semidefinite: whether H is known to have no negative eigenvalue: Ritz values below zero are rounding.
         lost: norm of what the relation above misses because of how the basis is held (`hessdiag.spectral.basis`).
+        whole: d, where ranks hold a part of every vector; None where all entries are here.
     """
 
     basis: Basis
@@ -73,11 +74,17 @@ class Krylov:
     scale: float
     semidefinite: bool = False
     lost: float = 0.0
+    whole: int | None = None
 
     def __repr__(self) -> str:
         """Its size and its cost."""
-        taken, whole = self.basis.shape
-        return f"<Krylov: {taken:,} of {whole:,} dimensions, {self.products:,} products>"
+        taken = len(self.basis)
+        return f"<Krylov: {taken:,} of {self.dimension:,} dimensions, {self.products:,} products>"
+
+    @property
+    def dimension(self) -> int:
+        """d, that of the matrix."""
+        return int(self.basis.shape[1]) if self.whole is None else self.whole
 
     @property
     def size(self) -> int:
@@ -176,6 +183,7 @@ class Krylov:
             products=self.products,
             scale=self.scale,
             semidefinite=self.semidefinite,
+            whole=self.whole,
         )
 
 
@@ -184,6 +192,7 @@ def whole(op: SymmetricOperator) -> Krylov:
 
     Cost: d products; ``T`` is d x d in float64 on the host, so only for small d.
     """
+    require_whole_vectors(op)
     dense = once(op, "every direction", op.dense).to("cpu", torch.float64)
     return Krylov(
         basis=torch.eye(op.size, dtype=op.dtype, device=op.device),
@@ -195,3 +204,14 @@ def whole(op: SymmetricOperator) -> Krylov:
         scale=float(torch.linalg.vector_norm(dense, dim=1).max()),
         semidefinite=op.semidefinite,
     )
+
+
+def require_whole_vectors(op: SymmetricOperator) -> None:
+    """Refuse to explore every direction with vectors that ranks share.
+
+    Raises:
+        UsageError: they do.
+    """
+    if op.width != op.size:
+        msg = f"`shard_vectors`: all {op.size:,} directions would be multiplied, which is for small matrices: "
+        raise UsageError(msg + "leave it away")

@@ -73,7 +73,7 @@ class Lanczos:
         self.faint = False
         self.cycles = [Cycle()]
         self.T: Array = np.zeros((self.capacity, self.capacity))
-        self._rows = (storage or Storage()).rows(self.capacity + 1, op.size, op.dtype, op.device)
+        self._rows = (storage or Storage()).rows(self.capacity + 1, op.width, op.dtype, op.device)
         begin(self._rows, start, length)
         self.rounding = torch.finfo(op.dtype).eps
 
@@ -146,6 +146,7 @@ class Lanczos:
             products=self.products,
             scale=self.scale,
             semidefinite=self.op.semidefinite,
+            whole=None if self.op.width == self.op.size else self.op.size,
         )
 
     def _restart(self) -> None:

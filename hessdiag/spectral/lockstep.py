@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessdiag.operator import SymmetricOperator
-from hessdiag.spectral.inner import continue_basis, norms
+from hessdiag.spectral.inner import continue_basis, norms, vectors_of
 
 Array = NDArray[np.float64]
 
@@ -30,11 +30,18 @@ def lanczos_block(
         left after step j, 0 where its subspace became invariant. Cost: n · steps products, fewer after breakdown
         and where the operator says stop.
     """
+    with vectors_of(op):
+        return _lanczos_block(op, starts, steps, reorthogonalize=reorthogonalize)
+
+
+def _lanczos_block(
+    op: SymmetricOperator, starts: Tensor, steps: int, *, reorthogonalize: bool
+) -> tuple[Array, Array, NDArray[np.int64]]:
     n, limit = starts.shape[0], min(steps, op.size)
     alphas, betas = np.zeros((n, limit)), np.zeros((n, limit))
     lengths = np.full(n, limit)
     kept = limit if reorthogonalize else 2
-    basis = torch.empty((n, kept, op.size), dtype=op.dtype, device=op.device)
+    basis = torch.empty((n, kept, op.width), dtype=op.dtype, device=op.device)
     basis[:, 0] = starts / norms(starts)[:, None].to(op.dtype)
     scale = np.zeros(n)
     breakdown = 4 * max(op.floor, 16 * torch.finfo(op.dtype).eps)

@@ -228,7 +228,7 @@ def measure_of(krylov: Krylov) -> Measure | None:
     betas = np.array(krylov.betas)
     if krylov.breakdowns or (krylov.exhausted and len(krylov.alphas) == krylov.size):
         betas[-1] = 0.0
-    return Measure(np.array(krylov.alphas), betas, int(krylov.basis.shape[1]), krylov.semidefinite)
+    return Measure(np.array(krylov.alphas), betas, krylov.dimension, krylov.semidefinite)
 
 
 def _moments(values: Array, weights: Array) -> tuple[float, float]:

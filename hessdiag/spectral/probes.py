@@ -6,6 +6,7 @@ One stream per parameter name: a probe's entries for a parameter do not change w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -42,12 +43,17 @@ def sphere(op: SymmetricOperator, seed: int, quantity: str, index: int) -> Tenso
     Returns:
         Shape (d,), unit length, in the operator's dtype and on its device.
     """
+    if op.width < op.size:
+        part, square = _draw_part(op, seed, quantity, index, _normal)
+        return part.div_(max(math.sqrt(square), 1e-300)).to(device=op.device, dtype=op.dtype)
     unit: Tensor = torch.nn.functional.normalize(_draw(op, seed, quantity, index, _normal), dim=0)
     return unit.to(device=op.device, dtype=op.dtype)
 
 
 def rademacher(op: SymmetricOperator, seed: int, quantity: str, index: int) -> Tensor:
     """A vector of random signs ±1, shape (d,); arguments as for `sphere`."""
+    if op.width < op.size:
+        return _draw_part(op, seed, quantity, index, _signs)[0].to(op.device).to(op.dtype)
     # a byte an entry travels
     return _draw(op, seed, quantity, index, _signs).to(op.device).to(op.dtype)
 
@@ -60,6 +66,23 @@ def _draw(
     numbers: Callable[[int, Generator], Tensor],
 ) -> Tensor:
     return torch.cat([numbers(size, stream(seed, quantity, index, name)) for name, size in op.layout])
+
+
+def _draw_part(
+    op: SymmetricOperator,
+    seed: int,
+    quantity: str,
+    index: int,
+    numbers: Callable[[int, Generator], Tensor],
+) -> tuple[Tensor, float]:
+    """What this rank holds of it, drawn tensor by tensor, and the square of the whole one's length."""
+    begin, square, parts = 0, 0.0, []
+    for name, size in op.layout:
+        drawn = numbers(size, stream(seed, quantity, index, name))
+        square += float(drawn.double().square().sum())
+        parts.append(drawn[max(op.part.start - begin, 0) : max(op.part.stop - begin, 0)].clone())
+        begin += size
+    return torch.cat(parts), square
 
 
 def _normal(size: int, generator: Generator) -> Tensor:

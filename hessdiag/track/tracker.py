@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hessdiag.analysis.asked import options_asked, problem_of, sample_set
 from hessdiag.engine.products.devices import wait
+from hessdiag.engine.products.group import Group
 from hessdiag.errors import UsageError, one_line
 from hessdiag.option import Fault, refuse
 from hessdiag.results import Analysis
@@ -51,6 +52,7 @@ class Tracker:
             ``(MlflowClient, run_id)``, a logger of Lightning, the path of a CSV file, ``f(dict, step)``, or a list
             of these.
         seed: of samples and random starts.
+        group: a process group whose ranks measure together, as for `hessdiag.analyze`; all of them call ``step``.
         **options: other fields of `Settings`. ``effort`` is "quick": λ_max to 1%, the trace to 5%.
 
     Attributes:
@@ -89,6 +91,7 @@ class Tracker:
         optimizer: Any = None,
         log: Any = None,
         seed: int = 0,
+        group: Any = None,
         **options: Any,
     ) -> None:
         if isinstance(problem, tuple) and len(problem) == 3 and loss_fn is None and data is None:
@@ -101,9 +104,10 @@ class Tracker:
         self._budget = budget
         found = problem_of(problem, loss_fn, data, "hessdiag.Tracker")
         self.problem = found if optimizer is None else replace(found, optimizer=optimizer)
-        self._loggers: list[Logger] = loggers_of(log, self._table)
-        self.samples: SampleSet = sample_set(self.problem, self.settings)
-        self._watch = Watch(self.problem, self.settings, self.samples)
+        self._group = Group(group)
+        self._loggers: list[Logger] = loggers_of(log, self._table) if self._group.rank == 0 else []
+        self.samples: SampleSet = self._group.first(lambda: sample_set(self.problem, self.settings))
+        self._watch = Watch(self.problem, self.settings, self.samples, self._group)
         self._found: list[Measured] = []
         self._last: int | None = None
         self._live, self._drawing, self._figure_cost = Live(), 0.0, 0.0
@@ -126,7 +130,7 @@ class Tracker:
         reached, self._last = pacing.due(step, self._last, self.every), step
         if not reached:
             return None
-        if not self._pace.allows():
+        if not self._group.number(self._pace.allows()):
             self._watch.tell(self._pace.slower(step, self.every, self._budget), key="budget")
             return None
         wait()  # what training has queued is no time of measuring
@@ -190,7 +194,7 @@ class Tracker:
         Raises:
             OutputError: the folder cannot be written.
         """
-        return saved.save(folder, self.trajectory, self._table())
+        return saved.save(folder, self.trajectory, self._table()) if self._group.rank == 0 else Path(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs to go on with the same rows; loads with ``weights_only=True``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hessdiag.analysis.measurement import Measurement
+from hessdiag.engine.products.group import ALONE, Group
 from hessdiag.engine.products.preconditioned import preconditioner_for
 from hessdiag.errors import HessdiagError, MeasurementError, Refused, one_line
 from hessdiag.problem import Problem
@@ -31,13 +32,14 @@ class Watch:
         problem: its model is the one in training.
         settings: of every measurement.
         samples: of every measurement.
+        group: the ranks that measure together.
 
     Attributes:
         notes: one-line facts about the whole.
     """
 
-    def __init__(self, problem: Problem, settings: Settings, samples: SampleSet) -> None:
-        self.problem, self.settings, self.samples = problem, settings, samples
+    def __init__(self, problem: Problem, settings: Settings, samples: SampleSet, group: Group = ALONE) -> None:
+        self.problem, self.settings, self.samples, self.group = problem, settings, samples, group
         self.notes: list[str] = []
         self._told: set[str] = set()
         self._warm: Warm | None = None
@@ -49,11 +51,12 @@ class Watch:
         rate, known = self._rate(lr)
         analysis, reason = None, ""
         try:
-            measurement = Measurement(self.problem, self._measurable(refused), self.samples)
-            warm = self._warm if self._fits(measurement) else None
-            analysis = measurement.run(warm=warm).about(name_of(step))
-            self._require_same(analysis.fingerprint)
-            self._warm = measurement.left or self._warm
+            with self.group.together():
+                measurement = Measurement(self.problem, self._measurable(refused), self.samples, self.group)
+                warm = self._warm if self._fits(measurement) else None
+                analysis = measurement.run(warm=warm).about(name_of(step))
+                self._require_same(analysis.fingerprint)
+                self._warm = measurement.left or self._warm
         except Exception as error:  # whatever it is, training goes on
             kind = "" if isinstance(error, HessdiagError) else f"{type(error).__name__}: "
             analysis, reason = None, kind + one_line(error)
@@ -74,7 +77,8 @@ class Watch:
         if key not in self._told:
             self._told.add(key)
             self.notes.append(line)
-            say.warning("hessdiag: %s", line)
+            if self.group.rank == 0:
+                say.warning("hessdiag: %s", line)
 
     def state(self) -> dict[str, Any]:
         """In types that ``torch.load(weights_only=True)`` takes."""

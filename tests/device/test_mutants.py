@@ -165,7 +165,7 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
         product,
     ),
     "the sum over batches": (
-        f"{ENGINE}.products.curvature:Curvature._products",
+        f"{ENGINE}.products.curvature:Curvature._sums",
         "rows.shape, dtype=wide, device=self.device",
         "rows.shape, dtype=wide",
         product,
@@ -193,7 +193,7 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
     "the rotation": (f"{SPECTRAL}.lanczos:Lanczos._rotate", ".to(self.op.device)", "", run),
     "weights of Ritz vectors": (f"{SPECTRAL}.krylov:Krylov.ritz_vectors", ".to(self.basis.device)", "", run),
     "the identity of a check": (f"{SPECTRAL}.krylov:Krylov.orthogonality", ", device=products.device", "", run),
-    "bases side by side": (f"{SPECTRAL}.lockstep:lanczos_block", ", device=op.device", "", density),
+    "bases side by side": (f"{SPECTRAL}.lockstep:_lanczos_block", ", device=op.device", "", density),
     "a start on the sphere": (f"{SPECTRAL}.probes:sphere", "device=op.device, ", "", density),
     "signs": (f"{SPECTRAL}.probes:rademacher", ".to(op.device)", "", probes),
     "every direction": (f"{SPECTRAL}.deflation:_complement", ", device=op.device", "", probes),
@@ -360,7 +360,7 @@ WAITING: dict[str, tuple[str, str, str, Callable[..., None]]] = {
         budget.test_probes_wait_for_their_own_copies,
     ),
     "starts by their numbers": (
-        f"{SPECTRAL}.lockstep:lanczos_block",
+        f"{SPECTRAL}.lockstep:_lanczos_block",
         "follow.copy_(work)",
         "follow[torch.from_numpy(alive)] = work",
         budget.whole_basis,

@@ -12,6 +12,7 @@ from hessdiag.engine.products.devices import empty_cache, is_accelerator, offere
 from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.graphs import GradientGraph
+from hessdiag.engine.products.group import ALONE, Group
 from hessdiag.engine.products.memory import free_bytes
 from hessdiag.engine.products.stacking import joined
 from hessdiag.problem import Problem
@@ -28,6 +29,7 @@ def for_device(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    group: Group = ALONE,
 ) -> SampleSet:
     """The samples in eight batches, or as many more as memory makes necessary; on the CPU as they come.
 
@@ -41,11 +43,18 @@ def for_device(
         samples: on what; left alone where its batches cannot be put together, or the loss is no sum over examples.
         dtype: of the measurement.
         device: of the measurement; by default where the model is.
+        group: the ranks that measure together; rank 0 divides the samples for all.
     """
     first = next(iter(problem.bare_model().parameters()), torch.empty(0))
     where = device or first.device
     if not is_accelerator(where) or offered(where, "max_memory_allocated") is None:
         return samples
+    return group.first(lambda: _divided(problem, samples, dtype, device))
+
+
+def _divided(
+    problem: Problem, samples: SampleSet, dtype: torch.dtype | None, device: torch.device | None
+) -> SampleSet:
     whole = _together(samples)
     try:
         function = Functional(problem.on(samples.batches), dtype=dtype, device=device)

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from hessdiag.engine.checks.facts import Finding
 from hessdiag.engine.checks.plain_pass import PlainModel
-from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.failures import KEPT_GRAPH, is_kept_graph
+from hessdiag.engine.products.losses import TRIAL_EXAMPLES
 from hessdiag.engine.products.nodes import graph_nodes
 from hessdiag.errors import MeasurementError
 from hessdiag.samples import divide, leaves

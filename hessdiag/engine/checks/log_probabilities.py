@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import one_tensor
+from hessdiag.engine.products.losses import TRIAL_EXAMPLES
 from hessdiag.errors import ProblemError
 from hessdiag.samples import divide
 

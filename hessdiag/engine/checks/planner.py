@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from hessdiag.engine.checks.kinks import kinks
-from hessdiag.engine.products.curvature import TRIAL_EXAMPLES, Curvature
+from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.devices import wait
 from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.engine.products.gradients import depends, gradient
 from hessdiag.engine.products.graphs import GradientGraph, StackGraph
+from hessdiag.engine.products.losses import TRIAL_EXAMPLES
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.stacking import batching_rules_only, stacks
 from hessdiag.engine.products.windows import distance_in_double, norm, windows

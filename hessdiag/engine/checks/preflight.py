@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hessdiag.criteria import TARGET_KEYS
+from hessdiag.engine.checks.alike import require_alike
 from hessdiag.engine.checks.facts import Finding, Level, model_facts
+from hessdiag.engine.checks.failing import failures_named, too_large
 from hessdiag.engine.checks.kept_weights import first_pass, require_kept_nothing, without_part
 from hessdiag.engine.checks.kinks import kinks
 from hessdiag.engine.checks.log_probabilities import require_log_probabilities
@@ -27,13 +26,13 @@ from hessdiag.engine.checks.unsteady import differ, why_it_changes, why_not_fini
 from hessdiag.engine.checks.weighting import weighting
 from hessdiag.engine.products.composition import require_outputs
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.products.failures import is_out_of_memory, to_check
+from hessdiag.engine.products.failures import is_out_of_memory
 from hessdiag.engine.products.gradients import Kind
 from hessdiag.engine.products.methods import EXACT_METHODS
-from hessdiag.errors import HessdiagError, MeasurementError, NonFiniteError, ProblemError, one_line
+from hessdiag.errors import MeasurementError, NonFiniteError
 from hessdiag.problem import Problem
 from hessdiag.results import SecondOpinion, SelfTest
-from hessdiag.samples import SampleSet, leaves, row_count
+from hessdiag.samples import SampleSet, leaves
 
 REPEATS = 4  # of the first batch's loss: two passes of a tiny network drop the same units once in 40 times
 
@@ -86,7 +85,7 @@ def preflight(
         method: "auto", or one of `methods.METHODS`.
         products: how many will be formed, about, if known.
         opinion: whether to ask the user's own model for loss and gradient, one gradient more.
-        **options: dtype, device, block of `Curvature`.
+        **options: dtype, device, block, group of `Curvature`; of a group, rank 0 looks at what is no sum.
 
     Returns:
         The operator and all findings; those of level "fault" forbid a measurement (`require_sound`).
@@ -96,27 +95,44 @@ def preflight(
     """
     first_method = EXACT_METHODS[0] if method == "auto" else method
     operator = Curvature(problem, samples, kind=kind, method=first_method, **options)
+    group = operator.group
+    require_alike(operator)
     at_first = first_pass(with_room(operator))
-    findings = [_loss_works(operator)]
+    findings = [group.first(lambda: _loss_works(operator))]
     if findings[0].level == "fault":
         raise MeasurementError(findings[0].text)
-    with _failures_named(operator, "a later batch"):
+    with failures_named(operator, "a later batch"):
         loss = operator.loss()
     if not math.isfinite(loss):
         msg = f"the loss on the sample set is {loss}: {why_not_finite(operator)}"
         raise NonFiniteError(msg)
-    require_kept_nothing(operator, at_first)
+    group.first(lambda: require_kept_nothing(operator, at_first))
     require_outputs(operator, kind)
-    findings += [
-        Finding("ok", "loss", f"{loss:.6g}, the same twice"),
-        *weighting(operator),
-        *model_facts(operator),
-    ]
+    findings.append(Finding("ok", "loss", f"{loss:.6g}, the same twice"))
+    findings += group.first(lambda: weighting(operator) + model_facts(operator))
     findings += [Finding("warning", "samples", text) for text in samples.warnings]
     findings += [Finding("note", "samples", text) for text in samples.notes]
     operator.divisible = all(f.check != "weighting" or f.level == "ok" for f in findings)
-    if method == "finite_difference":
-        findings += _kinks(operator)
+    plan, numbers, found, operator.floor = group.first(lambda: _believed(operator, method, products))
+    operator.method = plan.method
+    findings += found
+    begun = time.perf_counter()
+    gradient = operator.gradient()
+    # the only gradient of the whole set may be slow to begin with: 2.4 times on a small GPT
+    seconds = min(time.perf_counter() - begun, trials_in(operator) * plan.gradient_seconds)
+    norm = float(gradient.norm())
+    text = f"‖gradient‖ = {norm:.3g}: the checkpoint is this far from stationary"
+    findings.append(Finding("note", "gradient", text))
+    findings += group.first(lambda: without_part(operator, gradient))
+    asked, said = group.first(lambda: second_opinion(operator, gradient)) if opinion else (None, [])
+    return Preflight(operator, plan, numbers, asked, tuple(findings + said), loss, norm, seconds)
+
+
+def _believed(
+    operator: Curvature, method: str, products: int | None
+) -> tuple[Plan, SelfTest, list[Finding], float]:
+    """The method, the self-test of its products, what both found, and the floor; sets them."""
+    findings = _kinks(operator) if method == "finite_difference" else []
     try:
         plan = choose(operator, fixed=method != "auto", products=products)
         operator.method = plan.method
@@ -124,19 +140,9 @@ def preflight(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MeasurementError(_too_large(operator, "products of the first examples", error)) from error
+        raise MeasurementError(too_large(operator, "products of the first examples", error)) from error
     findings += [_ways(plan), *_tested(operator, numbers, faults), *masked_gradients(operator)]
-    begun = time.perf_counter()
-    gradient = operator.gradient()
-    # the only gradient of the whole set may be slow to begin with: 2.4 times on a small GPT
-    seconds = min(time.perf_counter() - begun, trials_in(operator) * plan.gradient_seconds)
-    norm = float(gradient.norm())
-    findings.append(
-        Finding("note", "gradient", f"‖gradient‖ = {norm:.3g}: the checkpoint is this far from stationary")
-    )
-    findings += without_part(operator, gradient)
-    asked, said = second_opinion(operator, gradient) if opinion else (None, [])
-    return Preflight(operator, plan, numbers, asked, tuple(findings + said), loss, norm, seconds)
+    return plan, numbers, findings, operator.floor
 
 
 def require_sound(checked: Preflight) -> None:
@@ -150,45 +156,11 @@ def require_sound(checked: Preflight) -> None:
         raise MeasurementError(faults[0])
 
 
-@contextmanager
-def _failures_named(operator: Curvature, where: str) -> Iterator[None]:
-    """What the user's code raises becomes a refusal that says where."""
-    try:
-        yield
-    except HessdiagError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise MeasurementError(_too_large(operator, where, error)) from error
-        kind = type(error).__name__
-        msg = f"model or loss fails on {where} ({kind}: {one_line(error, 140)}): {to_check(error)}"
-        msg += _without_labels(operator)
-        msg = "; ".join((msg, *operator.samples.notes))
-        raise ProblemError(msg) from error
-
-
-def _without_labels(operator: Curvature) -> str:
-    problem, batch = operator.problem, operator.batches[0]
-    if problem.loss is not None or problem.forward is not None or not isinstance(batch, Mapping):
-        return ""
-    labels = next((key for key in TARGET_KEYS if key in batch), None)
-    if labels is None:
-        return ""
-    return (
-        f"; it was called without {labels}; if it needs them, forward=lambda model, batch: model(**batch).logits"
-    )
-
-
-def _too_large(operator: Curvature, where: str, error: BaseException) -> str:
-    rows = row_count(operator.batches[0])
-    return f"out of memory on {where} ({one_line(error, 100)}): a `batch_size` below {rows}, or `params`"
-
-
 def _loss_works(operator: Curvature) -> Finding:
     """The first batch's loss, twice, with the random stream moved on between."""
     function, batch = operator.function, operator.batches[0]
     versions = [leaf._version for leaf in leaves(batch)]
-    with _failures_named(operator, "the first batch"), function.measuring(), torch.no_grad():
+    with failures_named(operator, "the first batch"), function.measuring(), torch.no_grad():
         losses = []
         for _ in range(REPEATS):
             losses.append(float(function.total(function.theta, batch)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from hessdiag.engine.products.blocks import has_blocks
 from hessdiag.engine.products.failures import is_out_of_memory, is_unsupported, unsupported
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.graphs import Graphs
+from hessdiag.engine.products.group import ALONE
 from hessdiag.engine.products.stacking import STACKED_COPIES, Stack, stacks, worth_stacking
 from hessdiag.errors import MeasurementError, one_line
 from hessdiag.operator import SymmetricOperator
@@ -26,7 +28,9 @@ class Batched(SymmetricOperator):
 
     Attributes:
         function: the loss of a batch as a function of the parameters.
-        batches: on its device.
+        batches: on its device, all of them.
+        group: the ranks that measure together.
+        mine: which batches this one's products are of.
         method: name of the method that forms products.
         block: vectors per graph; halved when memory runs out.
         micro_batch: examples per piece of a batch; None where batches are whole.
@@ -43,6 +47,7 @@ class Batched(SymmetricOperator):
         super().__init__(function.size, shapes=[tuple(tensor.shape) for tensor in function.theta], **options)
         self.function, self.graphs, self.method, self.block = function, graphs, method, block
         self.batches = [function.place(batch) for batch in batches]
+        self.group, self.mine = ALONE, tuple(range(len(self.batches)))
         self.micro_batch: int | None = None
         self.divisible = True
         self.notes: list[str] = []
@@ -56,7 +61,8 @@ class Batched(SymmetricOperator):
     @cached_property
     def stacks(self) -> tuple[Stack, ...]:
         """The batches, those of one shape together as far as their copies of θ stay small."""
-        return stacks(self.batches, max(1, STACKED_COPIES // self.size))
+        found = stacks([self.batches[index] for index in self.mine], max(1, STACKED_COPIES // self.size))
+        return tuple(replace(one, indices=tuple(self.mine[place] for place in one.indices)) for one in found)
 
     def fitting(self, batch: Any, rows: Tensor, form: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """``form(piece, rows)`` summed over a batch's pieces, in blocks of rows and micro-batches that fit."""

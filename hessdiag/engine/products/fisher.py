@@ -72,7 +72,8 @@ class Fisher(Curvature):
 
     def by_batch(self, rows: Tensor) -> Iterator[tuple[Indices, Tensor]]:
         """Products (k, 1, P) of each batch's sum of terms, with its index."""
-        for index, batch in enumerate(zip(self.batches, self.noise, strict=True)):
+        for index in self.mine:
+            batch = (self.batches[index], self.noise[index])
             yield slice(index, index + 1), self.fitting(batch, rows, self._form)[:, None]
 
     def _form(self, piece: Any, rows: Tensor) -> Tensor:

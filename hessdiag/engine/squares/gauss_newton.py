@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from hessdiag.criteria import CRITERIA
 from hessdiag.engine.products.composition import beside_outputs
@@ -22,7 +22,7 @@ from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
 from hessdiag.engine.products.stacking import vmapped
 from hessdiag.engine.products.tangents import load_forward_mode
-from hessdiag.engine.squares.loss_roots import root, signed_root, signs_of
+from hessdiag.engine.squares.loss_roots import pass_over, root, signed_root, signs_of
 from hessdiag.engine.squares.pullbacks import Pullbacks, pullbacks
 from hessdiag.errors import Refused, one_line
 from hessdiag.samples import divide, map_tensors, row_count
@@ -154,6 +154,8 @@ def _accumulate(
     seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(seed)).tolist()
     # a stream per draw: the same signs whatever the batches, and a longer run begins with a shorter one's
     generators = [torch.Generator().manual_seed(number) for number in seeds]
+    if operator.group.size > 1:
+        return _over_ranks(operator, pulled, exact, generators)
     examples, tensors = [], torch.zeros(1 if exact else draws, len(function.names), dtype=torch.float64)
     room, done = operator.left, 0
     for batch in operator.batches:
@@ -166,6 +168,36 @@ def _accumulate(
             examples.append(squares.sum(2))
             tensors += squares.sum(1)
     return torch.cat(examples, dim=1), tensors
+
+
+def _over_ranks(
+    operator: Curvature, pulled: Pullbacks, exact: bool, generators: list[Generator]
+) -> tuple[Tensor, Tensor]:
+    """The same by every rank for its batches, with the signs that one process draws for them."""
+    if operator.stopped:
+        raise Ended
+    function, number = operator.function, 1 if exact else len(generators)
+    sizes = [row_count(batch) or 1 for batch in operator.batches]
+
+    def work() -> tuple[Tensor, ...]:
+        examples = torch.zeros(number, sum(sizes), dtype=torch.float64)
+        tensors = torch.zeros(number, len(function.names), dtype=torch.float64)
+        for index, columns in enumerate(torch.split(examples, sizes, dim=1)):
+            done = 0
+            for piece in divide(operator.batches[index], pulled.rows()):
+                if index in operator.mine:
+                    squares = (_exact(pulled, piece) if exact else _drawn(pulled, piece, generators)).detach()
+                    columns[:, done : done + squares.shape[1]] = squares.sum(2)
+                    done += squares.shape[1]
+                    tensors += squares.sum(1)
+                elif not exact:
+                    with torch.no_grad():
+                        outputs = function.outputs(function.theta, piece)
+                    pass_over(function.problem, outputs, piece, generators)
+        return examples, tensors
+
+    summed = operator.group.total(work)
+    return summed[0], summed[1]
 
 
 def _too_slow(taken: float, share: float, room: float) -> bool:

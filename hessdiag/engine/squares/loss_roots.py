@@ -72,6 +72,11 @@ def signed_root(problem: Problem, outputs: Tensor, piece: Any, signs: Tensor) ->
     return _applied(criterion, outputs, targets, signs.to(torch.float64))
 
 
+def pass_over(problem: Problem, outputs: Tensor, piece: Any, generators: Sequence[Generator]) -> None:
+    """Take the signs of examples that another rank looks at out of the generators."""
+    signs_of(problem, outputs, piece, generators)
+
+
 def _applied(criterion: Criterion, outputs: Tensor, targets: Tensor, z: Tensor) -> Tensor:
     """A z shaped like the outputs, z (positions, classes) float64: of cross-entropy."""
     leaf = outputs.detach().requires_grad_()
