@@ -81,13 +81,13 @@ def foreseen_bytes(
         MeasurementError: not even the smallest basis fits.
     """
     size, width, free = operator.size, operator.dtype.itemsize, Free.now(operator)
-    kept = storage(size, width, settings, free)
-    most = block(size, width, operator.block, free, kept=operator.graphs.kept == len(operator.batches))
+    kept = _basis(operator, settings, free)
+    most = block(size, width, operator.block, free, kept=operator.graphs.kept == len(operator.mine))
     long, largest = size >= LARGE, max(count for _, count in operator.layout)
     rows = 1 + min(
         max(steps, DEFLATION_STEPS if needs_square(settings) else 0), kept.vectors or settings.max_steps
     )
-    basis = 0 if kept.on_host else rows * size * (2 if kept.half else width)
+    basis = 0 if kept.on_host else rows * operator.width * (2 if kept.half else width)
     product = (2 * width + 8) * size + (2 * width * largest if long else 2 * width * size)
     beside = [product, min(most, probes) * size * PER_VECTOR * width // 4]
     if uses_trace(settings):
@@ -111,14 +111,18 @@ def held(operator: Curvature, settings: Settings, notes: list[str]) -> Storage:
 
 def _chosen(operator: Curvature, settings: Settings) -> Storage:
     free = measured(operator)
-    if operator.group.shares:  # what rounding a row has is known of whole vectors only
-        each, most = operator.width * operator.dtype.itemsize, settings.max_steps
-        vectors = max(free.basis(rough=False)[False] // each - 1, FEWEST_VECTORS + settings.top)
-        found = Storage() if vectors >= most else _said(vectors, False, False, each, most)
-    else:
-        found = storage(operator.size, operator.dtype.itemsize, settings, free)
+    found = _basis(operator, settings, free)
     said = f"{found.reason} ({free.own / 2**30:.2g} GiB were free)" if found.reason else ""
     return replace(found, reason=said)
+
+
+def _basis(operator: Curvature, settings: Settings, free: Free) -> Storage:
+    if not operator.group.shares:
+        return storage(operator.size, operator.dtype.itemsize, settings, free)
+    # what rounding a row has is known of whole vectors only
+    each, most = operator.width * operator.dtype.itemsize, settings.max_steps
+    vectors = max(free.basis(rough=False)[False] // each - 1, FEWEST_VECTORS + settings.top)
+    return Storage() if vectors >= most else _said(vectors, False, False, each, most)
 
 
 def fit_block(operator: Curvature) -> None:
