@@ -423,6 +423,7 @@ def check_odd_names() -> None:
         assert all(line in out for line in name.split("\n")), name
     code, _, err = gap("-o", "out", given="odd/*/last.pt")
     assert code == 4, err
+    assert Path("out/gap.json").exists(), err
     assert {one["name"] for one in json.loads(Path("out/gap.json").read_text())["records"]} == set(ODD)
     page = Path("out/gap.html").read_text()
     assert checker.faults(page, SECTIONS) == []

@@ -260,6 +260,7 @@ def _equal_batches(op):
 def _lose_half(op):
     half = len(op.batches) // 2
     op.batches, op.weights = op.batches[half:], op.weights[half:]
+    op.mine = tuple(range(len(op.batches)))
 
 
 def _first_of_each_stack(op):

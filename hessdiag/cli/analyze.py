@@ -73,8 +73,8 @@ def analyze(
     """Measure how sharp a checkpoint is, every number with its interval."""
     asked = settings(**measurement)
     checkpoint = _only(checkpoints, tracked=tracked, cross_check=cross_check, lr=lr)
-    group = ranks.group(tracked and "--track", cross_check and "--cross-check", shard_vectors=shard_vectors)
-    if folder is not None and group.rank == 0:
+    ranks.require_alone(tracked and "--track", cross_check and "--cross-check")
+    if folder is not None and ranks.leads():
         from hessdiag.files import require_writable
 
         require_writable(folder)
@@ -98,7 +98,7 @@ def analyze(
     from hessdiag.resume import RESUME
 
     say(built.notes, quiet=quiet)
-    measurement_ = Measurement(built.problem, asked, group=group)
+    measurement_ = Measurement(built.problem, asked, group=ranks.group(shard_vectors=shard_vectors))
     place = cache_folder(cache_asked(), RESUME, CACHE / RESUME)
     say(filter(None, [measurement_.keep_in(place, fresh=fresh)]), quiet=quiet)
     if not quiet:  # a forecast forms products

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from hessdiag.cli import ranks
 from hessdiag.cli.output import say
 from hessdiag.cli.progress import Beat
 from hessdiag.cli.stdout import message, silent
@@ -42,7 +43,7 @@ class CtrlC:
     def __enter__(self) -> CtrlC:
         """Take over the signal."""
         before = signal.getsignal(signal.SIGINT)
-        if self.measurement.operator.group.size > 1:  # torchrun passes it on, as a second one
+        if ranks.world() > 1:  # torchrun passes it on, as a second one
             return self
         if threading.current_thread() is threading.main_thread() and callable(before):
             self._before = before

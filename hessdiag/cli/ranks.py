@@ -76,23 +76,35 @@ def join(verb: str) -> None:
     _JOINED.append((Group(dist.group.WORLD), store))
 
 
-def group(*alone: Any, shard_vectors: bool = False) -> Group:
+def require_alone(*given: Any) -> None:
+    """Refuse options, or something false, whose work is not divided, where there are several ranks.
+
+    Raises:
+        UsageError: one was given.
+    """
+    for option in filter(None, given if _JOINED else ()):
+        msg = f"{option} does its work in one process: start it without torchrun"
+        raise UsageError(msg)
+
+
+def leads() -> bool:
+    """Whether this process writes the result."""
+    return not _JOINED or _JOINED[0][0].rank == 0
+
+
+def group(*, shard_vectors: bool = False) -> Group:
     """The ranks that measure together; this process alone without a launcher.
 
     Args:
-        *alone: options that were given, or something false, whose work is not divided.
         shard_vectors: each rank is to hold a part of every vector.
 
     Raises:
-        UsageError: one of the first was given, and there are several ranks; or vectors are to be shared by one.
+        UsageError: vectors are to be shared by one process.
     """
     from hessdiag.engine.products.group import Group
 
     if not _JOINED:
         return Group(shard_vectors=shard_vectors)
-    for option in filter(None, alone):
-        msg = f"{option} does its work in one process: start it without torchrun"
-        raise UsageError(msg)
     if shard_vectors:
         import torch.distributed as dist
 
