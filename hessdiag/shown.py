@@ -74,6 +74,14 @@ def inert(text: str) -> str:
     return LOGGING.sub(f"#{JOINER}#", COMMAND.sub(rf"\g<1>{JOINER}", text))
 
 
+def encodable(cell: Any) -> Any:
+    """A cell without what UTF-8 has not, for any table: bytes of a file name that are no text become ``?``.
+
+    pandas refuses them where pyarrow is installed.
+    """
+    return cell.encode(errors="replace").decode() if isinstance(cell, str) else cell
+
+
 def csv_text(frame: pd.DataFrame) -> str:
     """A table as CSV; ``'`` stands before texts that a spreadsheet would take for a formula."""
     safe = frame.rename(columns=_cell)

@@ -226,7 +226,7 @@ def test_a_run_that_was_cut_short_goes_on(run: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_is_one_checkpoints_fault_stays_its_own(run: Path):
     """Another architecture, NaN among the weights, no file of this kind; and a good one with an odd name."""
-    odd = "epoch1 $x$ <b>&.pt"
+    odd = "epoch1 $x$ <b>&\udcff.pt"  # pandas refuses such a byte where pyarrow is installed
     save(run / "run" / odd, 1.0)
     torch.save({"w": torch.ones(5), "s": torch.tensor(1.0)}, run / "run" / "epoch3.pt")
     save(run / "run" / "epoch4.pt", math.nan)

@@ -13,7 +13,7 @@ from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.registry import Reading
 from hessdiag.gap.report import GapReport
 from hessdiag.present.axes import COLOURS, GREY, heading, ink, legend_above, legend_beside, plain_ticks, prepare
-from hessdiag.shown import plain
+from hessdiag.shown import encodable, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +152,7 @@ def performances(report: GapReport, ax: Axes | None = None) -> Axes:
     """Error or loss of every split per checkpoint, with intervals: that whose gap is ranked."""
     frame, drawn = performances_frame(report), report.gap_kind
     ax = prepare(ax, height=1.4 + 0.2 * min(len(report.records), MOST_NAMED))
-    order = [record.name for record in report.records]
+    order = [encodable(record.name) for record in report.records]
     place = {name: index for index, name in enumerate(order)}
     splits = frame["split"].nunique()
     for index, (split, part) in enumerate(frame.groupby("split", sort=False)):
@@ -199,7 +199,7 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str], lacking: str)
 
     if not rows:
         raise UsageError(lacking)
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame([[encodable(cell) for cell in row] for row in rows], columns=columns)
 
 
 def drawable(report: GapReport) -> list[str]:

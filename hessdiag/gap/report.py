@@ -17,6 +17,7 @@ from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.statistics.rank_results import RankReport, Readings, RunTable
 from hessdiag.gap.statistics.ranks import rank_report
 from hessdiag.results.plain import as_json, json_text
+from hessdiag.shown import encodable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +119,7 @@ class GapReport:
         """Tidy: a row per checkpoint and number (columns `COLUMNS`); a refused one is empty, with its reason."""
         import pandas as pd
 
-        rows = [[_encodable(cell) for cell in row] for row in self._rows()]
+        rows = [[encodable(cell) for cell in row] for row in self._rows()]
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def to_json(self) -> str:
@@ -179,8 +180,3 @@ def _column(cells: Sequence[Score | Reading | Refused | None]) -> Readings:
 def _score(checkpoint: str, kind: str, name: str, one: Score) -> tuple[Any, ...]:
     how = one.method if one.value is not None else "refused"
     return (checkpoint, kind, name, one.value, one.lo, one.hi, how, one.reason, None, "", "")
-
-
-def _encodable(cell: Any) -> Any:
-    """Without what UTF-8 has not: the bytes of a file name that are no text."""
-    return cell.encode(errors="replace").decode() if isinstance(cell, str) else cell

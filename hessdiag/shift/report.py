@@ -30,6 +30,7 @@ from hessdiag.shift.kept import KeptScores, Prepared
 from hessdiag.shift.labels import labelled
 from hessdiag.shift.power import Power, foreseen, powers
 from hessdiag.shift.settings import COMPONENTS, FEATURES, TESTS, ShiftSettings
+from hessdiag.shown import encodable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,7 @@ class ShiftReport:
         import pandas as pd
 
         rows = [
-            (name, test, p.shift, p.score, p.stderr, p.lo, p.hi, p.effective)
+            (encodable(name), test, p.shift, p.score, p.stderr, p.lo, p.hi, p.effective)
             for name, curves in self.curves.items()
             for test, one in curves.items()
             for p in one.points

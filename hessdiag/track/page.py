@@ -16,7 +16,7 @@ from hessdiag.present.pictures import data_address, picture, rendered
 from hessdiag.present.reproduce import reproduce
 from hessdiag.present.words import CAVEAT
 from hessdiag.results import Analysis
-from hessdiag.shown import csv_text, listed, plain, single_spaced
+from hessdiag.shown import csv_text, encodable, listed, plain, single_spaced
 from hessdiag.track.plots import evolution, limit_names, panel_frame, spectra_of
 from hessdiag.track.trajectory import Point, Trajectory
 
@@ -157,7 +157,7 @@ def evolution_frame(trajectory: Trajectory) -> pd.DataFrame:
     """
     import pandas as pd
 
-    frame = pd.DataFrame({"checkpoint": [point.name for point, _ in trajectory.measured]})
+    frame = pd.DataFrame({"checkpoint": [encodable(point.name) for point, _ in trajectory.measured]})
     for of in ("loss", "lambda_max", "preconditioned", "trace"):
         one = panel_frame(trajectory, of).rename(columns={"value": of, "limit": "limit of λ_max"})
         kept = [column for column in ("checkpoint", of, "limit of λ_max") if column in one]

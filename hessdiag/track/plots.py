@@ -12,6 +12,7 @@ from hessdiag.errors import UsageError
 from hessdiag.present.axes import COLOURS, Array, ink, plain_ticks, styled
 from hessdiag.present.density import Smooth, shared_grid, within
 from hessdiag.results import Analysis, Spectrum
+from hessdiag.shown import encodable
 from hessdiag.track.places import by_step, edges, name_places, places
 from hessdiag.track.trajectory import Point, Rate, Trajectory
 
@@ -143,7 +144,9 @@ def panel_frame(trajectory: Trajectory, of: str) -> pd.DataFrame:
 
     _, value, lo, hi = _series(trajectory, of)
     points = trajectory.points
-    frame = pd.DataFrame({"checkpoint": [point.name for point in points], "value": value, "lo": lo, "hi": hi})
+    frame = pd.DataFrame(
+        {"checkpoint": [encodable(point.name) for point in points], "value": value, "lo": lo, "hi": hi}
+    )
     if of == "lambda_max":
         frame["limit"] = [math.nan if point.rate is None else point.rate.limit for point in points]
     return frame[~np.isnan(value)].reset_index(drop=True)

@@ -10,6 +10,7 @@ from hessdiag.results.analysis import Analysis
 from hessdiag.results.fingerprint import Fingerprint
 from hessdiag.results.metrics import RitzValue
 from hessdiag.results.plain import as_json, json_text
+from hessdiag.shown import encodable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,10 +161,10 @@ class Trajectory:
 
         rows = []
         for position, point in enumerate(self.points, 1):
-            known = {"position": position, "checkpoint": point.name, "path": point.path}
+            known = {"position": position, "checkpoint": encodable(point.name), "path": encodable(point.path)}
             for quantity, value, lo, hi, kind in _quantities(point):
                 numbers = {"quantity": quantity, "value": value, "lo": lo, "hi": hi, "kind": kind}
-                rows.append({**known, "status": point.error or "measured", **numbers})
+                rows.append({**known, "status": encodable(point.error or "measured"), **numbers})
         return pd.DataFrame(rows)
 
 

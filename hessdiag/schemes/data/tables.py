@@ -13,7 +13,7 @@ from hessdiag.schemes.address import Address
 from hessdiag.schemes.contract import Rows
 from hessdiag.schemes.data.text import text_of
 from hessdiag.schemes.recipe import Recipe
-from hessdiag.shown import listed
+from hessdiag.shown import encodable, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +67,9 @@ def read(address: Address, recipe: Recipe) -> Mapping[str | None, Rows]:
         raise UsageError(msg)
     import pandas as pd
 
-    frame = pd.DataFrame(table) if isinstance(table, list) else table
-    return {None: Rows("tensors", _numbers(frame, str(options["target"]), said), said)}
+    if isinstance(table, list):
+        table = pd.DataFrame([{name: encodable(value) for name, value in row.items()} for row in table])
+    return {None: Rows("tensors", _numbers(table, str(options["target"]), said), said)}
 
 
 def columns_of(options: Mapping[str, Any], names: Sequence[str], said: str) -> dict[str, str]:
