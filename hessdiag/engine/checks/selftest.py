@@ -20,7 +20,7 @@ from hessdiag.engine.checks.rounding import rounding_floor
 from hessdiag.engine.checks.suspects import half_precision, suspects
 from hessdiag.engine.products.curvature import Curvature
 from hessdiag.engine.products.functional import Functional
-from hessdiag.engine.products.memory import free_bytes, lean_heap
+from hessdiag.engine.products.memory import free_bytes, give_back
 from hessdiag.engine.products.methods import METHODS
 from hessdiag.engine.products.precision import in_double, narrowest
 from hessdiag.engine.products.windows import distance, dot, norm
@@ -40,13 +40,14 @@ class Fault:
 
 
 def with_room(operator: Curvature) -> Curvature:
-    """The operator; refused where the machine would only swap.
+    """The operator, once freed memory is given back where it is large; refused where the machine would only swap.
 
     Raises:
         MeasurementError: what the self-test holds in float64, the most before a run, is not free.
     """
     if operator.size < LARGE:
         return operator
+    give_back()
     needed = SELF_TEST * operator.size + LARGEST * max(size for _, size in operator.layout)
     free = free_bytes(operator.device)
     if needed > free:
@@ -64,11 +65,6 @@ def self_test(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, .
     Returns:
         The numbers, and the faults they prove; empty if the products can be believed.
     """
-    with lean_heap(operator.size >= LARGE):
-        return _tested(operator, plan)
-
-
-def _tested(operator: Curvature, plan: Plan) -> tuple[SelfTest, tuple[Fault, ...]]:
     function = operator.function
     piece = operator.function.place(operator.trial)
     rows = trial_vectors(operator, 2)
