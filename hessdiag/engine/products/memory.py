@@ -71,8 +71,8 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 LARGE_PIECE = 1 << 22
-"""Bytes: at glibc's own beginning, 128 KiB, clearing fresh memory for every activation took longer than the products of
-GPT-2 small; at the 32 MiB that it learns, pieces of gradients stay."""
+"""Bytes: at glibc's own beginning, 128 KiB, clearing fresh memory for every activation took longer than the
+products of GPT-2 small; at the 32 MiB that it learns, pieces of gradients stay."""
 KEPT_AT_THE_END = 1 << 26  # bytes at the end of the heap
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
