@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,6 +80,13 @@ def encodable(cell: Any) -> Any:
     pandas refuses them where pyarrow is installed.
     """
     return cell.encode(errors="replace").decode() if isinstance(cell, str) else cell
+
+
+def table(rows: Iterable[Iterable[Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A table of rows, each cell `encodable`."""
+    import pandas as pd
+
+    return pd.DataFrame([[encodable(cell) for cell in row] for row in rows], columns=list(columns))
 
 
 def csv_text(frame: pd.DataFrame) -> str:

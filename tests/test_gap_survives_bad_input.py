@@ -537,7 +537,7 @@ BROKEN: dict[str, tuple[Callable[[], None], Callable[[pytest.MonkeyPatch], None]
     ),
     "names that are no text stop the table": (
         check_odd_names,
-        lambda m: m.setattr("hessdiag.gap.report.encodable", lambda cell: cell),
+        lambda m: m.setattr("hessdiag.shown.encodable", lambda cell: cell),
     ),
     "control characters on the terminal": (
         check_odd_names,

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from hessdiag.analysis.costs import bytes_of, exact_trace_likely, price, seconds_of
 from hessdiag.analysis.needs import preconditioned, shares, uses_trace
-from hessdiag.analysis.room import LONG, foreseen_bytes
+from hessdiag.analysis.room import LONG, Free, foreseen_bytes
 from hessdiag.closed_form import Recognized, foreseen
 from hessdiag.engine.checks.preflight import Preflight
 from hessdiag.engine.products.curvature import Curvature
-from hessdiag.engine.products.memory import free_bytes
 from hessdiag.errors import MeasurementError
 from hessdiag.formatting import format_seconds
 from hessdiag.settings import Settings
@@ -78,7 +77,7 @@ def foresee(checked: Preflight, settings: Settings, network: Recognized | None) 
         memory = bytes_of(op, each, steps, probes) + by_model * TRACE_BYTES
         return Foreseen(steps + probes, seconds, memory, by_model)
     memory, ahead = foreseen_bytes(op, each, settings, steps, probes)
-    lacking = int(op.group.number(max(ahead - op.group.smallest(free_bytes(op.device)), 0)))
+    lacking = int(op.group.number(max(ahead - Free.now(op).own, 0)))
     return Foreseen(steps + probes, seconds, memory + by_model * TRACE_BYTES, by_model, lacking)
 
 

@@ -11,6 +11,7 @@ import click
 from hessdiag.cli import stdout
 from hessdiag.cli.options import (
     FACTORY,
+    FRESH,
     OUTPUT,
     PAGE_FOLDER,
     PROBLEM,
@@ -77,7 +78,7 @@ WRITTEN = (
 )
 KEEPING = (
     CACHE_FOLDER,
-    click.option("--fresh", is_flag=True, help="Measure again, even if a result is kept."),
+    FRESH,
     click.option(
         "--shard",
         metavar="I/N",

@@ -13,7 +13,7 @@ from hessdiag.gap.record import CheckpointRecord
 from hessdiag.gap.registry import Reading
 from hessdiag.gap.report import GapReport
 from hessdiag.present.axes import COLOURS, GREY, heading, ink, legend_above, legend_beside, plain_ticks, prepare
-from hessdiag.shown import encodable, plain
+from hessdiag.shown import encodable, plain, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,11 +195,9 @@ def performances_frame(report: GapReport) -> pd.DataFrame:
 
 def _frame(rows: Sequence[tuple[object, ...]], columns: list[str], lacking: str) -> pd.DataFrame:
     """The rows as a table; without any, ``lacking`` says why."""
-    import pandas as pd
-
     if not rows:
         raise UsageError(lacking)
-    return pd.DataFrame([[encodable(cell) for cell in row] for row in rows], columns=columns)
+    return table(rows, columns)
 
 
 def drawable(report: GapReport) -> list[str]:

@@ -17,7 +17,7 @@ from hessdiag.gap.statistics.means import Score
 from hessdiag.gap.statistics.rank_results import RankReport, Readings, RunTable
 from hessdiag.gap.statistics.ranks import rank_report
 from hessdiag.results.plain import as_json, json_text
-from hessdiag.shown import encodable
+from hessdiag.shown import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,10 +117,7 @@ class GapReport:
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: a row per checkpoint and number (columns `COLUMNS`); a refused one is empty, with its reason."""
-        import pandas as pd
-
-        rows = [[encodable(cell) for cell in row] for row in self._rows()]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        return table(self._rows(), COLUMNS)
 
     def to_json(self) -> str:
         """One document: records, failures, rank statistics and caveats."""

@@ -30,7 +30,7 @@ from hessdiag.shift.kept import KeptScores, Prepared
 from hessdiag.shift.labels import labelled
 from hessdiag.shift.power import Power, foreseen, powers
 from hessdiag.shift.settings import COMPONENTS, FEATURES, TESTS, ShiftSettings
-from hessdiag.shown import encodable
+from hessdiag.shown import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,15 +83,13 @@ class ShiftReport:
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: a row per checkpoint, test and level (columns `COLUMNS`)."""
-        import pandas as pd
-
         rows = [
-            (encodable(name), test, p.shift, p.score, p.stderr, p.lo, p.hi, p.effective)
+            (name, test, p.shift, p.score, p.stderr, p.lo, p.hi, p.effective)
             for name, curves in self.curves.items()
             for test, one in curves.items()
             for p in one.points
         ]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        return table(rows, COLUMNS)
 
     def to_json(self) -> str:
         """One document: points, slopes, differences, refusals."""
